@@ -1,0 +1,6 @@
+"""Scores and a share become counts. Allocations never make masks."""
+
+from openwork.allocation.erdos import ErdosRenyi as ErdosRenyi
+from openwork.allocation.erdos import erk_densities as erk_densities
+from openwork.allocation.overall import Global as Global
+from openwork.allocation.uniform import Uniform as Uniform

@@ -1,0 +1,90 @@
+"""Erdos-Renyi(-Kernel) densities: layers with fewer connections per unit stay denser."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from openwork.core.now import Now
+from openwork.core.select import Rounding, count_kept
+from openwork.errors import RecipeError
+from openwork.schedules.shapes import check_density
+
+
+def erk_densities(
+    shapes: Mapping[str, tuple[int, ...]], density: float, power: float = 1.0, kernel: bool = True
+) -> dict[str, float]:
+    """Densities ``d_l = min(1, eps * p_l^power)`` whose weighted mean is exactly ``density``.
+
+    ``p_l = (n_out + n_in + k_h + k_w) / (n_out n_in k_h k_w)``; without ``kernel`` the plain ER form of fully connected
+    layers, ``(n_out + n_in) / (n_out n_in)``. Layers that would exceed 1 become dense and the rest is solved again.
+
+    Examples:
+        >>> d = erk_densities({"a": (16, 1, 3, 3), "b": (32, 16, 3, 3), "c": (64, 32, 3, 3), "d": (10, 64)}, 0.2)
+        >>> [round(v, 4) for v in d.values()]
+        [1.0, 0.299, 0.1412, 1.0]
+    """
+    check_density(density, "erk_densities")
+    size = {n: _product(s) for n, s in shapes.items()}
+    raw = {n: (sum(s) / size[n] if kernel else (s[0] + s[1]) / (s[0] * s[1])) ** power for n, s in shapes.items()}
+    dense: set[str] = set()
+    while len(dense) < len(shapes):
+        rest = [n for n in shapes if n not in dense]
+        budget = density * sum(size.values()) - sum(size[n] for n in dense)
+        eps = budget / sum(raw[n] * size[n] for n in rest)
+        top = max(raw[n] for n in rest)
+        if eps * top <= 1:
+            return {n: 1.0 if n in dense else eps * raw[n] for n in shapes}
+        dense |= {n for n in rest if raw[n] == top}
+    return dict.fromkeys(shapes, 1.0)
+
+
+@dataclass(frozen=True)
+class ErdosRenyi:
+    """ERK (or ER) densities as unit counts; the total is exact, rounding goes to the largest remainders.
+
+    ``at_least`` units stay in every partition.
+    """
+
+    power: float = 1.0
+    kernel: bool = True
+    rounding: Rounding = "ceil"
+    at_least: int = 1
+
+    def __post_init__(self) -> None:
+        count_kept(1.0, 1, self.rounding)
+        if self.at_least < 0:
+            raise RecipeError(f"ErdosRenyi: at_least must not be negative, got {self.at_least}")
+
+    def __call__(self, now: Now, scores: Mapping[str, Tensor], share: float) -> dict[str, int | Tensor]:
+        if any(now.parts[n].scope() is not None for n in scores):
+            raise RecipeError("ErdosRenyi: a structure with its own regions (N:M, per row) fixes its densities; use Uniform")
+        shapes = {n: tuple(now.weights[now.parts[n].members[0]].shape) for n in scores}
+        density = erk_densities(shapes, share, self.power, self.kernel)
+        units = {n: now.parts[n].n_units for n in scores}
+        # the densities average to `share` by parameters; with uneven units the unit total follows the same rule
+        budget = count_kept(share, sum(units.values()), self.rounding)
+        exact = {n: density[n] * units[n] for n in scores}
+        counts = {n: min(units[n], max(min(self.at_least, units[n]), int(exact[n] + 1e-9))) for n in scores}
+        order = sorted(scores, key=lambda n: counts[n] - exact[n])
+        while sum(counts.values()) != budget:
+            missing = budget - sum(counts.values())
+            room = [n for n in (order if missing > 0 else reversed(order)) if _can_move(n, missing, counts, units, self.at_least)]
+            if not room:
+                raise RecipeError(f"ErdosRenyi: {budget} units cannot be shared with at_least={self.at_least} in every tensor")
+            for n in room[: abs(missing)]:
+                counts[n] += 1 if missing > 0 else -1
+        return dict(counts)
+
+
+def _can_move(name: str, missing: int, counts: dict[str, int], units: dict[str, int], least: int) -> bool:
+    return counts[name] < units[name] if missing > 0 else counts[name] > min(least, units[name])
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    n = 1
+    for size in shape:
+        n *= size
+    return n

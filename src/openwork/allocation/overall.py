@@ -1,0 +1,60 @@
+"""One ranking over all partitions, with an optional floor for each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from openwork.core.now import Now
+from openwork.core.select import Rounding, count_kept, keep_top
+from openwork.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class Global:
+    """The units with the largest scores of the whole model stay; ties go to the earlier tensor, then the lower index.
+
+    ``floor`` units of every partition are kept unconditionally (fewer where it has fewer), the rest of the budget goes to
+    the best of the others; the total is exact. ``floor_share`` gives the floor as a share of *all* units
+    (Global MP's MT rule uses 0.0005).
+    """
+
+    rounding: Rounding = "ceil"
+    floor: int = 0
+    floor_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        count_kept(1.0, 1, self.rounding)
+        if self.floor < 0 or not 0 <= self.floor_share < 1:
+            raise RecipeError(
+                f"Global: floor must be >= 0 and floor_share in [0, 1), got {self.floor} and {self.floor_share}"
+            )
+
+    def __call__(self, now: Now, scores: Mapping[str, Tensor], share: float) -> dict[str, int | Tensor]:
+        for name in scores:
+            if now.parts[name].scope() is not None:
+                raise RecipeError(
+                    f"{name}: a structure with its own regions (N:M, per row) cannot be ranked over the whole model; "
+                    "use the layer-wise scope"
+                )
+        total = sum(s.numel() for s in scores.values())
+        budget = count_kept(share, total, self.rounding)
+        floor = max(self.floor, int(self.floor_share * total))
+        floors = {n: min(floor, s.numel()) for n, s in scores.items()}
+        if sum(floors.values()) > budget:
+            raise RecipeError(
+                f"Global: a floor of {floor} units in each of {len(scores)} tensors needs {sum(floors.values())} units, but the "
+                f"budget is {budget} of {total}; lower the floor or raise the density"
+            )
+        flat = torch.cat([self._lifted(s, floors[n]) for n, s in scores.items()])
+        alive = keep_top(flat, budget)
+        return {n: int(part.sum()) for (n, _), part in zip(scores.items(), alive.split([*map(len, scores.values())]), strict=True)}
+
+    @staticmethod
+    def _lifted(scores: Tensor, floor: int) -> Tensor:
+        if not floor:
+            return scores.double()
+        return scores.double().masked_fill(keep_top(scores, floor), float("inf"))

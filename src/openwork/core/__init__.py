@@ -1,0 +1,1 @@
+"""What flows through the library: choices, masks, batches, recipes. Knows torch only."""

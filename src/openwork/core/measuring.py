@@ -1,0 +1,84 @@
+"""What a statistic may use while it is measured, and the guard that leaves the model as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from openwork.core.batches import Feed, Loss
+from openwork.errors import MissingStatistic
+
+if TYPE_CHECKING:
+    from openwork.core.protocols import Partition, Rule, Stat
+
+Mode = Literal["train", "eval", "keep"]
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """The model, where its prunable entries are, and a source of batches."""
+
+    model: nn.Module
+    parts: Mapping[str, Partition]
+    feed: Feed
+    loss: Loss | None
+    seed: int = 0
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Every parameter that some partition covers, once, in order."""
+        return tuple(dict.fromkeys(m for part in self.parts.values() for m in part.members))
+
+    @contextmanager
+    def calling(self, mode: Mode) -> Iterator[Any]:
+        """A function ``call(tensors, *args, **kwargs)`` that runs the model with some tensors replaced.
+
+        Running statistics and the train/eval mode are left untouched, whatever the model does.
+        """
+        was = [(m, m.training) for m in self.model.modules()]
+        buffers = {n: b.clone() for n, b in self.model.named_buffers()}
+        try:
+            if mode != "keep":
+                self.model.train(mode == "train")
+            yield lambda tensors, *args, **kwargs: functional_call(self.model, {**buffers, **tensors}, args, kwargs)
+        finally:
+            for module, training in was:
+                module.training = training
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Run a block under a fixed torch seed and give the global generator back as it was."""
+    state = torch.get_rng_state()
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+
+
+def refuse_missing(rule: Rule, ctx: Measuring) -> None:
+    """Refuse before any work when a rule needs what this call does not offer."""
+    for stat in sorted(rule.needs, key=repr):
+        if stat.needs_data and ctx.feed.data is None:
+            raise MissingStatistic(f"{type(stat).__name__} needs data; pass data=, an iterable of (x, y) batches")
+        if stat.needs_loss and ctx.loss is None and not hasattr(ctx.model, "config"):  # these return their own loss
+            raise MissingStatistic(f"{type(stat).__name__} needs a loss; pass loss=, for instance F.cross_entropy")
+
+
+def measure(rule: Rule, ctx: Measuring) -> dict[Stat, Any]:
+    """Measure everything a rule needs, each statistic once, under a fixed seed."""
+    with seeded(ctx.seed):
+        return {stat: stat.measure(ctx) for stat in sorted(rule.needs, key=repr)}
+
+
+def weights_of(ctx: Measuring) -> dict[str, Tensor]:
+    """The current weights of every member, detached."""
+    params = dict(ctx.model.named_parameters())
+    return {name: params[name].detach() for name in ctx.members}

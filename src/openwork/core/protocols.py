@@ -1,0 +1,153 @@
+"""The narrow interfaces that everything else implements. No implementation of a method lives here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from openwork.core.now import EMPTY, Now, Phase, Update
+from openwork.errors import OpenworkError
+
+if TYPE_CHECKING:
+    from openwork.core.measuring import Measuring
+    from openwork.core.targets import Target
+
+Pool = Literal["sum", "mean", "max", "norm"]
+
+
+@runtime_checkable
+class Partition(Protocol):
+    """Which entries of which tensors live and die together.
+
+    Laws (tested): ``pool(spread(u), "mean") == u``; ``pool(ones, "sum") == cost``; ``spread`` keeps shapes.
+    """
+
+    @property
+    def members(self) -> tuple[str, ...]: ...
+    @property
+    def n_units(self) -> int: ...
+    @property
+    def cost(self) -> Tensor:
+        """``[n_units]`` parameters behind each unit."""
+        ...
+
+    @property
+    def quota(self) -> tuple[int, int] | None:
+        """(keep, of) when the structure itself fixes the share inside every run (N:M); else None."""
+        ...
+
+    def scope(self) -> int | Tensor | None:
+        """Regions of equal quota: None, the length of consecutive runs, or one region id per unit."""
+        ...
+
+    def pool(self, values: Mapping[str, Tensor], how: Pool = "sum") -> Tensor:
+        """Tensor-shaped values -> one value per unit ``[n_units]``."""
+        ...
+
+    def spread(self, units: Tensor) -> dict[str, Tensor]:
+        """One value per unit (any dtype, differentiable) -> tensor-shaped, per member."""
+        ...
+
+
+class Structure(Protocol):
+    """A recipe for partitions: ``fit`` gives the partition of one target, or says why it does not apply."""
+
+    @property
+    def density(self) -> float | None:
+        """The density that the structure itself fixes (N:M), else None."""
+        ...
+
+    def fit(self, target: Target) -> Partition | str: ...
+
+
+class Stat:
+    """A statistic is the request and the collector; children are frozen dataclasses, equal ones are measured once."""
+
+    needs_data: ClassVar[bool] = True
+    needs_loss: ClassVar[bool] = False
+
+    def measure(self, ctx: Measuring) -> Any:
+        """Measure on the model of ``ctx`` without changing it."""
+        raise OpenworkError(f"{type(self).__name__} does not say how it is measured")
+
+
+@runtime_checkable
+class Criterion(Protocol):
+    """A score per unit, larger = keep."""
+
+    @property
+    def needs(self) -> frozenset[Stat]: ...
+    def __call__(self, part: Partition, now: Now) -> Tensor: ...
+
+
+class Allocation(Protocol):
+    """Scores and a share -> how many units each partition (or each of its regions) keeps."""
+
+    def __call__(self, now: Now, scores: Mapping[str, Tensor], share: float) -> dict[str, int | Tensor]: ...
+
+
+class Rule:
+    """Decides which units live. All moments are optional; state is tensors and plain data only."""
+
+    needs: frozenset[Stat] = frozenset()
+    needs_grads: bool = False
+    """True: ``update`` reads ``now.grads``, so the rule only works under ``attach``."""
+
+    def init(self, now: Now) -> Any:
+        return None
+
+    def penalty(self, now: Now, state: Any) -> Tensor | float:
+        """Added to the loss."""
+        return 0.0
+
+    def on_grad(self, now: Now, state: Any) -> Mapping[str, Tensor]:
+        """After backward, before the optimiser: parameter name -> replacement gradient."""
+        return EMPTY
+
+    def update(self, now: Now, phase: Phase, state: Any) -> Update:
+        """When the phase asks for it: the new units."""
+        return Update(dict(now.units), state=state)
+
+
+class Schedule(Protocol):
+    """Step -> Phase. Pure; frozen dataclasses with ``__call__``."""
+
+    @property
+    def density(self) -> float:
+        """The share promised at the end."""
+        ...
+
+    @property
+    def last(self) -> int:
+        """The step from which the promise holds."""
+        ...
+
+    @property
+    def drive(self) -> Literal["prune", "attach", "cycle"]:
+        """The engine that a schedule of this kind is made for."""
+        ...
+
+    def __call__(self, step: int) -> Phase: ...
+
+
+class Relaxation(Protocol):
+    """How a weight and a mask give the weight used in forward and backward."""
+
+    def gate(self, part: Partition, density: float) -> Gate | None:
+        """A gate for one partition, or None when masks are written into the weights."""
+        ...
+
+
+class Gate(nn.Module):
+    """A torch parametrisation owned by the engine; its parameters join the optimiser until ``finish`` folds it."""
+
+    def set_units(self, units: Tensor) -> None:
+        raise OpenworkError(f"{type(self).__name__} has no units")
+
+    def learned(self) -> Tensor | None:
+        """``[n_units]`` scores read by criteria, or None."""
+        return None
+
+

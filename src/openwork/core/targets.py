@@ -1,0 +1,205 @@
+"""Which parameters are pruned: patterns on names, a matrix view for each, and a reason for each one left out."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+from openwork.core import views
+from openwork.errors import StructureError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Select:
+    """Which parameters a recipe is about.
+
+    Args:
+        include: glob patterns on parameter or module names (``"layers.*.mlp*"``, ``"fc1"``); a pattern that starts
+            with ``re:`` is a regular expression matched against the whole parameter name. Empty: every
+            prunable weight. A pattern that matches nothing is an error.
+        exclude: the same, taken away.
+        min_units: tensors with fewer units than this stay dense (listed in the coverage, not an error).
+
+    Examples:
+        >>> Select(exclude=("head",)).exclude
+        ('head',)
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    min_units: int = 1
+
+    def __post_init__(self) -> None:
+        for field in ("include", "exclude"):
+            value = getattr(self, field)
+            if isinstance(value, str) or not all(isinstance(p, str) for p in value):
+                raise StructureError(f"Select: {field} must be a tuple of patterns, got {value!r}")
+            object.__setattr__(self, field, tuple(value))
+        if self.min_units < 1:
+            raise StructureError(f"Select: min_units must be at least 1, got {self.min_units}")
+
+
+@dataclass(frozen=True)
+class Target:
+    """One prunable parameter: its name, its shape and its matrix view; ``conv`` marks convolution kernels."""
+
+    name: str
+    shape: tuple[int, ...]
+    view: views.MatrixView
+    conv: bool = False
+    groups: int = 1
+
+    @property
+    def numel(self) -> int:
+        n = 1
+        for size in self.shape:
+            n *= size
+        return n
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether a pattern names a parameter, either whole or through one of its modules."""
+    if pattern.startswith("re:"):
+        return re.fullmatch(pattern[3:], name) is not None
+    parts = name.split(".")
+    return any(fnmatchcase(".".join(parts[:i]), pattern) for i in range(1, len(parts) + 1))
+
+
+def find_targets(model: nn.Module, where: Select) -> tuple[list[Target], dict[str, str]]:
+    """The selected parameters in registration order, and a reason for every one that is left out.
+
+    Tied parameters appear once, under the name that is registered first.
+
+    Raises:
+        StructureError: a pattern that matches nothing, a selected parameter that cannot be pruned,
+            parameters on the meta device, no target at all.
+    """
+    owners = _owners(model)
+    params = dict(model.named_parameters())
+    if not params:
+        raise StructureError(f"{type(model).__name__} has no parameters, so there is nothing to prune")
+    meta = [n for n, p in params.items() if p.is_meta]
+    if meta:
+        raise StructureError(
+            f"{meta[0]}: parameters must hold values, got the meta device ({len(meta)} of {len(params)} parameters); "
+            "load the weights first, for instance with model.to_empty(...) and load_state_dict"
+        )
+    _refuse_idle_patterns(where, _all_names(model))
+    aliases = _aliases(model)
+    targets: list[Target] = []
+    skipped: dict[str, str] = {}
+    for name, param in params.items():
+        names = aliases.get(name, [name])
+        found = _describe(name, param, owners[name], explicit=any(_hit(where.include, n) for n in names))
+        explicit = any(_hit(where.include, n) for n in names)
+        if where.include and not explicit:
+            skipped[name] = found if isinstance(found, str) else "not selected by include"
+        elif any(_hit(where.exclude, n) for n in names):
+            skipped[name] = "excluded"
+        elif isinstance(found, Target):
+            targets.append(found)
+        elif name in where.include:
+            raise StructureError(f"{name}: cannot be pruned: {found}; take it out of Select(include=...)")
+        else:
+            skipped[name] = found
+    if not targets:
+        reasons = sorted(set(skipped.values()))
+        raise StructureError(
+            f"nothing to prune in {type(model).__name__}: all {len(params)} parameters were left out ({'; '.join(reasons)}); "
+            "name what should be pruned with Select(include=...)"
+        )
+    return targets, skipped
+
+
+def prunable_numel(model: nn.Module) -> int:
+    """Entries of all weights that a default selection would prune, the second denominator of every report."""
+    owners = _owners(model)
+    described = (_describe(n, p, owners[n], explicit=False, frozen_ok=True) for n, p in model.named_parameters())
+    return sum(d.numel for d in described if isinstance(d, Target))
+
+
+def _hit(patterns: Iterable[str], name: str) -> bool:
+    return any(matches(p, name) for p in patterns)
+
+
+def _all_names(model: nn.Module) -> list[str]:
+    return [n for n, _ in model.named_parameters(remove_duplicate=False)]
+
+
+def _aliases(model: nn.Module) -> dict[str, list[str]]:
+    first: dict[int, str] = {}
+    names: dict[str, list[str]] = {}
+    for name, param in model.named_parameters(remove_duplicate=False):
+        names.setdefault(first.setdefault(id(param), name), []).append(name)
+    return names
+
+
+def _refuse_idle_patterns(where: Select, names: list[str]) -> None:
+    for field, patterns in (("include", where.include), ("exclude", where.exclude)):
+        for pattern in patterns:
+            if not any(matches(pattern, n) for n in names):
+                raise StructureError(
+                    f"Select: {field} pattern {pattern!r} matches no parameter; {did_you_mean(pattern, names[:60])}"
+                )
+
+
+def _owners(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
+    owners: dict[str, tuple[nn.Module, str]] = {}
+    for prefix, module in model.named_modules():
+        for leaf, _ in module.named_parameters(recurse=False):
+            owners.setdefault(f"{prefix}.{leaf}" if prefix else leaf, (module, leaf))
+    return owners
+
+
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def _describe(
+    name: str, param: nn.Parameter, owner: tuple[nn.Module, str], explicit: bool, frozen_ok: bool = False
+) -> Target | str:
+    """The target behind one parameter, or the reason why it is none."""
+    module, leaf = owner
+    shape = tuple(param.shape)
+    if param.ndim < 2:
+        return "norm" if isinstance(module, _NORMS) else "bias or scale (one-dimensional)"
+    if not param.is_floating_point():
+        return f"not floating point ({param.dtype})"
+    if ".parametrizations." in f".{name}":
+        return "already under a torch parametrisation; remove it first"
+    if not param.requires_grad and not frozen_ok:
+        return "frozen (requires_grad is False)"
+    if param.numel() == 0:
+        return "empty"
+    if isinstance(module, _CONVS):
+        return Target(name, shape, views.conv_view(shape), conv=True, groups=module.groups)
+    if isinstance(module, _TRANSPOSED):
+        return Target(name, shape, views.transposed_conv_view(shape), conv=True, groups=module.groups)
+    if isinstance(module, nn.Linear):
+        return Target(name, shape, views.linear_view(shape))
+    if _is_transposed_linear(module):
+        return Target(name, shape, views.transposed_view(shape))
+    if isinstance(module, nn.MultiheadAttention | nn.RNNBase) and param.ndim == 2:
+        return Target(name, shape, views.linear_view(shape))
+    if param.ndim == 3 and shape[0] > 1 and (explicit or "expert" in f"{name}.{type(module).__name__}".lower()):
+        return Target(name, shape, views.stacked_view(shape))
+    if param.ndim == 2 and explicit:
+        return Target(name, shape, views.linear_view(shape))
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return "embedding (name it in Select(include=...) to prune it)"
+    return f"{leaf} of {type(module).__name__}, not a known matrix (name it in Select(include=...) to prune it)"
+
+
+def _is_transposed_linear(module: nn.Module) -> bool:
+    """transformers' Conv1D, looked up only when the user has imported transformers."""
+    known = sys.modules.get("transformers.pytorch_utils")
+    return known is not None and isinstance(module, getattr(known, "Conv1D", ()))
+
+

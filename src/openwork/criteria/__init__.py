@@ -1,0 +1,10 @@
+"""A score per unit, larger = keep."""
+
+from openwork.criteria.activation import WeightTimesInput as WeightTimesInput
+from openwork.criteria.gradient import Flow as Flow
+from openwork.criteria.gradient import Grasp as Grasp
+from openwork.criteria.gradient import Saliency as Saliency
+from openwork.criteria.gradient import StepGradient as StepGradient
+from openwork.criteria.learned import Learned as Learned
+from openwork.criteria.weights import Magnitude as Magnitude
+from openwork.criteria.weights import Random as Random

@@ -1,0 +1,26 @@
+"""Scores that weigh each weight by the size of its input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from openwork.core.now import Now
+from openwork.core.protocols import Partition, Stat
+from openwork.stats import InputSquares
+
+
+@dataclass(frozen=True)
+class WeightTimesInput:
+    """``|w| * ||x||_2`` (Wanda), the norm taken over the calibration batches; units take the l2 norm of their entries."""
+
+    inputs: InputSquares = InputSquares()
+
+    @property
+    def needs(self) -> frozenset[Stat]:
+        return frozenset({self.inputs})
+
+    def __call__(self, part: Partition, now: Now) -> Tensor:
+        squares = now[self.inputs]
+        return part.pool({m: now.weights[m].float() * squares[m].sqrt() for m in part.members}, "norm")

@@ -1,0 +1,236 @@
+"""Sparse training inside the user's own loop: hooks on the optimiser's step, two changed lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from openwork.core.batches import Loss
+from openwork.core.masks import Masks
+from openwork.core.now import EMPTY, Phase
+from openwork.core.recipe import Recipe
+from openwork.engine.gates import Gates
+from openwork.engine.result import Result, conclude
+from openwork.engine.session import Session
+from openwork.engine.write import forget, mask_gradients, write_edits, write_masks
+from openwork.errors import DensityMissed, OpenworkError, RecipeError
+
+
+def attach(
+    model: nn.Module,
+    recipe: Recipe,
+    optimizer: Optimizer,
+    *,
+    data: Iterable[Any] | None = None,
+    loss: Loss | None = None,
+    seed: int = 0,
+) -> Attached:
+    """Let a recipe act while the user trains.
+
+    ``loss = F.cross_entropy(model(x), y) + run.penalty()`` is the only change inside the loop; ``run.finish()`` ends it.
+    Masks are kept beside the model and written after every optimiser step, so parameter names never change; only a
+    soft relaxation (SequentialAttention++) puts a torch parametrisation on its weights, until ``finish`` folds it.
+
+    Args:
+        model: the module to be trained.
+        recipe: from ``openwork.methods``.
+        optimizer: the optimiser that trains ``model``; its steps are the clock of the schedule.
+        data, loss: only for recipes that measure something (``recipe.rule.needs``).
+        seed: for everything random.
+
+    Raises:
+        OpenworkError: anything that cannot be done as asked; model and optimiser are then untouched.
+    """
+    return Attached(model, recipe, optimizer, data=data, loss=loss, seed=seed)
+
+
+class Attached:
+    """A running recipe. Made by ``attach``; ends with ``finish``."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        optimizer: Optimizer,
+        *,
+        data: Iterable[Any] | None,
+        loss: Loss | None,
+        seed: int,
+    ):
+        self._session = Session(model, recipe, data, loss, seed)
+        if recipe.drive == "cycle":
+            raise RecipeError(f"{recipe.name} works in rounds of training; use ow.cycle")
+        _refuse_untrained(self._session.params, optimizer, recipe)
+        self.model, self.recipe, self.optimizer = model, recipe, optimizer
+        self.step = 0
+        self._done: Result | None = None
+        self._phase: Phase = recipe.schedule(0)
+        self._grads: dict[str, Tensor] = {}
+        relaxation = recipe.relaxation if recipe.density < 1 else None
+        self._gates = Gates(model, self._session, relaxation, optimizer)
+        self._masks = self._session.masks()
+        try:
+            self._session.state = recipe.rule.init(self._now())
+            if self._phase.update:
+                self._update(self._phase)
+        except BaseException:
+            self._gates.remove()
+            raise
+        self._handles = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+
+    # what the user calls -----------------------------------------------------------------------------
+
+    def penalty(self) -> Tensor | float:
+        """To be added to the loss; 0.0 for most methods."""
+        return self.recipe.rule.penalty(self._now(), self._session.state)
+
+    def finish(self) -> Result:
+        """Fold gates, write the final masks, remove every hook, and return the result.
+
+        Raises:
+            DensityMissed: the schedule has not reached its promised density; training may go on and ``finish`` be
+                called again.
+        """
+        if self._done is not None:
+            return self._done
+        if self.step < self.recipe.schedule.last:
+            kept, total = self._session.kept()
+            raise DensityMissed(
+                f"{self.recipe.name}: finish() after {self.step} optimiser steps, but density {self.recipe.density:g} is reached "
+                f"at step {self.recipe.schedule.last} (now {kept / total:.4f}); train on, or give the recipe fewer steps"
+            )
+        session = self._session
+        for handle in self._handles:
+            handle.remove()
+        self._gates.fold()
+        if self.recipe.density < 1:
+            write_masks(session.params, self._masks)
+        self._done = conclude(
+            self.model, self.recipe, session.parts, session.units, session.coverage, session.log, session.seed
+        )
+        return self._done
+
+    def detach(self) -> None:
+        """Stop without a result: hooks and gates go, the weights stay as they are."""
+        for handle in self._handles:
+            handle.remove()
+        self._gates.remove()
+
+    @property
+    def masks(self) -> Masks:
+        """The masks in force now."""
+        return Masks(self._masks)
+
+    @property
+    def density(self) -> float:
+        """Kept share of the targeted parameters now."""
+        kept, total = self._session.kept()
+        return kept / total
+
+    @property
+    def phase(self) -> str:
+        """The name of the current phase."""
+        return self._phase.name
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        """One entry per mask update so far."""
+        return self._session.log
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on: step, units, rule state, generator, log. Gates travel in the model's own state."""
+        s = self._session
+        units = {n: u.clone() for n, u in s.units.items()}
+        return {
+            "recipe": self.recipe.to_dict(),
+            "step": self.step,
+            "units": units,
+            "rule": s.state,
+            "rng": s.rng.get_state(),
+            "log": list(s.log),
+            "served": s.feed.served,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state_dict``; the model's and the optimiser's own states are loaded by the caller.
+
+        Raises:
+            RecipeError: the state belongs to another recipe or another model.
+        """
+        if state.get("recipe") != self.recipe.to_dict():
+            raise RecipeError(f"{self.recipe.name}: the saved state belongs to another recipe; attach with the same one")
+        s = self._session
+        for name, units in s.units.items():
+            if name not in state["units"] or state["units"][name].shape != units.shape:
+                raise RecipeError(f"{name}: the saved state does not fit this model; build the model of the saved run")
+        s.units = {n: state["units"][n].to(s.device).clone() for n in s.units}
+        s.state, s.log, self.step = state["rule"], list(state["log"]), int(state["step"])
+        s.rng.set_state(state["rng"])
+        s.feed.skip(int(state["served"]))
+        self._phase = self.recipe.schedule(self.step)
+        self._masks = s.masks()
+        self._gates.set_units(s.units)
+
+    # what the optimiser calls ------------------------------------------------------------------------
+
+    def _now(self) -> Any:
+        return self._session.now(self.step, self._grads, self._gates.learned())
+
+    def _before_step(self, *_: object) -> None:
+        params = self._session.params
+        dense = {n: p.grad for n, p in params.items() if p.grad is not None}
+        changed = self.recipe.rule.on_grad(self._session.now(self.step, dense, EMPTY), self._session.state)
+        with torch.no_grad():
+            for name, grad in changed.items():
+                params[name].grad = grad
+        upcoming = self.recipe.schedule(self.step + 1)
+        if upcoming.update and self.recipe.rule.needs_grads:
+            self._grads = {n: g.detach().clone() for n, g in dense.items()}
+        if not self._gates.active:
+            mask_gradients(params, self._masks)
+
+    def _after_step(self, *_: object) -> None:
+        self.step += 1
+        if not self._gates.active:
+            write_masks(self._session.params, self._masks)
+        self._phase = self.recipe.schedule(self.step)
+        if self._phase.restart:
+            self.optimizer.state.clear()
+        if self._phase.update and self.recipe.density < 1:
+            self._update(self._phase)
+
+    def _update(self, phase: Phase) -> None:
+        session = self._session
+        with torch.enable_grad():
+            update = session.decide(phase, self.step, self._grads, self._gates.learned())
+        self._grads = {}
+        write_edits(session.params, update.edits)
+        masks = session.masks()
+        if self._gates.active:
+            self._gates.set_units(session.units)
+        elif self.recipe.density < 1:
+            write_masks(session.params, masks)
+            for name, mask in masks.items():
+                forget(self.optimizer, session.params[name], ~mask)
+        for name, where in update.fresh.items():
+            forget(self.optimizer, session.params[name], where)
+        self._masks = masks
+
+
+def _refuse_untrained(params: Mapping[str, nn.Parameter], optimizer: Optimizer, recipe: Recipe) -> None:
+    known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    lost = [n for n, p in params.items() if id(p) not in known]
+    if lost:
+        raise OpenworkError(
+            f"{recipe.name}: the optimiser does not train {lost[0]} ({len(lost)} of {len(params)} targets); build it from "
+            "model.parameters(), or leave these out with Select(exclude=...)"
+        )
+
+

@@ -1,0 +1,51 @@
+"""Keep fixed masks through any training loop: two hooks on the optimiser, nothing in the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from openwork.engine.write import mask_gradients, write_masks
+from openwork.errors import OpenworkError
+
+
+@contextmanager
+def hold(model: nn.Module, masks: Mapping[str, Tensor], optimizer: Optimizer | None = None) -> Iterator[None]:
+    """Inside the block pruned weights stay zero after every optimiser step, whatever momentum or decay wants.
+
+    Args:
+        model: the pruned model.
+        masks: ``result.masks``.
+        optimizer: the optimiser to watch; None watches every optimiser that steps inside the block.
+
+    Raises:
+        OpenworkError: a mask whose parameter the model does not have, or of another shape.
+    """
+    params = dict(model.named_parameters())
+    for name, mask in masks.items():
+        if name not in params:
+            raise OpenworkError(f"{name}: the masks name it but {type(model).__name__} has no such parameter")
+        if params[name].shape != mask.shape:
+            raise OpenworkError(f"{name}: the mask has shape {tuple(mask.shape)}, the parameter {tuple(params[name].shape)}")
+    placed = {n: m.to(params[n].device) for n, m in masks.items()}
+
+    def before(*_: object) -> None:
+        mask_gradients(params, placed)
+
+    def after(*_: object) -> None:
+        write_masks(params, placed)
+
+    write_masks(params, placed)
+    if optimizer is None:
+        handles = [register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after)]
+    else:
+        handles = [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

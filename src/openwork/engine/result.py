@@ -1,0 +1,145 @@
+"""What a run leaves behind: masks, counts, coverage, log. Totals are recounted from the tensors."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from openwork.core.masks import Masks, masks_of
+from openwork.core.protocols import Partition
+from openwork.core.recipe import Recipe
+from openwork.core.select import count_kept
+from openwork.errors import DensityMissed, MissingStatistic
+from openwork.metrics.density import Densities, densities
+from openwork.structure.cover import Covered
+
+FORMAT = 1
+
+
+@dataclass
+class Result:
+    """The outcome of one run.
+
+    Attributes:
+        recipe: what was asked.
+        masks: parameter name -> bool mask, True = kept.
+        units: partition name -> bool ``[n_units]``.
+        counts: densities with their three denominators, recounted from the tensors.
+        coverage: one row per parameter, pruned or skipped with a reason.
+        log: one plain dict per update (step, phase, share, density, changed, and what the rule adds).
+        manifest: seed, versions and whatever the caller adds.
+        metrics: accuracies and losses by stage, filled by the caller.
+        curve: training curve, filled by the caller.
+    """
+
+    recipe: Recipe
+    masks: Masks
+    units: dict[str, Tensor]
+    counts: Densities
+    coverage: list[Covered]
+    log: list[dict[str, Any]] = field(default_factory=list)
+    manifest: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    curve: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def density(self) -> float:
+        """Kept share of the targeted tensors, counted in parameters."""
+        return self.counts.targeted
+
+    @property
+    def tensors(self) -> list[dict[str, Any]]:
+        """One row per parameter: name, shape, kept, density, units, and the reason when it was skipped."""
+        return [self._row(c) for c in self.coverage]
+
+    def _row(self, c: Covered) -> dict[str, Any]:
+        kept = int(self.masks[c.name].sum()) if c.name in self.masks else c.numel
+        alive = int(self.units[c.name].sum()) if c.name in self.units else 0
+        return {
+            "name": c.name,
+            "shape": list(c.shape),
+            "numel": c.numel,
+            "kept": kept,
+            "density": kept / c.numel if c.numel else 1.0,
+            "units": c.units,
+            "units_kept": alive,
+            "skipped": c.skipped,
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, the content of ``openwork.json``."""
+        import openwork
+
+        return {
+            "format": FORMAT,
+            "openwork": openwork.__version__,
+            "method": self.recipe.name,
+            "recipe": self.recipe.to_dict(),
+            "density": {"asked": self.recipe.density, **self.counts.to_dict()},
+            "tensors": self.tensors,
+            "log": self.log,
+            "manifest": self.manifest,
+            "metrics": self.metrics,
+            "curve": self.curve,
+        }
+
+    def report(self) -> str:
+        """The result as text, made for reading in a terminal."""
+        if self.reporter is None:
+            raise MissingStatistic("Result.report needs the report room; import openwork")
+        return self.reporter(self.to_dict())
+
+    reporter = None
+
+    def __repr__(self) -> str:
+        c = self.counts
+        return f"Result({self.recipe.name}: kept {c.kept:,} of {c.targeted_numel:,} targeted = {c.targeted:.4f}, {c.total:.4f} of all)"
+
+
+def conclude(
+    model: nn.Module,
+    recipe: Recipe,
+    parts: Mapping[str, Partition],
+    units: Mapping[str, Tensor],
+    coverage: Sequence[Covered],
+    log: list[dict[str, Any]],
+    seed: int,
+    written: bool = True,
+) -> Result:
+    """Count what was reached and refuse to call it a result when the promise was missed."""
+    masks = Masks(masks_of(parts, units))
+    check_promise(recipe, parts, units)
+    manifest = {"seed": seed, "torch": torch.__version__, "python": platform.python_version()}
+    kept = {n: u.detach().clone() for n, u in units.items()}
+    return Result(recipe, masks, kept, densities(model, masks, written), list(coverage), log, manifest)
+
+
+def check_promise(recipe: Recipe, parts: Mapping[str, Partition], units: Mapping[str, Tensor]) -> None:
+    """The kept unit count must be what the density promises, up to one unit of rounding per region or floor.
+
+    Raises:
+        DensityMissed: it is not.
+    """
+    total = sum(p.n_units for p in parts.values())
+    kept = sum(int(units[n].sum()) for n in parts)
+    low, high = 0, 0
+    for part in parts.values():
+        scope = part.scope()
+        regions = part.n_units // scope if isinstance(scope, int) else 1
+        size = part.n_units // regions
+        if part.quota is not None and recipe.density < 1:
+            low += regions * part.quota[0]
+            high += regions * part.quota[0]
+        else:
+            low += regions * count_kept(recipe.density, size, "floor")
+            high += regions * max(1, count_kept(recipe.density, size, "ceil"))
+    if not min(low, count_kept(recipe.density, total, "floor")) <= kept <= high:
+        raise DensityMissed(
+            f"{recipe.name}: density {recipe.density:g} promises {low} to {high} of {total} units, but {kept} are kept "
+            f"({kept / total:.4f}); the schedule did not reach its end or the rule did not follow it"
+        )

@@ -1,0 +1,80 @@
+"""What every driver sets up the same way: partitions, coverage, generator, a feed, and the read-only situation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from openwork.core.batches import Feed, Loss, device_of
+from openwork.core.masks import masks_of
+from openwork.core.measuring import Measuring, measure, refuse_missing
+from openwork.core.now import EMPTY, Now, Phase, Update
+from openwork.core.recipe import Recipe
+from openwork.errors import DivergedError, RecipeError
+from openwork.structure.cover import partition
+
+
+class Session:
+    """One recipe on one model. Reads the model, keeps the units and the rule's state, and writes nothing."""
+
+    def __init__(self, model: nn.Module, recipe: Recipe, data: Iterable[Any] | None, loss: Loss | None, seed: int):
+        if not isinstance(recipe, Recipe):
+            raise RecipeError(f"a recipe must be a Recipe, got {type(recipe).__name__}; call a method, e.g. magnitude(density=0.1)")
+        self.model, self.recipe, self.seed = model, recipe, seed
+        self.parts, self.coverage = partition(model, recipe.structure, recipe.where)
+        named = dict(model.named_parameters())
+        members = dict.fromkeys(m for part in self.parts.values() for m in part.members)
+        self.params = {name: named[name] for name in members}
+        _refuse_bad_weights(self.params)
+        self.device = device_of(model)
+        self.feed = Feed(data, self.device)
+        self.measuring = Measuring(model, self.parts, self.feed, loss, seed)
+        if recipe.density < 1:
+            refuse_missing(recipe.rule, self.measuring)
+        self.rng = torch.Generator().manual_seed(seed)
+        self.units: dict[str, Tensor] = {
+            n: torch.ones(p.n_units, dtype=torch.bool, device=self.device) for n, p in self.parts.items()
+        }
+        self.state: Any = None
+        self.log: list[dict[str, Any]] = []
+
+    def now(self, step: int, grads: Mapping[str, Tensor] = EMPTY, learned: Mapping[str, Tensor] = EMPTY, stats: Any = EMPTY) -> Now:
+        """The situation at one step, for rules to read."""
+        weights = {n: p.detach() for n, p in self.params.items()}
+        return Now(self.parts, self.units, weights, stats, grads, learned, step, self.rng)
+
+    def decide(self, phase: Phase, step: int, grads: Mapping[str, Tensor] = EMPTY, learned: Mapping[str, Tensor] = EMPTY) -> Update:
+        """Ask the rule for new units, remember them and its state, and log what changed."""
+        if phase.share >= 1:
+            update = Update({n: torch.ones_like(u) for n, u in self.units.items()}, state=self.state)
+        else:
+            stats = measure(self.recipe.rule, self.measuring)
+            update = self.recipe.rule.update(self.now(step, grads, learned, stats), phase, self.state)
+        changed = sum(int((update.units[n] != u).sum()) for n, u in self.units.items())
+        self.units = {n: update.units[n] for n in self.parts}
+        self.state = update.state
+        kept, total = self.kept()
+        entry = {"step": step, "phase": phase.name, "share": phase.share, "density": kept / total, "changed": changed}
+        self.log.append({**entry, **update.log})
+        return update
+
+    def masks(self) -> dict[str, Tensor]:
+        return masks_of(self.parts, self.units)
+
+    def kept(self) -> tuple[int, int]:
+        """(kept, all) parameters of the targets."""
+        total = kept = 0
+        for name, part in self.parts.items():
+            cost = part.cost.to(self.device)
+            kept += int(cost[self.units[name]].sum())
+            total += int(cost.sum())
+        return kept, total
+
+
+def _refuse_bad_weights(params: Mapping[str, nn.Parameter]) -> None:
+    for name, param in params.items():
+        if not bool(torch.isfinite(param.detach()).all()):
+            raise DivergedError(f"{name}: weights must be finite, got NaN or infinity; the model has diverged or was loaded wrongly")

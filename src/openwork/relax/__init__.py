@@ -1,0 +1,4 @@
+"""How a weight and a mask give the weight used in forward and backward, when zeros are not simply written."""
+
+from openwork.relax.attention import SoftmaxAttention as SoftmaxAttention
+from openwork.relax.masking import Masking as Masking

@@ -1,0 +1,65 @@
+"""SequentialAttention++: a softmax over the blocks of a layer scales every block (Algorithm 1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from openwork.core.protocols import Gate, Partition
+from openwork.errors import DivergedError, RecipeError
+
+
+class AttentionGate(Gate):
+    """``w * expand(A) * expand(mask)`` with ``A = T softmax(L)``, ``T`` the number of blocks, so that mean(A) = 1.
+
+    ``L`` starts at zero, so the start equals the dense network. The softmax runs over *all* blocks in every phase and
+    in float32 whatever the weight's dtype. Clipping keeps ``A`` in ``[density, 1 / density]``.
+    """
+
+    mask: Tensor
+
+    def __init__(self, part: Partition, member: str, density: float, clip: bool):
+        super().__init__()
+        self.part, self.member = part, member
+        self.bounds = (density, 1.0 / density) if clip else None
+        self.logits = nn.Parameter(torch.zeros(part.n_units, dtype=torch.float32))
+        self.register_buffer("mask", torch.ones(part.n_units, dtype=torch.bool), persistent=False)
+
+    def attention(self) -> Tensor:
+        """``[n_units]`` float32, clipped."""
+        a = torch.softmax(self.logits.float(), 0) * self.logits.numel()
+        return a.clamp(*self.bounds) if self.bounds else a
+
+    def set_units(self, units: Tensor) -> None:
+        self.mask = units.to(self.logits.device)
+
+    def learned(self) -> Tensor:
+        """The logits order blocks exactly as the attention does, without the ties that clipping makes."""
+        logits = self.logits.detach()
+        if not bool(torch.isfinite(logits).all()):
+            raise DivergedError(f"{self.member}: attention logits became NaN or infinite; lower the learning rate")
+        return logits.clone()
+
+    def forward(self, weight: Tensor) -> Tensor:
+        gates = (self.attention() * self.mask).to(weight.dtype)
+        return weight * self.part.spread(gates)[self.member]
+
+
+@dataclass(frozen=True)
+class SoftmaxAttention:
+    """One logit per unit, trained with the weights; ``clip`` bounds the attention to ``[density, 1 / density]``.
+
+    ``learning_rate`` scales the learning rate of the logits relative to the weights of their layer.
+    """
+
+    clip: bool = True
+    learning_rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0:
+            raise RecipeError(f"SoftmaxAttention: learning_rate must be positive, got {self.learning_rate}")
+
+    def gate(self, part: Partition, density: float) -> Gate:
+        return AttentionGate(part, part.members[0], density, self.clip)

@@ -1,0 +1,92 @@
+"""Keep the best units by a criterion; and the same, repeated with fresh scores on the way down."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from openwork.allocation import Uniform
+from openwork.core.now import Now, Phase, Update
+from openwork.core.protocols import Allocation, Criterion, Rule, Stat
+from openwork.core.select import keep_top
+from openwork.errors import DivergedError, RecipeError
+
+
+@dataclass(frozen=True)
+class TopK(Rule):
+    """Score every unit, let the allocation count, keep the top of each region.
+
+    ``nested=True`` chooses among the units alive (dropped ones stay off) as long as there are enough of them.
+    """
+
+    criterion: Criterion
+    allocation: Allocation = field(default_factory=Uniform)
+    nested: bool = False
+
+    @property
+    def needs(self) -> frozenset[Stat]:  # type: ignore[override]
+        return self.criterion.needs
+
+    def update(self, now: Now, phase: Phase, state: Any) -> Update:
+        scores = {name: self._finite(name, self.criterion(part, now), phase) for name, part in now.parts.items()}
+        if self.nested:
+            enough = sum(int(u.sum()) for u in now.units.values()) >= phase.share * sum(u.numel() for u in now.units.values()) - 1
+            if enough:
+                scores = {n: s.masked_fill(~now.units[n], float("-inf")) for n, s in scores.items()}
+        counts = self.allocation(now, scores, phase.share)
+        return Update({n: keep_top(scores[n], counts[n], now.parts[n].scope()) for n in scores}, state=state)
+
+    @staticmethod
+    def _finite(name: str, scores: Tensor, phase: Phase) -> Tensor:
+        if not bool(torch.isfinite(scores).all()):
+            bad = int((~torch.isfinite(scores)).sum())
+            raise DivergedError(
+                f"{name}: {bad} of {scores.numel()} scores are NaN or infinite in the {phase.name} phase; check the weights and the loss"
+            )
+        return scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+
+
+@dataclass(frozen=True)
+class Repeat(Rule):
+    """Apply a rule ``rounds`` times, the share falling exponentially, with scores measured anew on the pruned net.
+
+    SynFlow needs this for its guarantee; iterative SNIP is the same around ``Saliency``. ``linear=True`` lets the
+    share fall by equal amounts instead.
+    """
+
+    rule: Rule
+    rounds: int = 100
+    linear: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise RecipeError(f"Repeat: rounds must be at least 1, got {self.rounds}")
+
+    @property
+    def needs(self) -> frozenset[Stat]:  # type: ignore[override]
+        return self.rule.needs
+
+    @property
+    def needs_grads(self) -> bool:  # type: ignore[override]
+        return self.rule.needs_grads
+
+    def init(self, now: Now) -> Any:
+        return self.rule.init(now)
+
+    def penalty(self, now: Now, state: Any) -> Tensor | float:
+        return self.rule.penalty(now, state)
+
+    def on_grad(self, now: Now, state: Any) -> Any:
+        return self.rule.on_grad(now, state)
+
+    def update(self, now: Now, phase: Phase, state: Any) -> Update:
+        step = Update(now.units, state=state)
+        for k in range(1, self.rounds + 1):
+            done = k / self.rounds
+            share = 1 - (1 - phase.share) * done if self.linear else phase.share**done
+            share = phase.share if k == self.rounds else share
+            step = self.rule.update(replace(now, units=step.units), replace(phase, share=share), step.state)
+        return step

@@ -1,0 +1,7 @@
+"""What can be measured about a model and its data."""
+
+from openwork.stats.flow import SynapticFlow as SynapticFlow
+from openwork.stats.gradients import GradientFlow as GradientFlow
+from openwork.stats.gradients import LossGradient as LossGradient
+from openwork.stats.inputs import InputSquares as InputSquares
+from openwork.stats.mask_loss import MaskLoss as MaskLoss

@@ -1,0 +1,62 @@
+"""Synaptic flow: the gradient of the summed output when every weight is positive and the input is all ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from openwork.core.batches import forward
+from openwork.core.measuring import Measuring, weights_of
+from openwork.core.protocols import Stat
+from openwork.errors import DivergedError, MissingStatistic
+
+
+@dataclass(frozen=True)
+class SynapticFlow(Stat):
+    """``dR/d|w|`` at masked absolute weights, ``R`` the sum of all outputs for an input of ones (float64, eval mode).
+
+    Parameters and buffers are replaced by their absolute values in a functional call, so nothing is written into the
+    model and signs need no undoing. The input shape comes from ``input_shape`` (without the batch dimension) or from
+    the first batch of ``data``, whose values are not used.
+    """
+
+    needs_data: ClassVar[bool] = False
+    input_shape: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.input_shape is not None:
+            object.__setattr__(self, "input_shape", tuple(self.input_shape))
+
+    def measure(self, ctx: Measuring) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
+        shape = self._shape(ctx)
+        was = {n: p.detach() for n, p in ctx.model.named_parameters()}
+        still = {n: b.detach() for n, b in ctx.model.named_buffers()}
+        fixed = {n: t.double().abs() if t.is_floating_point() else t for n, t in {**was, **still}.items()}
+        ones = torch.ones(1, *shape, dtype=torch.float64, device=next(iter(was.values())).device)
+
+        def flow(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            leaves = {n: (w.double().abs() * masks.get(n, 1)).requires_grad_() for n, w in weights_of(ctx).items()}
+            with ctx.calling("eval") as call:
+                output: Any = forward(lambda *a, **k: call({**fixed, **leaves}, *a, **k), ones)
+                total = (output if isinstance(output, Tensor) else output.logits).sum()
+            if not bool(torch.isfinite(total)):
+                raise DivergedError("SynapticFlow: the flow overflows float64; scale the weights down or prune fewer layers")
+            grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+            return {n: torch.zeros_like(w) if g is None else g for (n, w), g in zip(leaves.items(), grads, strict=True)}
+
+        return flow
+
+    def _shape(self, ctx: Measuring) -> tuple[int, ...]:
+        if self.input_shape is not None:
+            return self.input_shape
+        if ctx.feed.data is None:
+            raise MissingStatistic("SynapticFlow needs to know the input shape; pass input_shape=(1, 28, 28) or data=")
+        batch = ctx.feed.next()
+        x = batch[0] if isinstance(batch, tuple | list) else batch
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise MissingStatistic("SynapticFlow needs real-valued inputs; pass input_shape=")
+        return tuple(x.shape[1:])

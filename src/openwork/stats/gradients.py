@@ -1,0 +1,117 @@
+"""First- and second-order gradients of the loss at masked weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from openwork.core.batches import Loss, loss_on
+from openwork.core.measuring import Measuring, Mode, seeded, weights_of
+from openwork.core.protocols import Stat
+from openwork.errors import MissingStatistic, RecipeError
+
+Gradient = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+
+
+def masked(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Fresh leaves ``w * mask`` that require gradients."""
+    return {n: (w * masks[n] if n in masks else w.clone()).requires_grad_() for n, w in weights.items()}
+
+
+@dataclass(frozen=True)
+class LossGradient(Stat):
+    """``dL/dw`` at masked weights, summed over ``batches`` batches; the value is a function of the masks.
+
+    ``absolute=True`` sums ``|dL/dw|`` batch by batch instead, which cannot cancel. The batches are drawn once, so
+    every call sees the same ones. ``mode`` is the train/eval mode of the network while it is measured.
+    """
+
+    needs_loss: ClassVar[bool] = True
+    batches: int = 1
+    absolute: bool = False
+    mode: Mode = "eval"
+
+    def __post_init__(self) -> None:
+        if self.batches < 1:
+            raise RecipeError(f"LossGradient: batches must be at least 1, got {self.batches}")
+
+    def measure(self, ctx: Measuring) -> Gradient:
+        seen = [ctx.feed.next(f"{self.batches} scoring batches") for _ in range(self.batches)]
+
+        def gradient(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            leaves = masked(weights_of(ctx), masks)
+            total = {n: torch.zeros_like(w) for n, w in leaves.items()}
+            with ctx.calling(self.mode) as call, seeded(ctx.seed):
+                for i, batch in enumerate(seen):
+                    loss = loss_on(lambda *a, **k: call(leaves, *a, **k), batch, ctx.loss, step=i)
+                    for (n, _), g in zip(leaves.items(), _grads(loss, leaves), strict=True):
+                        total[n] += g.abs() if self.absolute else g
+            return total
+
+        return gradient
+
+
+@dataclass(frozen=True)
+class GradientFlow(Stat):
+    """``(g, H g)`` for GraSP: the gradient and its product with the Hessian, by double backward.
+
+    The loss sees ``logits / temperature``. Each batch is cut in two halves, as in the paper's code; both passes see
+    the same samples. Dropout is off (``eval`` mode) unless ``mode`` says otherwise.
+    """
+
+    needs_loss: ClassVar[bool] = True
+    batches: int = 1
+    temperature: float = 200.0
+    mode: Literal["train", "eval"] = "eval"
+
+    def __post_init__(self) -> None:
+        if self.batches < 1 or self.temperature <= 0:
+            raise RecipeError(
+                f"GradientFlow: batches must be >= 1 and temperature > 0, got {self.batches} and {self.temperature}"
+            )
+
+    def measure(self, ctx: Measuring) -> Callable[[Mapping[str, Tensor]], tuple[dict[str, Tensor], dict[str, Tensor]]]:
+        seen = [half for _ in range(self.batches) for half in _halves(ctx.feed.next(f"{self.batches} scoring batches"))]
+        if ctx.loss is None:
+            raise MissingStatistic("GradientFlow scales logits, so it needs loss=, for instance F.cross_entropy")
+        user_loss = ctx.loss
+
+        def cooled(output: Any, target: Any) -> Tensor:
+            logits = output if isinstance(output, Tensor) else output.logits
+            return user_loss(logits / self.temperature, target)
+
+        def flow(masks: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+            leaves = masked(weights_of(ctx), masks)
+            loss_fn: Loss = cooled
+            with ctx.calling(self.mode) as call, seeded(ctx.seed):
+
+                def run(i: int, batch: Any) -> Tensor:
+                    return loss_on(lambda *a, **k: call(leaves, *a, **k), batch, loss_fn, step=i)
+
+                first = [_grads(run(i, b), leaves) for i, b in enumerate(seen)]
+                g = {n: torch.stack([f[j] for f in first]).sum(0) for j, n in enumerate(leaves)}
+                hg = {n: torch.zeros_like(w) for n, w in leaves.items()}
+                for i, batch in enumerate(seen):
+                    grads = _grads(run(i, batch), leaves, graph=True)
+                    z = sum(((g[n] * d).sum() for n, d in zip(leaves, grads, strict=True)), torch.zeros(()))
+                    for n, h in zip(leaves, _grads(z, leaves), strict=True):
+                        hg[n] += h
+            return g, hg
+
+        return flow
+
+
+def _grads(value: Tensor, leaves: Mapping[str, Tensor], graph: bool = False) -> list[Tensor]:
+    found = torch.autograd.grad(value, list(leaves.values()), create_graph=graph, allow_unused=True)
+    return [torch.zeros_like(w) if g is None else g for g, w in zip(found, leaves.values(), strict=True)]
+
+
+def _halves(batch: Any) -> list[Any]:
+    if isinstance(batch, tuple | list) and len(batch[0]) > 1:
+        half = len(batch[0]) // 2
+        return [tuple(t[:half] for t in batch), tuple(t[half:] for t in batch)]
+    return [batch]

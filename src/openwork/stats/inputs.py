@@ -1,0 +1,79 @@
+"""Sums of squared layer inputs, shaped like the weight they meet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from openwork.core.batches import forward
+from openwork.core.measuring import Measuring
+from openwork.core.protocols import Stat
+from openwork.errors import MissingStatistic, RecipeError
+
+
+@dataclass(frozen=True)
+class InputSquares(Stat):
+    """For every weight, the sum over samples and positions of the squared input that it multiplies.
+
+    The value maps parameter names to float32 tensors of the weight's shape (constant along the outputs), counted over
+    ``batches`` batches in eval mode. Only linear layers, Conv1D and convolutions are known; others are refused.
+    """
+
+    batches: int = 8
+
+    def __post_init__(self) -> None:
+        if self.batches < 1:
+            raise RecipeError(f"InputSquares: batches must be at least 1, got {self.batches}")
+
+    def measure(self, ctx: Measuring) -> dict[str, Tensor]:
+        members = set(ctx.members)
+        total: dict[str, Tensor] = {}
+        handles = []
+        for prefix, module in ctx.model.named_modules():
+            name = f"{prefix}.weight" if prefix else "weight"
+            if name in members:
+                handles.append(module.register_forward_pre_hook(_watch(name, total)))
+        try:
+            with torch.no_grad(), ctx.calling("eval") as call:
+                for _ in range(self.batches):
+                    batch = ctx.feed.next(f"{self.batches} calibration batches")
+                    forward(lambda *a, **k: call({}, *a, **k), batch)
+        finally:
+            for handle in handles:
+                handle.remove()
+        missing = members - set(total)
+        if missing:
+            raise MissingStatistic(
+                f"{sorted(missing)[0]}: its inputs were never seen ({len(missing)} tensors); it is not the weight of a layer "
+                "that the forward pass calls, leave it out with Select(exclude=...)"
+            )
+        return total
+
+
+def _watch(name: str, total: dict[str, Tensor]) -> Any:
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+        squares = _squares(module, args[0].detach())
+        total[name] = total[name] + squares if name in total else squares
+
+    return hook
+
+
+def _squares(module: nn.Module, x: Tensor) -> Tensor:
+    weight: Tensor = module.weight.detach()  # type: ignore[assignment]
+    squared = x.float().square()
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        # the gradient of a convolution with respect to its kernel, for an output gradient of ones, is this sum
+        leaf = torch.zeros_like(weight, dtype=torch.float32, requires_grad=True)
+        with torch.enable_grad():
+            out = module._conv_forward(squared, leaf, None)  # type: ignore[operator]
+            (grad,) = torch.autograd.grad(out.sum(), leaf)
+        return grad
+    columns = squared.flatten(0, -2).sum(0)
+    if weight.ndim == 2 and weight.shape[-1] == columns.numel() and isinstance(module, nn.Linear):
+        return columns[None, :].expand(weight.shape).clone()
+    if weight.ndim == 2 and weight.shape[0] == columns.numel():  # Conv1D, (in, out)
+        return columns[:, None].expand(weight.shape).clone()
+    raise MissingStatistic(f"{type(module).__name__}: input norms are known for linear and convolution layers only")

@@ -1,0 +1,53 @@
+"""Model + structure + selection -> partitions, with a row of coverage for every parameter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from openwork.core.protocols import Partition, Structure
+from openwork.core.targets import Select, find_targets
+from openwork.errors import StructureError
+
+
+@dataclass(frozen=True)
+class Covered:
+    """What happened to one parameter: pruned with so many units, or skipped for a reason."""
+
+    name: str
+    shape: tuple[int, ...]
+    numel: int
+    units: int = 0
+    skipped: str = ""
+
+
+def partition(model: nn.Module, structure: Structure, where: Select) -> tuple[dict[str, Partition], list[Covered]]:
+    """One partition per selected parameter, named like it, and the coverage of all parameters.
+
+    Raises:
+        StructureError: the structure fits no selected tensor, or does not fit one that it must.
+    """
+    targets, skipped = find_targets(model, where)
+    parts: dict[str, Partition] = {}
+    for target in targets:
+        try:
+            fitted = structure.fit(target)
+        except StructureError as problem:
+            if where.min_units == 1:
+                raise
+            fitted = f"the structure does not fit ({problem})"
+        if isinstance(fitted, str):
+            skipped[target.name] = fitted
+        elif fitted.n_units < where.min_units:
+            skipped[target.name] = f"{fitted.n_units} units, fewer than min_units={where.min_units}"
+        else:
+            parts[target.name] = fitted
+    if not parts:
+        reasons = "; ".join(sorted(set(skipped.values())))
+        raise StructureError(f"{structure} fits none of the {len(targets)} selected tensors ({reasons})")
+    coverage = [
+        Covered(name, tuple(p.shape), p.numel(), parts[name].n_units if name in parts else 0, skipped.get(name, ""))
+        for name, p in model.named_parameters()
+    ]
+    return parts, coverage
