@@ -60,7 +60,9 @@ class ErdosRenyi:
 
     def __call__(self, now: Now, scores: Mapping[str, Tensor], share: float) -> dict[str, int | Tensor]:
         if any(now.parts[n].scope() is not None for n in scores):
-            raise RecipeError("ErdosRenyi: a structure with its own regions (N:M, per row) fixes its densities; use Uniform")
+            raise RecipeError(
+                "ErdosRenyi: a structure with its own regions (N:M, per row) fixes its densities; use Uniform"
+            )
         shapes = {n: tuple(now.weights[now.parts[n].members[0]].shape) for n in scores}
         density = erk_densities(shapes, share, self.power, self.kernel)
         units = {n: now.parts[n].n_units for n in scores}
@@ -71,9 +73,15 @@ class ErdosRenyi:
         order = sorted(scores, key=lambda n: counts[n] - exact[n])
         while sum(counts.values()) != budget:
             missing = budget - sum(counts.values())
-            room = [n for n in (order if missing > 0 else reversed(order)) if _can_move(n, missing, counts, units, self.at_least)]
+            room = [
+                n
+                for n in (order if missing > 0 else reversed(order))
+                if _can_move(n, missing, counts, units, self.at_least)
+            ]
             if not room:
-                raise RecipeError(f"ErdosRenyi: {budget} units cannot be shared with at_least={self.at_least} in every tensor")
+                raise RecipeError(
+                    f"ErdosRenyi: {budget} units cannot be shared with at_least={self.at_least} in every tensor"
+                )
             for n in room[: abs(missing)]:
                 counts[n] += 1 if missing > 0 else -1
         return dict(counts)

@@ -17,8 +17,8 @@ from openwork.errors import RecipeError
 class Global:
     """The units with the largest scores of the whole model stay; ties go to the earlier tensor, then the lower index.
 
-    ``floor`` units of every partition are kept unconditionally (fewer where it has fewer), the rest of the budget goes to
-    the best of the others; the total is exact. ``floor_share`` gives the floor as a share of *all* units
+    ``floor`` units of every partition are kept unconditionally (fewer where it has fewer), the rest of the budget
+    goes to the best of the others; the total is exact. ``floor_share`` gives the floor as a share of *all* units
     (Global MP's MT rule uses 0.0005).
     """
 
@@ -46,12 +46,16 @@ class Global:
         floors = {n: min(floor, s.numel()) for n, s in scores.items()}
         if sum(floors.values()) > budget:
             raise RecipeError(
-                f"Global: a floor of {floor} units in each of {len(scores)} tensors needs {sum(floors.values())} units, but the "
+                f"Global: a floor of {floor} units in each of {len(scores)} tensors needs "
+                f"{sum(floors.values())} units, but the "
                 f"budget is {budget} of {total}; lower the floor or raise the density"
             )
         flat = torch.cat([self._lifted(s, floors[n]) for n, s in scores.items()])
         alive = keep_top(flat, budget)
-        return {n: int(part.sum()) for (n, _), part in zip(scores.items(), alive.split([*map(len, scores.values())]), strict=True)}
+        return {
+            n: int(part.sum())
+            for (n, _), part in zip(scores.items(), alive.split([*map(len, scores.values())]), strict=True)
+        }
 
     @staticmethod
     def _lifted(scores: Tensor, floor: int) -> Tensor:

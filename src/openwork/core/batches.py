@@ -56,9 +56,13 @@ def loss_on(call: Call, batch: Any, loss: Loss | None, step: int = 0) -> Tensor:
     else:
         raise DataError(f"a batch must be (x, y) or a mapping to compute a loss, got {type(batch).__name__}")
     if not isinstance(value, Tensor) or value.numel() != 1:
-        raise DataError(f"loss must return a scalar tensor, got {value if not isinstance(value, Tensor) else tuple(value.shape)}")
+        raise DataError(
+            f"loss must return a scalar tensor, got {value if not isinstance(value, Tensor) else tuple(value.shape)}"
+        )
     if not bool(torch.isfinite(value)):
-        raise DivergedError(f"the loss is {float(value.detach())} at step {step}; lower the learning rate or check the data")
+        raise DivergedError(
+            f"the loss is {float(value.detach())} at step {step}; lower the learning rate or check the data"
+        )
     return value
 
 

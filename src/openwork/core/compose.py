@@ -82,7 +82,9 @@ class On(Rule):
     def _seen(self, now: Now) -> Now:
         parts = {n: p for n, p in now.parts.items() if matches(self.pattern, n)}
         if not parts:
-            raise RecipeError(f"On: pattern {self.pattern!r} matches none of the pruned tensors: {', '.join(now.parts)}")
+            raise RecipeError(
+                f"On: pattern {self.pattern!r} matches none of the pruned tensors: {', '.join(now.parts)}"
+            )
         return replace(now, parts=parts, units={n: now.units[n] for n in parts})
 
     def init(self, now: Now) -> Any:

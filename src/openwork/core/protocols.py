@@ -149,5 +149,3 @@ class Gate(nn.Module):
     def learned(self) -> Tensor | None:
         """``[n_units]`` scores read by criteria, or None."""
         return None
-
-

@@ -39,7 +39,8 @@ class Recipe:
         fixed = self.structure.density
         if fixed is not None and abs(fixed - self.schedule.density) > 1e-9 and self.schedule.density != 1:
             raise RecipeError(
-                f"{self.name}: {self.structure} keeps {fixed:g} by definition, but density {self.schedule.density:g} was asked; "
+                f"{self.name}: {self.structure} keeps {fixed:g} by definition, but density "
+                f"{self.schedule.density:g} was asked; "
                 f"use density={fixed:g} or another structure"
             )
 

@@ -12,7 +12,9 @@ KINDS: dict[str, str] = {
     "Recipe": "openwork.core.recipe",
     "Select": "openwork.core.targets",
     **dict.fromkeys(("Chain", "On", "During"), "openwork.core.compose"),
-    **dict.fromkeys(("Element", "Row", "Column", "Block", "NM", "Filter", "Kernel", "GroupOf"), "openwork.structure.shapes"),
+    **dict.fromkeys(
+        ("Element", "Row", "Column", "Block", "NM", "Filter", "Kernel", "GroupOf"), "openwork.structure.shapes"
+    ),
     **dict.fromkeys(("OneShot", "Linear", "Cubic", "Exponential", "Periodic", "Rounds"), "openwork.schedules.shapes"),
     **dict.fromkeys(("Phases", "Stretch"), "openwork.schedules.phases"),
     **dict.fromkeys(("LossGradient", "GradientFlow"), "openwork.stats.gradients"),
@@ -44,7 +46,9 @@ def to_plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         kind = type(value).__name__
         if KINDS.get(kind) != type(value).__module__:
-            raise RecipeError(f"{kind}: only openwork's own parts can be written to a recipe file; {did_you_mean(kind, KINDS)}")
+            raise RecipeError(
+                f"{kind}: only openwork's own parts can be written to a recipe file; {did_you_mean(kind, KINDS)}"
+            )
         return {"kind": kind, **{f.name: to_plain(getattr(value, f.name)) for f in fields(value) if f.init}}
     if isinstance(value, tuple | list):
         return [to_plain(v) for v in value]

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-import torch
 from torch import nn
 
 from openwork.core import views
@@ -111,7 +110,8 @@ def find_targets(model: nn.Module, where: Select) -> tuple[list[Target], dict[st
     if not targets:
         reasons = sorted(set(skipped.values()))
         raise StructureError(
-            f"nothing to prune in {type(model).__name__}: all {len(params)} parameters were left out ({'; '.join(reasons)}); "
+            f"nothing to prune in {type(model).__name__}: all {len(params)} parameters were left out "
+            f"({'; '.join(reasons)}); "
             "name what should be pruned with Select(include=...)"
         )
     return targets, skipped
@@ -201,5 +201,3 @@ def _is_transposed_linear(module: nn.Module) -> bool:
     """transformers' Conv1D, looked up only when the user has imported transformers."""
     known = sys.modules.get("transformers.pytorch_utils")
     return known is not None and isinstance(module, getattr(known, "Conv1D", ()))
-
-

@@ -67,10 +67,8 @@ def transposed_conv_view(shape: tuple[int, ...]) -> MatrixView:
     return MatrixView(shape, order, (1, out, positions * inn), inn)
 
 
-def kernel_view(view: MatrixView) -> MatrixView | None:
-    """The same convolution with the kernel positions innermost, ``(out, in x positions)``; None without a kernel."""
-    if len(view.shape) < 3 or view.order[0] == 0 and view.order == tuple(range(len(view.shape))):
-        return None
+def kernel_view(view: MatrixView) -> MatrixView:
+    """The same convolution with the kernel positions innermost, ``(out, in x positions)``."""
     first, last = view.order[0], view.order[-1]
     order = (first, last, *view.order[1:-1])
     positions = view.folded[2] // view.inner

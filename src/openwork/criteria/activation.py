@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -13,9 +13,9 @@ from openwork.stats import InputSquares
 
 @dataclass(frozen=True)
 class WeightTimesInput:
-    """``|w| * ||x||_2`` (Wanda), the norm taken over the calibration batches; units take the l2 norm of their entries."""
+    """``|w| * ||x||_2`` (Wanda) over the calibration batches; a unit takes the l2 norm of its entries."""
 
-    inputs: InputSquares = InputSquares()
+    inputs: InputSquares = field(default_factory=InputSquares)
 
     @property
     def needs(self) -> frozenset[Stat]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -19,7 +19,7 @@ class Saliency:
     ``squared=True`` gives Taylor's ``(w g)^2``; the ranking of single weights is the same.
     """
 
-    gradient: LossGradient = LossGradient()
+    gradient: LossGradient = field(default_factory=LossGradient)
     squared: bool = False
 
     @property
@@ -31,7 +31,8 @@ class Saliency:
         for m in part.members:
             if not bool(grads[m].any()):
                 raise DivergedError(
-                    f"{m}: no gradient reaches it, so its connections cannot be scored; check for dead layers and zero weights"
+                    f"{m}: no gradient reaches it, so its connections cannot be scored; check for dead layers "
+                    "and zero weights"
                 )
         score = part.pool({m: now.weights[m] * grads[m] for m in part.members})
         return score.square() if self.squared else score.abs()
@@ -41,7 +42,7 @@ class Saliency:
 class Grasp:
     """``w (H g)`` with its sign: what pruning costs in gradient flow (the paper prunes the largest ``-w H g``)."""
 
-    flow: GradientFlow = GradientFlow()
+    flow: GradientFlow = field(default_factory=GradientFlow)
 
     @property
     def needs(self) -> frozenset[Stat]:
@@ -56,7 +57,7 @@ class Grasp:
 class Flow:
     """``|w| dR/d|w|``, SynFlow's score; needs no data."""
 
-    flow: SynapticFlow = SynapticFlow()
+    flow: SynapticFlow = field(default_factory=SynapticFlow)
 
     @property
     def needs(self) -> frozenset[Stat]:

@@ -31,7 +31,7 @@ def attach(
 ) -> Attached:
     """Let a recipe act while the user trains.
 
-    ``loss = F.cross_entropy(model(x), y) + run.penalty()`` is the only change inside the loop; ``run.finish()`` ends it.
+    ``loss = F.cross_entropy(model(x), y) + run.penalty()`` changes inside the loop, ``run.finish()`` ends it.
     Masks are kept beside the model and written after every optimiser step, so parameter names never change; only a
     soft relaxation (SequentialAttention++) puts a torch parametrisation on its weights, until ``finish`` folds it.
 
@@ -39,7 +39,8 @@ def attach(
         model: the module to be trained.
         recipe: from ``openwork.methods``.
         optimizer: the optimiser that trains ``model``; its steps are the clock of the schedule.
-        data, loss: only for recipes that measure something (``recipe.rule.needs``).
+        data: batches, only for recipes that measure something (``recipe.rule.needs``).
+        loss: likewise.
         seed: for everything random.
 
     Raises:
@@ -103,8 +104,10 @@ class Attached:
         if self.step < self.recipe.schedule.last:
             kept, total = self._session.kept()
             raise DensityMissed(
-                f"{self.recipe.name}: finish() after {self.step} optimiser steps, but density {self.recipe.density:g} is reached "
-                f"at step {self.recipe.schedule.last} (now {kept / total:.4f}); train on, or give the recipe fewer steps"
+                f"{self.recipe.name}: finish() after {self.step} optimiser steps, but density "
+                f"{self.recipe.density:g} is reached "
+                f"at step {self.recipe.schedule.last} (now {kept / total:.4f}); train on, or give the recipe "
+                "fewer steps"
             )
         session = self._session
         for handle in self._handles:
@@ -145,7 +148,7 @@ class Attached:
         return self._session.log
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on: step, units, rule state, generator, log. Gates travel in the model's own state."""
+        """Everything needed to go on: step, units, rule state, generator, log. Gates travel in the model's state."""
         s = self._session
         units = {n: u.clone() for n, u in s.units.items()}
         return {
@@ -165,7 +168,9 @@ class Attached:
             RecipeError: the state belongs to another recipe or another model.
         """
         if state.get("recipe") != self.recipe.to_dict():
-            raise RecipeError(f"{self.recipe.name}: the saved state belongs to another recipe; attach with the same one")
+            raise RecipeError(
+                f"{self.recipe.name}: the saved state belongs to another recipe; attach with the same one"
+            )
         s = self._session
         for name, units in s.units.items():
             if name not in state["units"] or state["units"][name].shape != units.shape:
@@ -229,8 +234,7 @@ def _refuse_untrained(params: Mapping[str, nn.Parameter], optimizer: Optimizer, 
     lost = [n for n, p in params.items() if id(p) not in known]
     if lost:
         raise OpenworkError(
-            f"{recipe.name}: the optimiser does not train {lost[0]} ({len(lost)} of {len(params)} targets); build it from "
+            f"{recipe.name}: the optimiser does not train {lost[0]} ({len(lost)} of {len(params)} targets); "
+            "build it from "
             "model.parameters(), or leave these out with Select(exclude=...)"
         )
-
-

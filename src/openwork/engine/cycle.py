@@ -60,13 +60,18 @@ class Cycle:
     ):
         self._session = Session(model, recipe, data, loss, seed)
         if not isinstance(recipe.schedule, Rounds):
-            raise RecipeError(f"{recipe.name}: cycle needs a Rounds schedule, got {type(recipe.schedule).__name__}; use ow.{recipe.drive}")
+            raise RecipeError(
+                f"{recipe.name}: cycle needs a Rounds schedule, got {type(recipe.schedule).__name__}; use "
+                f"ow.{recipe.drive}"
+            )
         if recipe.relaxation is not None or recipe.rule.needs_grads:
             raise RecipeError(f"{recipe.name}: gates and step gradients need ow.attach, not ow.cycle")
         self.schedule = recipe.schedule
         if self.schedule.rewind == "weights":
             if rewind_to is None:
-                raise RecipeError(f"{recipe.name}: rewinding weights needs rewind_to=, the state dict of the rewind point")
+                raise RecipeError(
+                    f"{recipe.name}: rewinding weights needs rewind_to=, the state dict of the rewind point"
+                )
             _refuse_foreign(rewind_to, model)
         self.model, self.recipe = model, recipe
         self._rewind_to = {k: v.detach().clone() for k, v in rewind_to.items()} if rewind_to is not None else None
@@ -163,4 +168,6 @@ def _refuse_foreign(state: Mapping[str, Tensor], model: nn.Module) -> None:
     own = model.state_dict()
     wrong = sorted(set(own) ^ set(state)) or [k for k in own if own[k].shape != state[k].shape]
     if wrong:
-        raise RecipeError(f"rewind_to must be a state dict of this model; {wrong[0]} is missing, unknown or of another shape")
+        raise RecipeError(
+            f"rewind_to must be a state dict of this model; {wrong[0]} is missing, unknown or of another shape"
+        )

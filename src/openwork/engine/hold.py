@@ -30,7 +30,9 @@ def hold(model: nn.Module, masks: Mapping[str, Tensor], optimizer: Optimizer | N
         if name not in params:
             raise OpenworkError(f"{name}: the masks name it but {type(model).__name__} has no such parameter")
         if params[name].shape != mask.shape:
-            raise OpenworkError(f"{name}: the mask has shape {tuple(mask.shape)}, the parameter {tuple(params[name].shape)}")
+            raise OpenworkError(
+                f"{name}: the mask has shape {tuple(mask.shape)}, the parameter {tuple(params[name].shape)}"
+            )
     placed = {n: m.to(params[n].device) for n, m in masks.items()}
 
     def before(*_: object) -> None:

@@ -43,7 +43,9 @@ def prune(
     """
     session = Session(model, recipe, data, loss, seed)
     if recipe.drive != "prune":
-        raise RecipeError(f"{recipe.name} works over many steps; use ow.{recipe.drive}, ow.prune does one-shot recipes only")
+        raise RecipeError(
+            f"{recipe.name} works over many steps; use ow.{recipe.drive}, ow.prune does one-shot recipes only"
+        )
     if recipe.rule.needs_grads:
         raise MissingStatistic(f"{recipe.name} reads the gradients of training steps; use ow.attach")
     if recipe.relaxation is not None:

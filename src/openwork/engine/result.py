@@ -14,7 +14,7 @@ from openwork.core.masks import Masks, masks_of
 from openwork.core.protocols import Partition
 from openwork.core.recipe import Recipe
 from openwork.core.select import count_kept
-from openwork.errors import DensityMissed, MissingStatistic
+from openwork.errors import DensityMissed
 from openwork.metrics.density import Densities, densities
 from openwork.structure.cover import Covered
 
@@ -90,15 +90,14 @@ class Result:
 
     def report(self) -> str:
         """The result as text, made for reading in a terminal."""
-        if self.reporter is None:
-            raise MissingStatistic("Result.report needs the report room; import openwork")
-        return self.reporter(self.to_dict())
+        from openwork.report import report_text
 
-    reporter = None
+        return report_text(self.to_dict())
 
     def __repr__(self) -> str:
         c = self.counts
-        return f"Result({self.recipe.name}: kept {c.kept:,} of {c.targeted_numel:,} targeted = {c.targeted:.4f}, {c.total:.4f} of all)"
+        share = f"{c.targeted:.4f}, {c.total:.4f} of all"
+        return f"Result({self.recipe.name}: kept {c.kept:,} of {c.targeted_numel:,} targeted = {share})"
 
 
 def conclude(

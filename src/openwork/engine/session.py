@@ -22,7 +22,9 @@ class Session:
 
     def __init__(self, model: nn.Module, recipe: Recipe, data: Iterable[Any] | None, loss: Loss | None, seed: int):
         if not isinstance(recipe, Recipe):
-            raise RecipeError(f"a recipe must be a Recipe, got {type(recipe).__name__}; call a method, e.g. magnitude(density=0.1)")
+            raise RecipeError(
+                f"a recipe must be a Recipe, got {type(recipe).__name__}; call a method, e.g. magnitude(density=0.1)"
+            )
         self.model, self.recipe, self.seed = model, recipe, seed
         self.parts, self.coverage = partition(model, recipe.structure, recipe.where)
         named = dict(model.named_parameters())
@@ -41,12 +43,16 @@ class Session:
         self.state: Any = None
         self.log: list[dict[str, Any]] = []
 
-    def now(self, step: int, grads: Mapping[str, Tensor] = EMPTY, learned: Mapping[str, Tensor] = EMPTY, stats: Any = EMPTY) -> Now:
+    def now(
+        self, step: int, grads: Mapping[str, Tensor] = EMPTY, learned: Mapping[str, Tensor] = EMPTY, stats: Any = EMPTY
+    ) -> Now:
         """The situation at one step, for rules to read."""
         weights = {n: p.detach() for n, p in self.params.items()}
         return Now(self.parts, self.units, weights, stats, grads, learned, step, self.rng)
 
-    def decide(self, phase: Phase, step: int, grads: Mapping[str, Tensor] = EMPTY, learned: Mapping[str, Tensor] = EMPTY) -> Update:
+    def decide(
+        self, phase: Phase, step: int, grads: Mapping[str, Tensor] = EMPTY, learned: Mapping[str, Tensor] = EMPTY
+    ) -> Update:
         """Ask the rule for new units, remember them and its state, and log what changed."""
         if phase.share >= 1:
             update = Update({n: torch.ones_like(u) for n, u in self.units.items()}, state=self.state)
@@ -77,4 +83,6 @@ class Session:
 def _refuse_bad_weights(params: Mapping[str, nn.Parameter]) -> None:
     for name, param in params.items():
         if not bool(torch.isfinite(param.detach()).all()):
-            raise DivergedError(f"{name}: weights must be finite, got NaN or infinity; the model has diverged or was loaded wrongly")
+            raise DivergedError(
+                f"{name}: weights must be finite, got NaN or infinity; the model has diverged or was loaded wrongly"
+            )

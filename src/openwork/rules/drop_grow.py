@@ -104,7 +104,9 @@ class DropGrow(Rule):
         for n, part in now.parts.items():
             for member, where in part.spread(units[n] & ~now.units[n]).items():
                 fresh[member] = fresh[member] | where if member in fresh else where
-        return Update(units, state={"ever": ever, "started": True}, fresh=fresh, log=self._log(now.units, units, ever, share))
+        return Update(
+            units, state={"ever": ever, "started": True}, fresh=fresh, log=self._log(now.units, units, ever, share)
+        )
 
     def _replace(self, name: str, part: Partition, now: Now, share: float) -> Tensor:
         alive = now.units[name]

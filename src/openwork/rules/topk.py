@@ -33,7 +33,10 @@ class TopK(Rule):
     def update(self, now: Now, phase: Phase, state: Any) -> Update:
         scores = {name: self._finite(name, self.criterion(part, now), phase) for name, part in now.parts.items()}
         if self.nested:
-            enough = sum(int(u.sum()) for u in now.units.values()) >= phase.share * sum(u.numel() for u in now.units.values()) - 1
+            enough = (
+                sum(int(u.sum()) for u in now.units.values())
+                >= phase.share * sum(u.numel() for u in now.units.values()) - 1
+            )
             if enough:
                 scores = {n: s.masked_fill(~now.units[n], float("-inf")) for n, s in scores.items()}
         counts = self.allocation(now, scores, phase.share)
@@ -44,7 +47,8 @@ class TopK(Rule):
         if not bool(torch.isfinite(scores).all()):
             bad = int((~torch.isfinite(scores)).sum())
             raise DivergedError(
-                f"{name}: {bad} of {scores.numel()} scores are NaN or infinite in the {phase.name} phase; check the weights and the loss"
+                f"{name}: {bad} of {scores.numel()} scores are NaN or infinite in the {phase.name} phase; "
+                "check the weights and the loss"
             )
         return scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Literal
 
 from openwork.core.now import Phase
@@ -35,7 +36,7 @@ class Phases:
     In a ``soften`` phase the sparsity rises as ``s (1 - e^(-c u)) / (1 - e^(-c))`` with ``u`` the progress inside the
     phase and ``c = exponent`` (SequentialAttention++), updated every ``every`` steps and exactly at its end.
 
-    ``restart`` says at which phase starts the optimiser forgets its moments: all of them, dense ones only (AC/DC), or none.
+    ``restart`` says at which phase starts the optimiser forgets its moments: all, dense ones only (AC/DC), or none.
     """
 
     density: float
@@ -60,7 +61,8 @@ class Phases:
         short = [s for s, (a, b) in zip(self.stretches, self.bounds, strict=True) if b <= a]
         if short:
             raise RecipeError(
-                f"Phases: {self.steps} steps give the {short[0].kind} phase of {short[0].fraction:.3f} no step; train longer"
+                f"Phases: {self.steps} steps give the {short[0].kind} phase of {short[0].fraction:.3f} no "
+                "step; train longer"
             )
 
     @cached_property
@@ -70,7 +72,7 @@ class Phases:
         for stretch in self.stretches:
             done += stretch.fraction
             edges.append(round(done * self.steps))
-        return tuple(zip(edges[:-1], edges[1:], strict=True))
+        return tuple(pairwise(edges))
 
     @property
     def last(self) -> int:

@@ -13,7 +13,9 @@ from openwork.errors import RecipeError
 def check_density(density: float, owner: str) -> None:
     """Refuse anything that is not a share in (0, 1]."""
     if isinstance(density, bool) or not isinstance(density, int | float) or math.isnan(density) or not 0 < density <= 1:
-        hint = f"; {density:g} % is {density / 100:g}" if isinstance(density, int | float) and 1 < density <= 100 else ""
+        hint = (
+            f"; {density:g} % is {density / 100:g}" if isinstance(density, int | float) and 1 < density <= 100 else ""
+        )
         raise RecipeError(f"{owner}: density must be a kept share in (0, 1], got {density!r}{hint}")
 
 

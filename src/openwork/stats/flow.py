@@ -44,7 +44,9 @@ class SynapticFlow(Stat):
                 output: Any = forward(lambda *a, **k: call({**fixed, **leaves}, *a, **k), ones)
                 total = (output if isinstance(output, Tensor) else output.logits).sum()
             if not bool(torch.isfinite(total)):
-                raise DivergedError("SynapticFlow: the flow overflows float64; scale the weights down or prune fewer layers")
+                raise DivergedError(
+                    "SynapticFlow: the flow overflows float64; scale the weights down or prune fewer layers"
+                )
             grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
             return {n: torch.zeros_like(w) if g is None else g for (n, w), g in zip(leaves.items(), grads, strict=True)}
 

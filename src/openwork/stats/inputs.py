@@ -47,7 +47,8 @@ class InputSquares(Stat):
         missing = members - set(total)
         if missing:
             raise MissingStatistic(
-                f"{sorted(missing)[0]}: its inputs were never seen ({len(missing)} tensors); it is not the weight of a layer "
+                f"{sorted(missing)[0]}: its inputs were never seen ({len(missing)} tensors); it is not the "
+                "weight of a layer "
                 "that the forward pass calls, leave it out with Select(exclude=...)"
             )
         return total
@@ -62,13 +63,13 @@ def _watch(name: str, total: dict[str, Tensor]) -> Any:
 
 
 def _squares(module: nn.Module, x: Tensor) -> Tensor:
-    weight: Tensor = module.weight.detach()  # type: ignore[assignment]
+    weight = dict(module.named_parameters(recurse=False))["weight"].detach()
     squared = x.float().square()
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         # the gradient of a convolution with respect to its kernel, for an output gradient of ones, is this sum
         leaf = torch.zeros_like(weight, dtype=torch.float32, requires_grad=True)
         with torch.enable_grad():
-            out = module._conv_forward(squared, leaf, None)  # type: ignore[operator]
+            out = module._conv_forward(squared, leaf, None)
             (grad,) = torch.autograd.grad(out.sum(), leaf)
         return grad
     columns = squared.flatten(0, -2).sum(0)

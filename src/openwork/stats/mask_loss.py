@@ -37,7 +37,8 @@ class MaskLoss(Stat):
                 loss = loss_on(lambda *a, **k: call(leaves, *a, **k), batch, ctx.loss, step=step)
                 grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
             slopes = {
-                n: torch.zeros_like(weights[n]) if g is None else weights[n] * g for n, g in zip(leaves, grads, strict=True)
+                n: torch.zeros_like(weights[n]) if g is None else weights[n] * g
+                for n, g in zip(leaves, grads, strict=True)
             }
             return float(loss.detach()), slopes
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from openwork.core.targets import Target
-from openwork.core.views import MatrixView, kernel_view
+from openwork.core.views import kernel_view
 from openwork.errors import StructureError
 from openwork.structure.tiles import Tiles
 
@@ -77,8 +77,10 @@ class Block(Shape):
         tiles = Tiles(target.name, target.view, (self.rows, self.cols))
         if self.rows > rows and self.cols > cols:
             raise StructureError(
-                f"{target.name}: Block({self.rows}, {self.cols}) must fit into the {rows} x {cols} matrix, but it is larger in "
-                f"both directions; choose a smaller block or leave the layer out with Select(exclude=({target.name!r},))"
+                f"{target.name}: Block({self.rows}, {self.cols}) must fit into the {rows} x {cols} matrix, but "
+                "it is larger in "
+                "both directions; choose a smaller block or leave the layer out with "
+                f"Select(exclude=({target.name!r},))"
             )
         return tiles
 
@@ -134,9 +136,9 @@ class Kernel(Shape):
     """Single 2-D kernels: all positions of one (output, input) channel pair; other layers are left out."""
 
     def fit(self, target: Target) -> Tiles | str:
-        view: MatrixView | None = kernel_view(target.view) if target.conv else None
-        if view is None:
+        if not target.conv:
             return "Kernel applies to convolutions only"
+        view = kernel_view(target.view)
         return Tiles(target.name, view, (1, view.inner))
 
 
@@ -160,7 +162,8 @@ class GroupOf(Shape):
         inner = target.view.inner
         if self.dim == 1 and target.conv and inner != target.view.folded[2] and inner % self.size:
             raise StructureError(
-                f"{target.name}: GroupOf({self.size}) needs a channel count divisible by {self.size}, but it is {inner}; "
+                f"{target.name}: GroupOf({self.size}) needs a channel count divisible by {self.size}, but it "
+                f"is {inner}; "
                 f"choose another size or leave the layer out with Select(exclude=({target.name!r},))"
             )
         return Tiles(target.name, target.view, (1, self.size) if self.dim == 1 else (self.size, 1))

@@ -1,0 +1,3 @@
+from openwork.cli.main import main
+
+raise SystemExit(main())

@@ -1,0 +1,51 @@
+"""Parse, dispatch, and turn errors into one line and an exit code.
+
+Exit codes: 0 done and every promise kept; 1 a promise was missed (density, verification); 2 bad input;
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from openwork.cli import demo, inspect, methods, prune
+from openwork.errors import DensityMissed, OpenworkError, VerificationFailed
+
+VERBS = {"demo": demo, "prune": prune, "inspect": inspect, "methods": methods}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    from openwork import __version__
+
+    parser = argparse.ArgumentParser(prog="openwork", description="Make neural networks sparse, and know what you got.")
+    parser.add_argument("--version", action="version", version=f"openwork {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, verb in VERBS.items():
+        summary = (verb.__doc__ or "").splitlines()[0]
+        sub = verbs.add_parser(
+            name, help=summary, description=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+        verb.arguments(sub)
+        sub.add_argument("--json", metavar="FILE", help="also write the outcome as JSON ('-' for standard output)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code."""
+    args = build_parser().parse_args(argv)
+    try:
+        return VERBS[args.verb].run(args)
+    except (DensityMissed, VerificationFailed) as problem:
+        print(f"openwork {args.verb}: {problem}", file=sys.stderr)
+        return 1
+    except OpenworkError as problem:
+        print(f"openwork {args.verb}: {problem}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"openwork {args.verb}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0

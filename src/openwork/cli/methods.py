@@ -1,0 +1,45 @@
+"""List the methods: what they are, what they need, which claims were measured."""
+
+from __future__ import annotations
+
+import argparse
+
+from rich.table import Table
+
+from openwork import methods as index
+from openwork.cli.output import console, write_json
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("name", nargs="?", help="one method: its whole documentation and its claims")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the table, or one method."""
+    out = console(args.json)
+    if args.name is not None:
+        entry = index.find(args.name)
+        out.print(f"{entry.name}: {entry.title} ({entry.paper})\n", markup=False)
+        out.print((index.get(args.name).__doc__ or "").strip(), markup=False)
+        for text, state in entry.claims:
+            out.print(f"\n  [{state}] {text}", markup=False)
+        write_json(args.json, _plain(entry))
+        return 0
+    table = Table(box=None, pad_edge=False)
+    for column in ("method", "what it is", "engine", "needs", "structures", "claims held"):
+        table.add_column(column)
+    for entry in index.METHODS:
+        table.add_row(entry.name, entry.title, f"ow.{entry.drive}", entry.needs, entry.structures, _claims(entry))
+    out.print(table)
+    write_json(args.json, [_plain(entry) for entry in index.METHODS])
+    return 0
+
+
+def _claims(entry: index.Method) -> str:
+    held = sum(state.startswith("held") for _, state in entry.claims)
+    return f"{held} of {len(entry.claims)}"
+
+
+def _plain(entry: index.Method) -> dict[str, object]:
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in entry.__dict__.items()}

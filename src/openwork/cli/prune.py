@@ -1,0 +1,173 @@
+"""Train (or load), prune, fine-tune, evaluate and save one model."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from openwork.cli.output import Bars, console, write_json
+from openwork.cli.parse import FORMS, options_of, structure_of
+from openwork.core.recipe import Recipe
+from openwork.core.targets import Select
+from openwork.errors import FileError, RecipeError
+from openwork.lab import Job, Runner
+from openwork.lab.budget import default_budget
+from openwork.report import report_text
+from openwork.ship import read_result, save
+
+_BUDGET = ("epochs", "finetune_epochs", "batch_size", "lr", "finetune_lr", "weight_decay", "optimizer")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    add = parser.add_argument
+    add("--model", default="mlp", help="zoo name, folder with config.json (Hugging Face), or package.module:factory")
+    add(
+        "--data", default="digits", help="digits, fashion-mnist, photopatch-27, cifar10-jpeg, or package.module:factory"
+    )
+    add("--root", help="folder that holds the data")
+    add("--method", default="magnitude", help="a name of `openwork methods`")
+    add("--structure", help=FORMS)
+    add("--density", type=float, help="kept share in (0, 1]")
+    add("--include", action="append", default=[], metavar="PATTERN", help="only parameters that match")
+    add("--exclude", action="append", default=[], metavar="PATTERN", help="not these")
+    add("--min-units", type=int, default=1, help="tensors with fewer units stay dense")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", dest="options", help="an option of the method")
+    add("--recipe", metavar="FILE", help="a recipe file instead of --method, --density, --structure and patterns")
+    add("--checkpoint", metavar="FILE", help="dense weights (safetensors) instead of dense training")
+    add(
+        "--at",
+        choices=("pretrained", "init"),
+        default="pretrained",
+        help="one-shot: prune a trained or a fresh network",
+    )
+    add("--model-option", action="append", default=[], metavar="KEY=VALUE", help="an option of the model")
+    add("--data-option", action="append", default=[], metavar="KEY=VALUE", help="an option of the data set")
+    add("--epochs", type=float, help="dense epochs (default: by data set)")
+    add("--finetune-epochs", type=float, help="epochs after pruning (default: by data set)")
+    add("--batch-size", type=int)
+    add("--lr", type=float, help="peak learning rate of training")
+    add("--finetune-lr", type=float, help="peak learning rate of fine-tuning")
+    add("--weight-decay", type=float)
+    add("--optimizer", choices=("sgd", "adamw"))
+    add("--seed", type=int, default=0)
+    add("--threads", type=int, help="torch threads")
+    add("--out", metavar="DIR", help="result folder")
+    add("--overwrite", action="store_true", help="replace an earlier result or a stopped run")
+    add("--resume", action="store_true", help="continue a stopped run, bit for bit")
+    add("--save-every", type=float, default=20.0, metavar="SECONDS", help="time between checkpoints")
+    add("--dry-run", action="store_true", help="check everything, print the recipe and the coverage, train nothing")
+    add("--quiet", action="store_true", help="print the last line only")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do it; returns 0 only when the density was really reached."""
+    import torch
+
+    if args.threads is not None:
+        if args.threads < 1:
+            raise RecipeError(f"--threads must be at least 1, got {args.threads}")
+        torch.set_num_threads(args.threads)
+    out = console(args.json)
+    job = job_of(args)
+    folder = Path(args.out) if args.out else None
+    if folder is not None and args.resume and (folder / "openwork.json").is_file():
+        out.print(f"{folder} is finished already; nothing to resume")
+        write_json(args.json, read_result(folder).to_dict())
+        return 0
+    if args.dry_run:
+        return _dry_run(args, job)
+    work = _work_folder(folder, args)
+    with Bars(out, args.quiet) as bars:
+        runner = Runner(job, work, watch=bars.step, save_every=args.save_every)
+        if work is not None:
+            work.mkdir(parents=True, exist_ok=True)
+        model, result = runner.run(resume=args.resume)
+    if folder is not None:
+        save(model, result, folder, overwrite=args.overwrite)
+        if work is not None:
+            shutil.rmtree(work, ignore_errors=True)
+    data = result.to_dict()
+    if not args.quiet:
+        out.print(report_text(data), markup=False)
+    final = result.metrics.get("finetuned") or result.metrics.get("pruned") or {}
+    where = f", saved in {folder}" if folder is not None else ""
+    out.print(
+        f"{result.recipe.name}: density {result.density:.4f}, accuracy {100 * final.get('accuracy', 0):.2f} %{where}",
+        markup=False,
+    )
+    write_json(args.json, data)
+    return 0
+
+
+def job_of(args: argparse.Namespace) -> Job:
+    """The job that the options describe."""
+    given = {k: getattr(args, k) for k in _BUDGET if getattr(args, k) is not None}
+    recipe = Recipe.load(args.recipe) if args.recipe else None
+    if recipe is not None and (
+        args.density is not None or args.structure or args.options or args.include or args.exclude
+    ):
+        raise RecipeError(
+            "--recipe is a whole recipe; leave out --density, --structure, --set, --include and --exclude"
+        )
+    return Job(
+        model=args.model,
+        data=args.data,
+        method=recipe.name if recipe is not None else args.method,
+        density=args.density,
+        structure=structure_of(args.structure) if args.structure else None,
+        where=Select(tuple(args.include), tuple(args.exclude), args.min_units),
+        options=options_of(args.options),
+        recipe=recipe,
+        budget=replace(default_budget(args.data), **given),
+        seed=args.seed,
+        at=args.at,
+        checkpoint=args.checkpoint,
+        root=args.root,
+        model_options=options_of(args.model_option),
+        data_options=options_of(args.data_option),
+    )
+
+
+def _work_folder(folder: Path | None, args: argparse.Namespace) -> Path | None:
+    """Where the stopped run of a result folder lies; refuses to touch anything without a word."""
+    if folder is None:
+        if args.resume:
+            raise RecipeError("--resume needs --out, the folder of the stopped run")
+        return None
+    work = folder.with_name(f"{folder.name}.partial")
+    if folder.exists() and not args.overwrite:
+        raise FileError(f"{folder}: exists already; choose another folder or add --overwrite")
+    if work.exists() and not args.resume:
+        if not args.overwrite:
+            raise FileError(f"{work}: holds a stopped run; continue it with --resume or discard it with --overwrite")
+        shutil.rmtree(work)
+    return work
+
+
+def _dry_run(args: argparse.Namespace, job: Job) -> int:
+    from openwork.structure import partition
+
+    out = console(args.json)
+    runner = Runner(job)
+    parts, coverage = partition(runner.model, runner.recipe.structure, runner.recipe.where)
+    units = sum(p.n_units for p in parts.values())
+    plan: dict[str, Any] = {
+        "recipe": runner.recipe.to_dict(),
+        "dense_steps": runner.dense_steps,
+        "finetune_steps": runner.finetune_steps,
+        "units": units,
+        "tensors": [{"name": c.name, "numel": c.numel, "units": c.units, "skipped": c.skipped} for c in coverage],
+    }
+    for c in coverage:
+        out.print(f"  {c.name:<44} {c.numel:>12,}  {f'{c.units:,} units' if c.units else c.skipped}", markup=False)
+    out.print(
+        f"dry run: {job.method} would keep {runner.recipe.density:g} of {units:,} units; nothing was trained "
+        "or written",
+        markup=False,
+    )
+    write_json(args.json, plan)
+    return 0

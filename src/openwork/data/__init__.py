@@ -1,0 +1,8 @@
+"""Small data sets read from files that are already there. Nothing here downloads unless told to."""
+
+from openwork.data.batches import Batches
+from openwork.data.dataset import DataSet
+from openwork.data.registry import load_data
+from openwork.data.split import split_off
+
+__all__ = ["Batches", "DataSet", "load_data", "split_off"]

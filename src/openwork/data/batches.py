@@ -1,0 +1,94 @@
+"""Batches that can be read again, continued from any step, and come out the same each time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from openwork.data.augment import Augment, augmented, check_augment
+from openwork.data.seeds import stream
+from openwork.errors import DataError
+
+
+class Batches:
+    """Batches of ``(x, y)`` in an order that depends on the seed and the epoch only.
+
+    Each iteration is the next epoch; set ``epoch`` to continue a stopped run. ``batch(step)`` gives any batch
+    of the endless sequence directly, equal bit for bit to the one that iteration gives.
+
+    Examples:
+        >>> numbers = torch.arange(6)
+        >>> batches = Batches(numbers, numbers, batch_size=4, seed=0)
+        >>> [len(x) for x, y in batches]
+        [4, 2]
+        >>> second_epoch = [x.tolist() for x, y in batches]
+        >>> batches.batch(2)[0].tolist() == second_epoch[0]
+        True
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        batch_size: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        augment: Augment = None,
+    ):
+        if len(x) == 0:
+            raise DataError("Batches needs at least one sample, got none")
+        if len(x) != len(y):
+            raise DataError(f"Batches: x and y must have one length, got {len(x)} and {len(y)}")
+        if batch_size < 1:
+            raise DataError(f"Batches: batch_size must be at least 1, got {batch_size}")
+        if drop_last and batch_size > len(x):
+            raise DataError(
+                f"Batches: batch_size {batch_size} with drop_last leaves no batch of {len(x)} samples; "
+                "lower it or keep the last batch"
+            )
+        check_augment(augment, "Batches")
+        if augment and x.dim() != 4:
+            raise DataError(f"Batches: augment={augment!r} needs pictures [N, C, H, W], got {tuple(x.shape)}")
+        self.x, self.y, self.batch_size, self.seed = x, y, batch_size, seed
+        self.shuffle, self.drop_last, self.augment = shuffle, drop_last, augment
+        self.epoch = 0
+        self._order: tuple[int, Tensor] = (-1, torch.empty(0))  # the epoch last used and its order
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """How many batches one epoch has."""
+        whole, rest = divmod(len(self.x), self.batch_size)
+        return whole + (rest > 0 and not self.drop_last)
+
+    def __len__(self) -> int:
+        return self.steps_per_epoch
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        first = self.epoch * self.steps_per_epoch
+        self.epoch += 1
+        return (self.batch(step) for step in range(first, first + self.steps_per_epoch))
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """The batch of a global step, counted from 0 over all epochs.
+
+        Raises:
+            DataError: a negative step.
+        """
+        if step < 0:
+            raise DataError(f"Batches: step must be at least 0, got {step}")
+        epoch, index = divmod(step, self.steps_per_epoch)
+        chosen = slice(index * self.batch_size, (index + 1) * self.batch_size)
+        if not self.shuffle:
+            x, y = self.x[chosen], self.y[chosen]
+        else:
+            order = self._order_of(epoch)[chosen].to(self.x.device)
+            x, y = self.x[order], self.y[order]
+        return augmented(x, self.augment, stream(self.seed, "augment", step)) if self.augment else x, y
+
+    def _order_of(self, epoch: int) -> Tensor:
+        if self._order[0] != epoch:
+            self._order = epoch, torch.randperm(len(self.x), generator=stream(self.seed, "order", epoch))
+        return self._order[1]

@@ -1,0 +1,66 @@
+"""How long and how a job trains; sensible defaults per data set."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from openwork.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Training budget: ``epochs`` dense, then ``finetune_epochs`` after pruning; sparse training gets both in one.
+
+    The learning rate warms up over ``warmup`` of the steps and falls on a cosine to zero. ``rewind`` is the share of
+    the dense training after which the rewind point of iterative methods lies.
+    """
+
+    epochs: float = 10
+    finetune_epochs: float = 5
+    batch_size: int = 128
+    lr: float = 0.05
+    finetune_lr: float = 0.02
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    warmup: float = 0.05
+    rewind: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.epochs <= 0 or self.finetune_epochs < 0:
+            raise RecipeError(
+                f"Budget: needs epochs > 0 and finetune_epochs >= 0, got {self.epochs} and {self.finetune_epochs}"
+            )
+        if self.batch_size < 1 or self.lr <= 0 or self.finetune_lr <= 0:
+            raise RecipeError(
+                f"Budget: batch_size, lr and finetune_lr must be positive, got {self.batch_size}, {self.lr}, "
+                f"{self.finetune_lr}"
+            )
+        if self.optimizer not in ("sgd", "adamw"):
+            raise RecipeError(f"Budget: optimizer must be 'sgd' or 'adamw', got {self.optimizer!r}")
+        if not 0 <= self.warmup < 1 or not 0 <= self.rewind < 1:
+            raise RecipeError(
+                f"Budget: warmup and rewind must be shares in [0, 1), got {self.warmup} and {self.rewind}"
+            )
+
+    def rate(self, step: int, steps: int, peak: float) -> float:
+        """Learning rate at a step of a stage that is ``steps`` long."""
+        warm = max(1, round(self.warmup * steps))
+        if step < warm:
+            return peak * (step + 1) / warm
+        return peak * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+DEFAULTS: dict[str, Budget] = {
+    "digits": Budget(epochs=40, finetune_epochs=20, batch_size=64, lr=0.1, finetune_lr=0.05),
+    "fashion-mnist": Budget(epochs=3, finetune_epochs=1, batch_size=128, lr=0.1, finetune_lr=0.05),
+    "photopatch-27": Budget(epochs=6, finetune_epochs=2, batch_size=128, lr=0.1, finetune_lr=0.05),
+    "cifar10-jpeg": Budget(epochs=20, finetune_epochs=5, batch_size=128, lr=0.1, finetune_lr=0.02),
+}
+
+
+def default_budget(data: str) -> Budget:
+    """The budget of a known data set, or the general one."""
+    return DEFAULTS.get(data, Budget())

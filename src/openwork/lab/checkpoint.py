@@ -1,0 +1,78 @@
+"""Nested state (tensors and plain data) in one safetensors file, replaced atomically. No pickle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as tensors_to_bytes
+from torch import Tensor
+
+from openwork.errors import FileError
+from openwork.ship.atomic import write_file
+
+FORMAT = "openwork-checkpoint-1"
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Write nested dicts, lists, tuples, tensors, numbers, strings, booleans and None.
+
+    Raises:
+        FileError: a value of another kind, or the disk refuses.
+    """
+    tensors: dict[str, Tensor] = {}
+    plan = _pack(state, tensors)
+    write_file(path, tensors_to_bytes(tensors, metadata={"format": FORMAT, "state": json.dumps(plan)}))
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Inverse of ``save_state``.
+
+    Raises:
+        FileError: missing, truncated, corrupt or foreign file.
+    """
+    if not path.is_file():
+        raise FileError(f"{path}: no such checkpoint")
+    try:
+        with safe_open(path, "pt") as file:
+            meta = file.metadata() or {}
+            if meta.get("format") != FORMAT:
+                raise FileError(f"{path}: not a checkpoint of openwork (format {meta.get('format')!r})")
+            plan = json.loads(meta["state"])
+            return _unpack(plan, {k: file.get_tensor(k) for k in file.keys()})  # noqa: SIM118
+    except (SafetensorError, ValueError, KeyError, OSError) as problem:
+        if isinstance(problem, FileError):
+            raise
+        raise FileError(f"{path}: corrupt or truncated checkpoint ({problem})") from None
+
+
+def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        key = f"t{len(tensors)}"
+        tensors[key] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return {"tensor": key}
+    if isinstance(value, dict):
+        return {"dict": [[_pack(k, tensors), _pack(v, tensors)] for k, v in value.items()]}
+    if isinstance(value, list):
+        return [_pack(v, tensors) for v in value]
+    if isinstance(value, tuple):
+        return {"tuple": [_pack(v, tensors) for v in value]}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise FileError(f"a checkpoint holds tensors and plain data, got {type(value).__name__}")
+
+
+def _unpack(plan: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(plan, list):
+        return [_unpack(v, tensors) for v in plan]
+    if isinstance(plan, dict):
+        ((kind, inner),) = plan.items()
+        if kind == "tensor":
+            return tensors[inner]
+        if kind == "tuple":
+            return tuple(_unpack(v, tensors) for v in inner)
+        return {_unpack(k, tensors): _unpack(v, tensors) for k, v in inner}
+    return plan

@@ -1,0 +1,84 @@
+"""One job as data: which model, data, method, budget and seed."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from openwork import methods
+from openwork.core.protocols import Structure
+from openwork.core.recipe import Recipe
+from openwork.core.serial import to_plain
+from openwork.core.targets import Select
+from openwork.errors import RecipeError, did_you_mean
+from openwork.lab.budget import Budget
+
+
+@dataclass(frozen=True)
+class Job:
+    """A method on a model and a data set under a budget.
+
+    ``recipe`` (a whole recipe) replaces ``method``, ``density``, ``structure``, ``where`` and ``options``.
+    ``at="init"`` prunes one-shot before any training. ``checkpoint`` holds dense weights (safetensors) to start from
+    instead of training.
+    """
+
+    model: str
+    data: str
+    method: str = "magnitude"
+    density: float | None = None
+    structure: Structure | None = None
+    where: Select = field(default_factory=Select)
+    options: dict[str, Any] = field(default_factory=dict)
+    recipe: Recipe | None = None
+    budget: Budget = field(default_factory=Budget)
+    seed: int = 0
+    at: Literal["pretrained", "init"] = "pretrained"
+    checkpoint: str | None = None
+    root: str | None = None
+    model_options: dict[str, Any] = field(default_factory=dict)
+    data_options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.at not in ("pretrained", "init"):
+            raise RecipeError(f"Job: at must be 'pretrained' or 'init', got {self.at!r}")
+
+    def build_recipe(self, steps: int) -> Recipe:
+        """The recipe for a training of ``steps`` optimiser steps.
+
+        Raises:
+            RecipeError: unknown method or option, refused values.
+        """
+        if self.recipe is not None:
+            return self.recipe
+        make = methods.get(self.method)
+        known = inspect.signature(make).parameters
+        given: dict[str, Any] = {"where": self.where, **self.options}
+        if self.density is not None:
+            given["density"] = self.density
+        if self.structure is not None:
+            given["structure"] = self.structure
+        for name in given:
+            if name not in known:
+                raise RecipeError(f"{self.method} has no option {name!r}; {did_you_mean(name, known)}")
+        if methods.find(self.method).drive == "attach":
+            given = {**_clock(known, steps), **given}
+        return make(**given)
+
+    def describe(self) -> dict[str, Any]:
+        """Plain data for the manifest, and for recognising a stopped job."""
+        plain = {k: v for k, v in self.__dict__.items() if k not in ("structure", "where", "recipe", "budget")}
+        parts = {
+            k: None if getattr(self, k) is None else to_plain(getattr(self, k))
+            for k in ("structure", "where", "recipe")
+        }
+        return {**plain, **parts, "budget": asdict(self.budget)}
+
+
+def _clock(known: Any, steps: int) -> dict[str, Any]:
+    """The time arguments of sparse-training methods, as shares of the whole training."""
+    times = {"steps": steps, "begin": steps // 10, "end": (6 * steps) // 10, "every": max(1, steps // 100)}
+    if "steps" in known:
+        times = {"steps": steps}
+    return {k: v for k, v in times.items() if k in known}

@@ -1,0 +1,339 @@
+"""Run a job in stages, saving its whole state as it goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from openwork.core.masks import Masks
+from openwork.core.measuring import seeded
+from openwork.data import Batches, DataSet, load_data
+from openwork.engine import Cycle, attach, hold, prune, recalibrate
+from openwork.engine.attach import Attached
+from openwork.engine.result import Result
+from openwork.errors import DivergedError, FileError, RecipeError
+from openwork.lab.checkpoint import load_state, save_state
+from openwork.lab.evaluate import cross_entropy, evaluate
+from openwork.lab.job import Job
+from openwork.lab.state import result_from_state, result_to_state
+from openwork.zoo import build_model
+
+Watch = Callable[[str, int, int, float], None]
+"""Called as (stage, step, steps, loss)."""
+
+
+@dataclass
+class _State:
+    """Where a job stands; everything in it goes to the checkpoint."""
+
+    stage: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    result: Result | None = None
+
+
+class Runner:
+    """Runs one job; with a ``work`` folder it can be killed at any moment and resumed.
+
+    Args:
+        job: what to do.
+        work: folder for the checkpoint; None keeps nothing.
+        data: the loaded data set, when the caller has it already.
+        watch: called after every training step.
+        save_every: seconds between checkpoints.
+
+    Raises:
+        OpenworkError: from ``run``, anything that the job cannot do as asked.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        work: Path | None = None,
+        data: DataSet | None = None,
+        watch: Watch | None = None,
+        save_every: float = 20.0,
+    ):
+        self.job, self.work, self.watch, self.save_every = job, work, watch, save_every
+        self.data = data or load_data(job.data, root=job.root, **job.data_options)
+        with seeded(job.seed):
+            self.model = build_model(job.model, self.data.input_shape, self.data.classes, **job.model_options)
+        budget = job.budget
+        self.batches = Batches(
+            self.data.x_train, self.data.y_train, budget.batch_size, job.seed, augment=self.data.augment
+        )
+        per_epoch = self.batches.steps_per_epoch
+        self.dense_steps = max(1, round(budget.epochs * per_epoch))
+        self.finetune_steps = round(budget.finetune_epochs * per_epoch)
+        self.recipe = job.build_recipe(self.dense_steps + self.finetune_steps)
+        self._state = _State()
+        self._cycle: Cycle | None = None
+        self._saved_at = self._started = time.monotonic()
+        if job.checkpoint is not None:
+            _load_dense(self.model, Path(job.checkpoint))
+
+    # the stages --------------------------------------------------------------------------------------
+
+    def run(self, resume: bool = False) -> tuple[nn.Module, Result]:
+        """Run to the end; returns the pruned model and the result with its metrics, curve and manifest."""
+        saved = self._restore() if resume else None
+        stages = self._stages()
+        for index, (name, stage) in enumerate(stages):
+            if index < self._state.stage:
+                continue
+            stage(name, saved if saved and saved["stage"] == index else None)
+            self._state.stage, self._state.step = index + 1, 0
+            saved = None
+            if index + 1 < len(stages):
+                self._save({})
+        return self.model, self._concluded()
+
+    def _stages(self) -> list[tuple[str, Callable[[str, Any], None]]]:
+        drive = self.recipe.drive
+        if drive == "attach":
+            return [("train", self._train_sparse)]
+        if drive == "cycle":
+            rounds = self.recipe.schedule.rounds  # type: ignore[attr-defined]
+            return [("dense", self._train_dense), *((f"round {i + 1}", self._round) for i in range(rounds))]
+        if self.job.at == "init":
+            return [("prune", self._prune), ("train", self._train_masked)]
+        return [("dense", self._train_dense), ("prune", self._prune), ("finetune", self._finetune)]
+
+    def _train_dense(self, name: str, saved: Any) -> None:
+        if self.job.checkpoint is None:
+            peak = self.job.budget.lr
+            self._train(name, self.dense_steps, 0, lambda s: self.job.budget.rate(s, self.dense_steps, peak), saved)
+        elif self.recipe.drive == "cycle" and self._rewinds():
+            raise RecipeError(f"{self.recipe.name}: rewinding needs its own dense training; leave the checkpoint out")
+        self._measure("dense")
+
+    def _prune(self, name: str, saved: Any) -> None:
+        score = Batches(self.data.x_train, self.data.y_train, min(512, len(self.data.x_train)), self.job.seed + 1)
+        self._state.result = prune(self.model, self.recipe, score, cross_entropy, seed=self.job.seed)
+        self._measure("pruned")
+        if self.job.at == "pretrained" and recalibrate(self.model, score):
+            self._measure("recalibrated")
+
+    def _finetune(self, name: str, saved: Any) -> None:
+        peak, steps = self.job.budget.finetune_lr, self.finetune_steps
+        with hold(self.model, self._result.masks):
+            self._train(name, steps, self.dense_steps, lambda s: self.job.budget.rate(s, steps, peak), saved)
+        self._measure("finetuned")
+
+    def _train_masked(self, name: str, saved: Any) -> None:
+        peak, steps = self.job.budget.lr, self.dense_steps + self.finetune_steps
+        with hold(self.model, self._result.masks):
+            self._train(name, steps, 0, lambda s: self.job.budget.rate(s, steps, peak), saved)
+        self._measure("finetuned")
+
+    def _train_sparse(self, name: str, saved: Any) -> None:
+        steps, budget = self.dense_steps + self.finetune_steps, self.job.budget
+        optimizer = self._optimizer()
+        score = Batches(self.data.x_train, self.data.y_train, min(512, len(self.data.x_train)), self.job.seed + 1)
+        needs = {"data": score, "loss": cross_entropy} if self.recipe.rule.needs else {}
+        run = attach(self.model, self.recipe, optimizer, seed=self.job.seed, **needs)  # type: ignore[arg-type]
+        self._train(name, steps, 0, lambda s: budget.rate(s, steps, budget.lr), saved, optimizer, run)
+        self._state.result = run.finish()
+        self._measure("finetuned")
+
+    def _round(self, name: str, saved: Any) -> None:
+        budget, cycle = self.job.budget, self._rounds()
+        if saved is not None:
+            cycle.load_state_dict(saved["cycle"])
+        else:
+            cycle.prune_round()
+        begin = round(budget.rewind * self.dense_steps) if self._rewinds() else 0
+        share, rest = divmod(self.finetune_steps, cycle.schedule.rounds)
+        last = cycle.done == cycle.schedule.rounds
+        steps = self.dense_steps - begin if self._rewinds() else share + (rest if last else 0)
+        if saved is None:
+            self._measure("pruned" if last else f"round {cycle.done} pruned")
+
+        def rate(step: int) -> float:
+            if self._rewinds():
+                return budget.rate(begin + step, self.dense_steps, budget.lr)
+            return budget.rate(step, steps, budget.finetune_lr)
+
+        offset = begin if self._rewinds() else self.dense_steps + share * (cycle.done - 1)
+        with hold(self.model, cycle.masks):
+            self._train(name, steps, offset, rate, saved)
+        if last:
+            self._state.result = cycle.finish()
+        self._measure("finetuned" if last else f"round {cycle.done}")
+
+    # training ----------------------------------------------------------------------------------------
+
+    def _train(
+        self,
+        name: str,
+        steps: int,
+        offset: int,
+        rate: Callable[[int], float],
+        saved: Any,
+        optimizer: torch.optim.Optimizer | None = None,
+        run: Attached | None = None,
+    ) -> None:
+        """``steps`` optimiser steps on the batches from ``offset`` on; continues from ``saved`` when it is given."""
+        optimizer = optimizer or self._optimizer()
+        keep_rewind = name == "dense" and self.recipe.drive == "cycle" and self._rewinds()
+        start = 0
+        if saved is not None and saved["step"] > 0:
+            start = saved["step"]
+            self.model.load_state_dict(saved["model"])
+            optimizer.load_state_dict(saved["optimizer"])
+            torch.set_rng_state(saved["torch_rng"])
+            if run is not None:
+                run.load_state_dict(saved["run"])
+        else:
+            torch.manual_seed(self.job.seed + 1000 * (self._state.stage + 1))
+        self.model.train()
+        for step in range(start, steps):
+            if keep_rewind and step == round(self.job.budget.rewind * self.dense_steps):
+                self._keep_rewind()
+            x, y = self.batches.batch(offset + step)
+            for group in optimizer.param_groups:
+                group["lr"] = rate(step)
+            loss = cross_entropy(self.model(x), y)
+            if run is not None:
+                loss = loss + run.penalty()
+            if not bool(torch.isfinite(loss)):
+                raise DivergedError(
+                    f"{name}: the loss is {float(loss.detach())} at step {step}; lower the learning rate"
+                )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            value = float(loss.detach())
+            if step % max(1, steps // 50) == 0 or step == steps - 1:
+                self._state.curve.append({"stage": name, "step": step, "loss": value})
+            if self.watch is not None:
+                self.watch(name, step + 1, steps, value)
+            if time.monotonic() - self._saved_at >= self.save_every and step + 1 < steps:
+                self._state.step = step + 1
+                self._save({"optimizer": optimizer.state_dict(), "run": run.state_dict() if run else None})
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        b = self.job.budget
+        if b.optimizer == "adamw":
+            return torch.optim.AdamW(self.model.parameters(), lr=b.lr, weight_decay=b.weight_decay)
+        return torch.optim.SGD(
+            self.model.parameters(), lr=b.lr, momentum=b.momentum, weight_decay=b.weight_decay, nesterov=b.momentum > 0
+        )
+
+    def _measure(self, stage: str) -> None:
+        self._state.metrics[stage] = evaluate(self.model, self.data.x_test, self.data.y_test)
+
+    # rewinding ---------------------------------------------------------------------------------------
+
+    def _rewinds(self) -> bool:
+        return getattr(self.recipe.schedule, "rewind", "none") != "none"
+
+    def _keep_rewind(self) -> None:
+        self._rewind_point: Mapping[str, Tensor] = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        if self.work is not None:
+            save_state(self.work / "rewind.safetensors", dict(self._rewind_point))
+
+    def _rounds(self) -> Cycle:
+        if self._cycle is None:
+            point = None
+            if self._rewinds():
+                point = getattr(self, "_rewind_point", None)
+                if point is None and self.work is not None:
+                    point = load_state(self.work / "rewind.safetensors")
+            score = Batches(self.data.x_train, self.data.y_train, min(512, len(self.data.x_train)), self.job.seed + 1)
+            self._cycle = Cycle(
+                self.model, self.recipe, rewind_to=point, data=score, loss=cross_entropy, seed=self.job.seed
+            )
+        return self._cycle
+
+    # state -------------------------------------------------------------------------------------------
+
+    @property
+    def _result(self) -> Result:
+        assert self._state.result is not None
+        return self._state.result
+
+    def _save(self, extra: dict[str, Any]) -> None:
+        self._saved_at = time.monotonic()
+        if self.work is None:
+            return
+        s = self._state
+        s.seconds += self._saved_at - self._started
+        self._started = self._saved_at
+        state = {
+            "job": self.job.describe(),
+            "stage": s.stage,
+            "step": s.step,
+            "seconds": s.seconds,
+            "metrics": s.metrics,
+            "curve": s.curve,
+            "result": result_to_state(s.result) if s.result is not None else None,
+            "cycle": self._cycle.state_dict() if self._cycle is not None else None,
+            "model": self.model.state_dict(),
+            "torch_rng": torch.get_rng_state(),
+            **extra,
+        }
+        save_state(self.work / "checkpoint.safetensors", state)
+
+    def _restore(self) -> dict[str, Any] | None:
+        if self.work is None or not (self.work / "checkpoint.safetensors").is_file():
+            return None
+        saved = load_state(self.work / "checkpoint.safetensors")
+        if saved.get("job") != self.job.describe():
+            raise FileError(
+                f"{self.work}: the stopped run was another job (other model, data, method, budget or seed); "
+                "resume with the same arguments, or start anew with --overwrite"
+            )
+        s = self._state
+        s.stage, s.step, s.seconds = saved["stage"], saved["step"], saved["seconds"]
+        s.metrics, s.curve = saved["metrics"], saved["curve"]
+        s.result = result_from_state(self.recipe, saved["result"]) if saved["result"] is not None else None
+        if saved["step"] == 0 or self.recipe.drive != "attach":
+            self.model.load_state_dict(saved["model"])
+        if saved["cycle"] is not None and saved["step"] == 0:
+            self._rounds().load_state_dict(saved["cycle"])
+        return saved if saved["step"] > 0 else None
+
+    def _concluded(self) -> Result:
+        result = self._result
+        s = self._state
+        result.metrics, result.curve = s.metrics, s.curve
+        job = {k: v for k, v in self.job.describe().items() if k not in ("recipe", "where", "structure")}
+        seconds = s.seconds + time.monotonic() - self._started
+        result.manifest = {
+            **result.manifest,
+            **job,
+            "data_fingerprint": self.data.fingerprint(),
+            "threads": torch.get_num_threads(),
+            "seconds": round(seconds, 2),
+        }
+        result.masks = Masks(result.masks)
+        return result
+
+
+def _load_dense(model: nn.Module, path: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise FileError(f"{path}: no such checkpoint")
+    try:
+        state = load_file(path)
+    except (SafetensorError, ValueError, OSError) as problem:
+        raise FileError(f"{path}: not a readable safetensors file ({problem})") from None
+    own = model.state_dict()
+    wrong = sorted(set(own) ^ set(state)) or [k for k in own if own[k].shape != state[k].shape]
+    if wrong:
+        raise FileError(
+            f"{path}: does not fit {type(model).__name__}: {wrong[0]} is missing, unknown or of another shape "
+            f"({len(wrong)} tensors)"
+        )
+    model.load_state_dict(state)

@@ -1,0 +1,200 @@
+"""A result folder: ``model.safetensors``, ``masks.safetensors``, ``openwork.json``, ``report.html``. Never pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as tensors_from_bytes
+from safetensors.torch import save as tensors_to_bytes
+from torch import Tensor, nn
+
+from openwork.core.masks import Masks, pack_bits, unpack_bits
+from openwork.core.recipe import Recipe
+from openwork.engine.result import FORMAT, Result
+from openwork.errors import FileError, OpenworkError, VerificationFailed
+from openwork.metrics.density import Densities, densities
+from openwork.report.page import report_html
+from openwork.ship.atomic import new_folder
+from openwork.structure.cover import Covered
+from openwork.zoo.registry import rebuild_model
+
+MODEL, MASKS, INDEX, PAGE = "model.safetensors", "masks.safetensors", "openwork.json", "report.html"
+
+
+def save(model: nn.Module, result: Result, folder: str | Path, *, overwrite: bool = False) -> Path:
+    """Write a pruned model and everything known about it; the folder appears whole or not at all.
+
+    Args:
+        model: the pruned model. Models from the zoo or from transformers can be built again by ``load``.
+        result: what ``prune``, ``finish`` or ``cycle`` returned for this model.
+        folder: must not exist, unless ``overwrite``.
+        overwrite: replace an earlier result; any other folder is refused.
+
+    Raises:
+        FileError: the folder is in the way, or the disk refuses.
+        VerificationFailed: the model does not hold zeros where the masks say so.
+    """
+    counts = densities(model, result.masks)
+    if counts != result.counts:
+        raise VerificationFailed(
+            f"the result counts {result.counts.kept} kept weights, but the model holds {counts.kept}; save the "
+            "model that was pruned"
+        )
+    tensors, tied = _untied(model.state_dict(keep_vars=True))
+    units = {f"units.{n}": pack_bits(u) for n, u in result.units.items()}
+    masks = {f"mask.{n}": m for n, m in result.masks.packed().items()}
+    files = {MODEL: tensors_to_bytes(tensors, metadata={"format": "pt"}), MASKS: tensors_to_bytes({**masks, **units})}
+    data = result.to_dict()
+    data["units"] = {n: u.numel() for n, u in result.units.items()}
+    data["source"] = getattr(model, "openwork_source", None)
+    data["model_class"] = f"{type(model).__module__}.{type(model).__qualname__}"
+    data["tied"] = tied
+    files[PAGE] = report_html(data, result.masks).encode()
+    data["files"] = {n: {"bytes": len(b), "sha256": hashlib.sha256(b).hexdigest()} for n, b in files.items()}
+    files[INDEX] = (json.dumps(data, indent=1, allow_nan=False) + "\n").encode()
+    with new_folder(Path(folder), overwrite) as work:
+        for name, content in files.items():
+            (work / name).write_bytes(content)
+        config = getattr(model, "config", None)
+        if hasattr(config, "save_pretrained"):
+            config.save_pretrained(work)  # type: ignore[union-attr]
+    return Path(folder)
+
+
+def load(
+    folder: str | Path, model: nn.Module | None = None, *, allow_factory: bool = False
+) -> tuple[nn.Module, Result]:
+    """Read a result folder back: the model with its sparse weights, and the result.
+
+    Args:
+        folder: written by ``save``.
+        model: an instance to load into; needed when the folder does not know how to build one.
+        allow_factory: also import and call the function that the folder names; only for folders you trust.
+
+    Raises:
+        FileError: missing, truncated, corrupt or foreign files, or a model that does not fit.
+        OpenworkError: the model cannot be built again; pass ``model=``.
+    """
+    folder = Path(folder)
+    data = read_index(folder)
+    if model is None:
+        if data.get("source") is None:
+            raise OpenworkError(
+                f"{folder}: the folder does not say how to build its model ({data.get('model_class')}); "
+                "build it yourself and pass model="
+            )
+        model = rebuild_model(data["source"], allow_factory=allow_factory)
+    tensors = _read_tensors(folder / MODEL, data)
+    try:
+        for alias, name in data["tied"].items():
+            tensors[alias] = tensors[name]
+    except KeyError as problem:
+        raise FileError(f"{folder / MODEL}: tensor {problem} is missing") from None
+    _fit(model, tensors, folder)
+    model.load_state_dict(tensors)
+    result = _result(folder, data)
+    counts = densities(model, result.masks)
+    if counts.kept != data["density"]["kept"]:
+        raise FileError(
+            f"{folder}: {INDEX} promises {data['density']['kept']} kept weights, the files hold {counts.kept}"
+        )
+    result.counts = counts
+    return model, result
+
+
+def read_result(folder: str | Path) -> Result:
+    """Only the result of a folder (masks, counts, log), without building the model."""
+    folder = Path(folder)
+    return _result(folder, read_index(folder))
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """``openwork.json`` of a result folder, checked."""
+    path = Path(folder) / INDEX
+    if not path.is_file():
+        raise FileError(f"{folder}: not a result folder, it holds no {INDEX}")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as problem:
+        raise FileError(f"{path}: not readable as JSON ({problem})") from None
+    found = data.get("format") if isinstance(data, dict) else None
+    if found != FORMAT:
+        raise FileError(
+            f"{path}: format must be {FORMAT}, got {found!r}; it was written by another version or another program"
+        )
+    kinds = {"recipe": dict, "density": dict, "tensors": list, "log": list, "units": dict, "tied": dict, "files": dict}
+    for key, kind in kinds.items():
+        if not isinstance(data.get(key), kind):
+            raise FileError(f"{path}: {key} must be a {kind.__name__}, got {type(data.get(key)).__name__}")
+    return data
+
+
+def _read_tensors(path: Path, data: Mapping[str, Any]) -> dict[str, Tensor]:
+    try:
+        content = path.read_bytes()
+    except OSError as problem:
+        raise FileError(f"{path}: cannot be read ({problem.strerror})") from None
+    known = data["files"].get(path.name, {})
+    if known.get("sha256") != hashlib.sha256(content).hexdigest():
+        raise FileError(
+            f"{path}: its checksum differs from {INDEX} ({len(content)} bytes, {known.get('bytes')} expected); "
+            "the file is corrupt or truncated"
+        )
+    try:
+        return tensors_from_bytes(content)
+    except (SafetensorError, ValueError) as problem:
+        raise FileError(f"{path}: not a safetensors file ({problem})") from None
+
+
+def _result(folder: Path, data: Mapping[str, Any]) -> Result:
+    packed = _read_tensors(folder / MASKS, data)
+    try:
+        rows = {row["name"]: row for row in data["tensors"]}
+        shapes = {n[5:]: tuple(rows[n[5:]]["shape"]) for n in packed if n.startswith("mask.")}
+        masks = Masks.unpack({n: packed[f"mask.{n}"] for n in shapes}, shapes)
+        units = {n: unpack_bits(packed[f"units.{n}"], (int(size),)) for n, size in data["units"].items()}
+        coverage = [Covered(r["name"], tuple(r["shape"]), r["numel"], r["units"], r["skipped"]) for r in rows.values()]
+        d = data["density"]
+        counts = Densities(d["kept"], d["targeted_numel"], d["prunable_numel"], d["total_numel"])
+    except (KeyError, TypeError, AttributeError) as problem:
+        raise FileError(f"{folder / INDEX}: incomplete or damaged ({type(problem).__name__}: {problem})") from None
+    plain = {k: data.get(k) for k in ("log", "manifest", "metrics", "curve")}
+    return Result(Recipe.from_dict(data["recipe"]), masks, units, counts, coverage, **plain)  # type: ignore[arg-type]
+
+
+def _untied(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """State with every storage once; alias -> name for the others."""
+    seen: dict[int, str] = {}
+    tensors: dict[str, Tensor] = {}
+    tied: dict[str, str] = {}
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise FileError(f"{name}: the model's state holds {type(value).__name__}, only tensors can be saved")
+        if id(value) in seen:
+            tied[name] = seen[id(value)]
+            continue
+        seen[id(value)] = name
+        tensors[name] = value.detach().cpu().contiguous().clone(memory_format=torch.contiguous_format)
+    return tensors, tied
+
+
+def _fit(model: nn.Module, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    own = model.state_dict()
+    missing, extra = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
+    if missing or extra:
+        what = f"{missing[0]} is missing in the file" if missing else f"{extra[0]} is unknown to the model"
+        raise FileError(
+            f"{folder / MODEL}: does not fit {type(model).__name__}: {what} ({len(missing) + len(extra)} names differ)"
+        )
+    for name, tensor in tensors.items():
+        if own[name].shape != tensor.shape or own[name].dtype != tensor.dtype:
+            raise FileError(
+                f"{folder / MODEL}: {name} is {tuple(tensor.shape)} {tensor.dtype}, the model wants "
+                f"{tuple(own[name].shape)} {own[name].dtype}"
+            )
