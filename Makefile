@@ -5,12 +5,12 @@ BIN := .venv/bin
 SETUP := pyproject.toml constraints.txt
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint types lines clean help
+.PHONY: demo test lint types lines docs clean help
 
 help:
 	@echo "make demo   a pruned network in a minute"
 	@echo "make test   lint, types, line count and every test"
-	@echo "make lint | types | lines | clean"
+	@echo "make lint | types | lines | docs | clean"
 
 demo: .venv/demo.stamp
 	$(BIN)/openwork demo
@@ -37,6 +37,9 @@ lines: .venv/dev.stamp
 .venv/dev.stamp: $(SETUP) | .venv/bin/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@ .venv/demo.stamp
+
+docs: .venv/dev.stamp
+	$(BIN)/python docs/generate.py
 
 clean:
 	rm -rf .venv build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -7,8 +7,8 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "openwork"
 ORDER = (
-    "errors", "core", "report", "structure", "schedules", "stats", "metrics", "criteria", "allocation",
-    "relax", "rules", "engine", "data", "zoo", "ship", "methods", "lab", "cli",
+    "version", "errors", "core", "report", "structure", "schedules", "stats", "metrics", "criteria",
+    "allocation", "relax", "rules", "engine", "data", "zoo", "ship", "methods", "lab", "cli",
 )  # fmt: skip
 ON_TOP = {"__init__", "__main__"}
 OPTIONAL = {"transformers", "sklearn", "PIL", "scipy", "onnx"}

@@ -1,3 +1,3 @@
 """openwork makes neural networks sparse, keeps their accuracy, and says exactly what it did."""
-__version__ = "0.1.0"
+from openwork.version import __version__
 from openwork.engine import attach, cycle, prune

@@ -12,14 +12,13 @@ from collections.abc import Sequence
 
 from openwork.cli import demo, inspect, methods, prune
 from openwork.errors import DensityMissed, OpenworkError, VerificationFailed
+from openwork.version import __version__
 
 VERBS = {"demo": demo, "prune": prune, "inspect": inspect, "methods": methods}
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    from openwork import __version__
-
     parser = argparse.ArgumentParser(prog="openwork", description="Make neural networks sparse, and know what you got.")
     parser.add_argument("--version", action="version", version=f"openwork {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)

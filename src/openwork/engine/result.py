@@ -17,6 +17,7 @@ from openwork.core.select import count_kept
 from openwork.errors import DensityMissed
 from openwork.metrics.density import Densities, densities
 from openwork.structure.cover import Covered
+from openwork.version import __version__
 
 FORMAT = 1
 
@@ -73,11 +74,9 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, the content of ``openwork.json``."""
-        import openwork
-
         return {
             "format": FORMAT,
-            "openwork": openwork.__version__,
+            "openwork": __version__,
             "method": self.recipe.name,
             "recipe": self.recipe.to_dict(),
             "density": {"asked": self.recipe.density, **self.counts.to_dict()},

@@ -1,0 +1,63 @@
+"""What every bench shares: the machine, interleaved timing, spread, and JSON results."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any
+
+import torch
+
+import openwork as ow
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> dict[str, Any]:
+    """Processor, threads and versions."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        name = next((line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line), name)
+    return {
+        "cpu": name,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "openwork": ow.__version__,
+    }
+
+
+def write(name: str, rows: Sequence[Mapping[str, Any]], **extra: Any) -> None:
+    """``bench/results/NAME.json``: machine, command line of the script, rows."""
+    RESULTS.mkdir(exist_ok=True)
+    data = {"bench": name, "machine": machine(), **extra, "rows": list(rows)}
+    (RESULTS / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, sample standard deviation and the values themselves."""
+    return {"mean": mean(values), "std": stdev(values) if len(values) > 1 else None, "values": list(values)}
+
+
+def interleaved(candidates: Mapping[str, Callable[[], Any]], rounds: int, warmup: int = 3) -> dict[str, list[float]]:
+    """Seconds of every candidate, measured in turn, round after round, so that drift hits all alike."""
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for i in range(warmup + rounds):
+        for name, call in candidates.items():
+            began = time.perf_counter()
+            call()
+            if i >= warmup:
+                times[name].append(time.perf_counter() - began)
+    return times
+
+
+def ratio(times: Mapping[str, Sequence[float]], one: str, base: str) -> dict[str, float]:
+    """Median of the per-round ratios, with their quartiles."""
+    ratios = sorted(a / b for a, b in zip(times[one], times[base], strict=True))
+    n = len(ratios)
+    return {"ratio": median(ratios), "low": ratios[n // 4], "high": ratios[(3 * n) // 4], "rounds": n}

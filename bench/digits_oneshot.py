@@ -1,0 +1,62 @@
+"""Digits MLP 64-128-128-10, global one-shot pruning of all three weights: SpODE against magnitude and SNIP, 5 seeds.
+
+    python bench/digits_oneshot.py [--quick]
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import spread, write
+from safetensors.torch import save_file
+
+from openwork.data import load_data
+from openwork.lab import Budget, Job, Runner
+
+METHODS: dict[str, dict[str, Any]] = {
+    "magnitude": {"method": "magnitude", "options": {"scope": "global"}},
+    "snip": {"method": "snip", "options": {"batches": 3}},
+    "spode": {"method": "spode", "options": {}},
+    "spode N=1000": {"method": "spode", "options": {"steps": 1000}},
+    "spode r=2": {"method": "spode", "options": {"radius": 2.0}},
+}
+BUDGET = Budget(epochs=40, finetune_epochs=20, batch_size=64, lr=0.1, finetune_lr=0.05)
+
+
+def main(quick: bool) -> None:
+    torch.set_num_threads(1)
+    data, seeds = load_data("digits"), range(2 if quick else 5)
+    densities = (0.05,) if quick else (0.10, 0.05, 0.02, 0.01)
+    dense: list[float] = []
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in seeds:
+            model, result = Runner(Job("mlp", "digits", density=1.0, budget=BUDGET, seed=seed), data=data).run()
+            dense.append(result.metrics["finetuned"]["accuracy"])
+            before = Runner(Job("mlp", "digits", density=1.0, budget=BUDGET, seed=seed), data=data)
+            before._train_dense("dense", None)
+            save_file(before.model.state_dict(), Path(folder) / f"{seed}.safetensors")
+        for density in densities:
+            for name, method in METHODS.items():
+                runs = []
+                for seed in seeds:
+                    start = str(Path(folder) / f"{seed}.safetensors")
+                    job = Job("mlp", "digits", density=density, budget=BUDGET, seed=seed, checkpoint=start, **method)
+                    runs.append(Runner(job, data=data).run()[1])
+                row: dict[str, Any] = {"density": density, "method": name, "kept": [r.counts.kept for r in runs]}
+                row["before"] = spread([r.metrics["pruned"]["accuracy"] for r in runs])
+                row["after"] = spread([r.metrics["finetuned"]["accuracy"] for r in runs])
+                if method["method"] == "spode":
+                    paths = [r.log[0]["path"] for r in runs]
+                    row["regrown"] = spread([float(sum(p["regrown"] for p in path)) for path in paths])
+                rows.append(row)
+                print(f"{density:5} {name:14} {100 * row['before']['mean']:6.2f} {100 * row['after']['mean']:6.2f}")
+    write("digits_oneshot_quick" if quick else "digits_oneshot", rows, dense=spread(dense), seeds=len(list(seeds)))
+
+
+if __name__ == "__main__":
+    main("--quick" in sys.argv)

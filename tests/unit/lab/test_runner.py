@@ -1,0 +1,165 @@
+"""Jobs: metrics, equal budgets, and stopping at any step."""
+
+import pytest
+import torch
+
+from openwork.core.recipe import Recipe
+from openwork.data import load_data
+from openwork.errors import DivergedError, FileError, RecipeError
+from openwork.lab import Budget, Job, Runner
+from openwork.lab import runner as module
+from openwork.lab.budget import default_budget
+from openwork.structure import Block
+
+SMALL = Budget(epochs=1, finetune_epochs=1, batch_size=64)
+JOBS = {
+    "prune": Job("mlp", "digits", "spode", 0.1, options={"steps": 5}, budget=SMALL),
+    "attach": Job("mlp", "digits", "sequential_attention_pp", 0.25, Block(8, 8), budget=Budget(4, 1, 64)),
+    "drop and grow": Job("mlp", "digits", "rigl", 0.1, options={"every": 5}, budget=SMALL),
+    "rounds": Job("mlp", "digits", "imp", 0.5, budget=SMALL),
+    "at init": Job("mlp", "digits", "synflow", 0.1, options={"rounds": 5}, budget=SMALL, at="init"),
+}
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_data("digits")
+
+
+def finish(job, data, work=None, resume=False, stop_after=None):
+    count = [0]
+
+    def watch(*_):
+        count[0] += 1
+        if stop_after is not None and count[0] > stop_after:
+            raise Stop
+
+    return Runner(job, work, data=data, watch=watch, save_every=0.0).run(resume=resume), count[0]
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_stopping_and_resuming_changes_nothing(name, digits, tmp_path):
+    # tried: dropped the optimiser state from the checkpoint -> red; dropped the run state -> red
+    (model, result), total = finish(JOBS[name], digits)
+    for i, stop in enumerate({1, total // 3, total // 2 + 1, total - 1}):
+        work = tmp_path / str(i)
+        work.mkdir()
+        with pytest.raises(Stop):
+            finish(JOBS[name], digits, work, stop_after=stop)
+        (again, other), _ = finish(JOBS[name], digits, work, resume=True)
+        for (n, a), b in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
+            assert torch.equal(a, b), n
+        assert all(torch.equal(other.masks[n], m) for n, m in result.masks.items())
+        assert other.metrics == result.metrics
+        assert other.log == result.log
+        assert other.curve == result.curve
+
+
+def test_metrics_tell_every_stage(digits):
+    (_, result), steps = finish(JOBS["prune"], digits)
+    assert list(result.metrics) == ["dense", "pruned", "finetuned"]
+    assert steps == 2 * -(-len(digits.x_train) // 64)
+    assert result.manifest["data_fingerprint"] == digits.fingerprint()
+    assert result.manifest["seed"] == 0
+
+
+def test_every_drive_gets_the_same_number_of_steps(digits):
+    steps = {name: finish(Job("mlp", "digits", m, 0.5, budget=Budget(3, 1, 64)), digits)[1] for name, m in (("prune", "magnitude"), ("attach", "acdc"))}
+    assert len(set(steps.values())) == 1
+
+
+def test_a_recipe_replaces_the_method(digits):
+    from openwork.methods import magnitude
+
+    recipe = Recipe.from_dict(magnitude(density=0.3).to_dict())
+    (_, result), _ = finish(Job("mlp", "digits", recipe=recipe, budget=SMALL), digits)
+    assert abs(result.density - 0.3) < 1e-3
+
+
+def test_another_job_cannot_resume(digits, tmp_path):
+    with pytest.raises(Stop):
+        finish(JOBS["prune"], digits, tmp_path, stop_after=3)
+    other = Job("mlp", "digits", "spode", 0.2, options={"steps": 5}, budget=SMALL)
+    with pytest.raises(FileError, match="the stopped run was another job"):
+        finish(other, digits, tmp_path, resume=True)
+
+
+def test_a_corrupt_checkpoint_is_refused(digits, tmp_path):
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"junk")
+    with pytest.raises(FileError, match="corrupt or truncated checkpoint"):
+        finish(JOBS["prune"], digits, tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "spode", "options": {"radios": 1.2}}, "spode has no option 'radios'; did you mean 'radius'"),
+        ({"method": "spod"}, "unknown method 'spod'; did you mean 'spode'"),
+        ({"at": "later"}, "at must be 'pretrained' or 'init', got 'later'"),
+        ({"density": 50}, "density must be a kept share in .0, 1., got 50; 50 % is 0.5"),
+    ],
+)
+def test_bad_jobs_are_refused(options, message, digits):
+    with pytest.raises(RecipeError, match=message):
+        Runner(Job("mlp", "digits", budget=SMALL, **options), data=digits)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "needs epochs > 0 and finetune_epochs >= 0, got 0"),
+        ({"lr": -1.0}, "batch_size, lr and finetune_lr must be positive"),
+        ({"optimizer": "lion"}, "optimizer must be 'sgd' or 'adamw', got 'lion'"),
+        ({"warmup": 1.5}, "warmup and rewind must be shares in .0, 1."),
+    ],
+)
+def test_bad_budgets_are_refused(options, message):
+    with pytest.raises(RecipeError, match=message):
+        Budget(**options)
+
+
+def test_divergence_names_the_step(digits, monkeypatch):
+    calls = [0]
+
+    def bad(output, target):
+        calls[0] += 1
+        loss = torch.nn.functional.cross_entropy(output, target)
+        return loss * float("nan") if calls[0] == 4 else loss
+
+    monkeypatch.setattr(module, "cross_entropy", bad)
+    with pytest.raises(DivergedError, match="dense: the loss is nan at step 3; lower the learning rate"):
+        finish(JOBS["prune"], digits)
+
+
+def test_checkpoints_start_a_job(digits, tmp_path):
+    from safetensors.torch import save_file
+
+    from openwork.zoo import build_model
+
+    path = tmp_path / "dense.safetensors"
+    with pytest.raises(FileError, match="no such checkpoint"):
+        Runner(Job("mlp", "digits", density=0.5, budget=SMALL, checkpoint=str(path)), data=digits)
+    path.write_bytes(b"junk")
+    with pytest.raises(FileError, match="not a readable safetensors file"):
+        Runner(Job("mlp", "digits", density=0.5, budget=SMALL, checkpoint=str(path)), data=digits)
+    save_file(build_model("mlp", (1, 8, 8), 10, hidden=(5,)).state_dict(), path)
+    with pytest.raises(FileError, match="does not fit MLP|does not fit"):
+        Runner(Job("mlp", "digits", density=0.5, budget=SMALL, checkpoint=str(path)), data=digits)
+    save_file(build_model("mlp", (1, 8, 8), 10).state_dict(), path)
+    (_, result), steps = finish(Job("mlp", "digits", density=0.5, budget=SMALL, checkpoint=str(path)), digits)
+    assert steps == 23
+    with pytest.raises(RecipeError, match="rewinding needs its own dense training"):
+        finish(Job("mlp", "digits", "imp", 0.5, budget=SMALL, checkpoint=str(path)), digits)
+
+
+def test_learning_rate_warms_up_and_ends_at_zero():
+    budget = default_budget("digits")
+    rates = [budget.rate(s, 100, 1.0) for s in range(100)]
+    assert rates[0] == 0.2
+    assert max(rates) == 1.0
+    assert rates[-1] < 1e-3
+    assert rates.index(1.0) == 4
