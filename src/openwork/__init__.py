@@ -1,3 +1,75 @@
-"""openwork makes neural networks sparse, keeps their accuracy, and says exactly what it did."""
-from openwork.version import __version__
-from openwork.engine import attach, cycle, prune
+"""openwork makes neural networks sparse, keeps their accuracy, and says exactly what it did.
+
+    import openwork as ow
+    from openwork.methods import spode
+
+    result = ow.prune(model, spode(density=0.05), data=loader, loss=F.cross_entropy)
+    print(result.report())
+    ow.save(model, result, "folder")
+    model, result = ow.load("folder")
+"""
+
+from openwork import methods
+from openwork.core.compose import Chain, During, On
+from openwork.core.masks import Masks
+from openwork.core.recipe import Recipe
+from openwork.core.select import keep_top
+from openwork.core.targets import Select
+from openwork.data.registry import load_data
+from openwork.engine import Attached, Cycle, Result, Round, attach, cycle, hold, prune, recalibrate
+from openwork.errors import (
+    DataError,
+    DensityMissed,
+    DivergedError,
+    FileError,
+    MissingStatistic,
+    OpenworkError,
+    RecipeError,
+    StructureError,
+    VerificationFailed,
+)
+from openwork.ship import load, save
+from openwork.structure import NM, Block, Column, Element, Filter, GroupOf, Kernel, Row
+from openwork.version import __version__ as __version__
+from openwork.zoo.registry import build_model
+
+__all__ = [
+    "NM",
+    "Attached",
+    "Block",
+    "Chain",
+    "Column",
+    "Cycle",
+    "DataError",
+    "DensityMissed",
+    "DivergedError",
+    "During",
+    "Element",
+    "FileError",
+    "Filter",
+    "GroupOf",
+    "Kernel",
+    "Masks",
+    "MissingStatistic",
+    "On",
+    "OpenworkError",
+    "Recipe",
+    "RecipeError",
+    "Result",
+    "Round",
+    "Row",
+    "Select",
+    "StructureError",
+    "VerificationFailed",
+    "attach",
+    "build_model",
+    "cycle",
+    "hold",
+    "keep_top",
+    "load",
+    "load_data",
+    "methods",
+    "prune",
+    "recalibrate",
+    "save",
+]

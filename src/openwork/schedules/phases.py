@@ -17,14 +17,14 @@ Kind = Literal["dense", "soften", "sparse"]
 
 @dataclass(frozen=True)
 class Stretch:
-    """One phase: its kind and its share of the whole training."""
+    """One phase: what it does and its share of the whole training."""
 
-    kind: Kind
+    phase: Kind
     fraction: float
 
     def __post_init__(self) -> None:
-        if self.kind not in ("dense", "soften", "sparse"):
-            raise RecipeError(f"Stretch: kind must be 'dense', 'soften' or 'sparse', got {self.kind!r}")
+        if self.phase not in ("dense", "soften", "sparse"):
+            raise RecipeError(f"Stretch: phase must be 'dense', 'soften' or 'sparse', got {self.phase!r}")
         if not 0 < self.fraction <= 1:
             raise RecipeError(f"Stretch: fraction must be in (0, 1], got {self.fraction}")
 
@@ -49,7 +49,7 @@ class Phases:
     def __post_init__(self) -> None:
         check_density(self.density, "Phases")
         object.__setattr__(self, "stretches", tuple(self.stretches))
-        if not self.stretches or self.stretches[-1].kind != "sparse":
+        if not self.stretches or self.stretches[-1].phase != "sparse":
             raise RecipeError("Phases: the last stretch must be sparse, otherwise the density is never reached")
         total = sum(s.fraction for s in self.stretches)
         if abs(total - 1) > 1e-6:
@@ -61,7 +61,7 @@ class Phases:
         short = [s for s, (a, b) in zip(self.stretches, self.bounds, strict=True) if b <= a]
         if short:
             raise RecipeError(
-                f"Phases: {self.steps} steps give the {short[0].kind} phase of {short[0].fraction:.3f} no "
+                f"Phases: {self.steps} steps give the {short[0].phase} phase of {short[0].fraction:.3f} no "
                 "step; train longer"
             )
 
@@ -89,7 +89,7 @@ class Phases:
     def __call__(self, step: int) -> Phase:
         at = next((i for i, (a, b) in enumerate(self.bounds) if a <= step < b), len(self.bounds) - 1)
         begin, end = self.bounds[at]
-        kind, first = self.stretches[at].kind, step == begin
+        kind, first = self.stretches[at].phase, step == begin
         restart = first and at > 0 and (self.restart == "all" or (self.restart == "dense" and kind == "dense"))
         if kind == "dense":
             return Phase(1.0, first and at > 0, kind, restart)

@@ -1,0 +1,30 @@
+"""The methods: functions that return recipes.
+
+    from openwork.methods import magnitude, spode
+"""
+
+from openwork.methods.acdc import acdc as acdc
+from openwork.methods.global_mp import global_mp as global_mp
+from openwork.methods.gradual_magnitude import gradual_magnitude as gradual_magnitude
+from openwork.methods.grasp import grasp as grasp
+from openwork.methods.imp import imp as imp
+from openwork.methods.index import METHODS as METHODS
+from openwork.methods.index import Method as Method
+from openwork.methods.index import find as find
+from openwork.methods.index import get as get
+from openwork.methods.index import names as names
+from openwork.methods.magnitude import magnitude as magnitude
+from openwork.methods.random import random as random
+from openwork.methods.rigl import rigl as rigl
+from openwork.methods.sequential_attention_pp import sequential_attention_pp as sequential_attention_pp
+from openwork.methods.set_ import set_ as set_
+from openwork.methods.snip import snip as snip
+from openwork.methods.spode import spode as spode
+from openwork.methods.spode_iterative import spode_iterative as spode_iterative
+from openwork.methods.synflow import synflow as synflow
+from openwork.methods.taylor import taylor as taylor
+
+set = set_
+"""The index name of SET; ``set_`` is the same function under a name that hides nothing."""
+
+__all__ = [*names()]  # noqa: PLE0604  (all strings)

@@ -1,0 +1,34 @@
+"""What several methods settle the same way."""
+
+from __future__ import annotations
+
+from openwork.allocation import ErdosRenyi, Global, Uniform
+from openwork.core.protocols import Allocation, Structure
+from openwork.core.select import Rounding
+from openwork.errors import RecipeError
+from openwork.structure import NM, Element
+
+
+def settle_density(density: float | None, structure: Structure, default: float) -> float:
+    """The density asked for; else the one that the structure fixes (N:M); else the method's default."""
+    if density is not None:
+        return density
+    return structure.density if structure.density is not None else default
+
+
+def has_regions(structure: Structure) -> bool:
+    """True for structures with quotas of their own (N:M, per row), which cannot be ranked over the whole model."""
+    return isinstance(structure, NM) or structure == Element(per="row")
+
+
+def allocation_of(scope: str, structure: Structure, rounding: Rounding = "ceil", at_least: int = 0) -> Allocation:
+    """``"layer"``, ``"global"`` or ``"erk"`` as an allocation; ``"auto"`` is global, or layer where regions rule."""
+    if scope == "auto":
+        scope = "layer" if has_regions(structure) else "global"
+    if scope == "layer":
+        return Uniform(rounding, at_least)
+    if scope == "global":
+        return Global(rounding)
+    if scope == "erk":
+        return ErdosRenyi(rounding=rounding)
+    raise RecipeError(f"scope must be 'layer', 'global' or 'erk', got {scope!r}")

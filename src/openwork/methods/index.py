@@ -1,0 +1,75 @@
+"""The index: every method, one entry each. Nothing is registered by importing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+
+from openwork.core.recipe import Recipe
+from openwork.errors import RecipeError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method: where its function is, what it needs, and which claims of its paper were measured here.
+
+    ``claims`` holds (text, state); a state starts with ``held``, ``not held`` or ``open`` and says the numbers.
+    """
+
+    name: str
+    title: str
+    paper: str
+    drive: str
+    needs: str
+    structures: str
+    claims: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def module(self) -> str:
+        return "set_" if self.name == "set" else self.name
+
+
+ANY = "any"
+FREE = "any without regions"
+
+METHODS: tuple[Method, ...] = (
+    Method("magnitude", "Keep the largest weights or units", "Han et al., NeurIPS 2015", "prune", "nothing", ANY),
+    Method("random", "Keep random units with good layer shares", "Liu et al., ICLR 2022", "prune", "nothing", ANY),
+    Method("global_mp", "Global magnitude with a floor per layer", "Gupta et al., arXiv 2209.14624", "prune", "nothing", ANY),
+    Method("gradual_magnitude", "Magnitude on a cubic curve while training", "Zhu and Gupta, 2018", "attach", "training", ANY),
+    Method("taylor", "First-order change of the loss", "Molchanov et al., CVPR 2019", "prune", "data, loss", ANY),
+    Method("snip", "Connection sensitivity", "Lee et al., ICLR 2019", "prune", "data, loss", ANY),
+    Method("grasp", "Preserve the gradient flow", "Wang et al., ICLR 2020", "prune", "data, loss", ANY),
+    Method("synflow", "Data-free iterative path strength", "Tanaka et al., NeurIPS 2020", "prune", "input shape", ANY),
+    Method("spode", "Masks travel along a sparsity-indexed ODE", "Mo et al., ICML 2023", "prune", "data, loss", ANY),
+    Method("spode_iterative", "SpODE in rounds with fine-tuning", "Mo et al., ICML 2023", "cycle", "data, loss, training", ANY),
+    Method("imp", "Iterative magnitude pruning with rewinding", "Frankle and Carbin, ICLR 2019", "cycle", "training", ANY),
+    Method("acdc", "Alternate compressed and decompressed training", "Peste et al., NeurIPS 2021", "attach", "training", ANY),
+    Method("set", "Drop the smallest, grow at random", "Mocanu et al., 2018", "attach", "training", FREE),
+    Method("rigl", "Drop the smallest, grow by gradient", "Evci et al., ICML 2020", "attach", "training", FREE),
+    Method("sequential_attention_pp", "Softmax attention over blocks, phases of search", "Yasuda et al., NeurIPS 2024", "attach", "training", FREE),
+)
+
+
+def names() -> tuple[str, ...]:
+    """Every method name."""
+    return tuple(m.name for m in METHODS)
+
+
+def find(name: str) -> Method:
+    """The entry of one method.
+
+    Raises:
+        RecipeError: unknown name; the nearest are listed.
+    """
+    for method in METHODS:
+        if method.name == name:
+            return method
+    raise RecipeError(f"unknown method {name!r}; {did_you_mean(name, names())}")
+
+
+def get(name: str) -> Callable[..., Recipe]:
+    """The function of one method; its module is imported now."""
+    method = find(name)
+    return getattr(import_module(f"openwork.methods.{method.module}"), method.module)

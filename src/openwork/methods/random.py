@@ -1,0 +1,53 @@
+"""Random pruning: the naive baseline (Liu et al., ICLR 2022)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from openwork.core.protocols import Structure
+from openwork.core.recipe import Recipe
+from openwork.core.targets import Select
+from openwork.criteria import Random
+from openwork.methods._common import allocation_of, has_regions, settle_density
+from openwork.rules.topk import TopK
+from openwork.schedules import OneShot
+from openwork.structure import Element
+
+
+def random(
+    density: float | None = None,
+    structure: Structure = Element(),
+    where: Select = Select(),
+    scope: Literal["erk", "layer", "global"] | None = None,
+) -> Recipe:
+    """Keep units drawn at random, with a good share per layer; train from there with the mask fixed.
+
+    ERK: d_l = min(1, eps (n_out + n_in + k_h + k_w) / (n_out n_in k_h k_w)), eps such that the mean is the density.
+
+    Args:
+        density: kept share of units in (0, 1]; default 0.05.
+        structure: what lives and dies together.
+        where: which parameters.
+        scope: ``erk`` (default; ``layer`` for N:M and per-row structures), ``layer`` or ``global``.
+
+    Differences:
+        Counts are exact; the paper's code draws every weight independently, so its density is random too.
+
+    Cost:
+        None; no data.
+
+    When not to use it:
+        On a trained network. It is meant for masks at initialisation, and as the control of every comparison.
+
+    Examples:
+        >>> import openwork as ow
+        >>> model = ow.build_model("mlp")
+        >>> round(ow.prune(model, random(density=0.1)).density, 3)
+        0.1
+
+    References:
+        Liu et al. The Unreasonable Effectiveness of Random Pruning. ICLR 2022, arXiv 2202.02643.
+    """
+    share = settle_density(density, structure, 0.05)
+    scope = scope or ("layer" if has_regions(structure) else "erk")
+    return Recipe("random", structure, TopK(Random(), allocation_of(scope, structure)), OneShot(share), None, where)
