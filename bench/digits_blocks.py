@@ -40,7 +40,7 @@ def main(quick: bool) -> None:
     plain, seeds = load_data("digits"), range(2 if quick else 4)
     per_epoch = -(-len(plain.x_train) // BATCH)
     steps = 600 if quick else STEPS
-    budget = Budget(0.75 * steps / per_epoch, 0.25 * steps / per_epoch, BATCH, lr=0.2, finetune_lr=0.1)
+    budget = Budget(0.75 * steps / per_epoch, 0.25 * steps / per_epoch, BATCH, lr=0.05, finetune_lr=0.05)
     rows = []
     for inputs in ("plain", "scaled"):
         for density in (0.05,) if quick or inputs == "scaled" else (0.2, 0.1, 0.05):

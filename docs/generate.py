@@ -69,8 +69,8 @@ def benchmarks() -> str:
         "standard deviation over seeds. Every row of a table had the same budget."
     ]
     if found := load("digits_oneshot"):
-        rows = [[f"{r['density']:g}", r["method"], percent(r["before"]), percent(r["after"]), f"{r['regrown']['mean']:.0f}" if "regrown" in r else ""] for r in found["rows"]]
-        parts.append(_section("Digits MLP, one-shot, global", found, "python bench/digits_oneshot.py", f"Dense {percent(found['dense'])}, {found['seeds']} seeds, MLP 64-128-128-10, all three weights, 20 epochs of fine-tuning.", table(["density", "method", "before fine-tuning", "after", "regrown along the path"], rows)))
+        rows = [[r["finetune"], f"{r['density']:g}", r["method"], percent(r["before"]), percent(r["after"]), f"{r['regrown']['mean']:.0f}" if "regrown" in r else ""] for r in found["rows"]]
+        parts.append(_section("Digits MLP, one-shot, global", found, "python bench/digits_oneshot.py", f"Dense {percent(found['dense'])}, {found['seeds']} seeds, MLP 64-128-128-10, all three weights, 20 epochs of fine-tuning.", table(["fine-tuning", "density", "method", "before fine-tuning", "after", "regrown along the path"], rows)))
     if found := load("digits_blocks"):
         rows = [[r["inputs"], f"{r['density']:g}", r["method"], f"{r['reached']:.4f}", percent(r["after"])] for r in found["rows"]]
         parts.append(_section("Digits MLP, 8x8 blocks, sparse training", found, "python bench/digits_blocks.py", f"{found['steps']} steps for every row, {found['seeds']} seeds. In the `scaled` rows every input pixel is multiplied by 10^U(-1, 1).", table(["inputs", "density", "method", "reached (parameters)", "accuracy"], rows)))

@@ -206,7 +206,7 @@ class Attached:
         if not self._gates.active:
             write_masks(self._session.params, self._masks)
         self._phase = self.recipe.schedule(self.step)
-        if self._phase.restart:
+        if self._phase.restart and self.recipe.density < 1:
             self.optimizer.state.clear()
         if self._phase.update and self.recipe.density < 1:
             self._update(self._phase)

@@ -99,7 +99,7 @@ def _run(
 ) -> tuple[nn.Module, Result, float]:
     per_epoch = -(-len(data.x_train) // 128)
     dense = (2 * steps // 3) / per_epoch
-    budget = Budget(dense, steps / per_epoch - dense, batch_size=128, lr=0.2, finetune_lr=0.1)
+    budget = Budget(dense, steps / per_epoch - dense, batch_size=128, lr=0.05, finetune_lr=0.05)
     job = Job("mlp", "digits", method, density, structure, Select(min_units=100), budget=budget, seed=seed)
     began = time.monotonic()
     model, result = Runner(job, data=data).run()

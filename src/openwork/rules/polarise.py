@@ -1,7 +1,6 @@
-"""Polarisers: from a soft mask to the mask used in the forward pass, and from its gradient back.
+"""Polarisers: from a soft mask to the mask of the forward pass, and from the gradient there back to the soft mask.
 
-All work on concatenated vectors ``[n_units]``: the soft mask ``m``, the context ``a = |m| W`` (``W`` the sum of ``|w|`` over the
-unit) and the density to keep.
+All work on vectors ``[units]``: the soft mask ``m``, its context ``a = |m| sum |w|`` and the density to keep.
 """
 
 from __future__ import annotations
@@ -14,50 +13,77 @@ import torch
 from torch import Tensor
 
 from openwork.core.select import count_kept, keep_top
+from openwork.errors import RecipeError
 
-EPS, RATIO = 0.9, 0.9
-Back = Callable[[Tensor], Tensor]
-Polarised = tuple[Tensor, Back]
-"""The forward mask, and the map from ``dE/db`` to ``dE/dm``."""
+EPS, RATIO = 0.9, 0.9  # the values of all scripts of the paper's code
+LOGIT = math.log(EPS / (1 - EPS))
+
+Polarised = tuple[Tensor, Callable[[Tensor], Tensor]]
+"""The forward mask ``b``, and the map from ``dE/db`` to ``dE/dm``."""
 
 KINDS = ("ohh", "ohm", "oh", "qt", "qtm", "gau", "id")
 
 
-def polarise(kind: str, m: Tensor, a: Tensor, density: float) -> Polarised:
-    """Apply one polariser.
+def polarise(kind: str, m: Tensor, a: Tensor, density: float, alive: Tensor | None = None) -> Polarised:
+    """Apply one polariser to a soft mask.
 
-    ``ohh`` is binary and straight-through: every entry, pruned or not, gets the gradient of the binary mask, which is what
-    lets entries regrow. ``ohm`` keeps the soft values of survivors, ``oh`` makes them one; both give no gradient to the
-    rest. ``qt`` is a sigmoid between two quantiles, ``gau`` the same with Gaussian quantiles, ``qtm`` its value as a
-    constant factor. ``id`` does nothing.
+    ``ohh``: binary and straight-through, every entry gets the gradient of the binary mask, which is what lets entries
+    regrow. ``ohm``: survivors keep their soft value; ``oh``: survivors become one; both give the rest no gradient.
+    ``qt``: a sigmoid of the context that is 0.1 at its 0.9 q quantile and 0.9 at its q quantile, q = 1 - density;
+    ``gau``: the same with Gaussian quantiles; ``qtm``: the value of ``qt`` as a constant factor of ``m``.
+    ``id``: nothing.
+
+    Args:
+        kind: one of ``KINDS``.
+        m: soft mask ``[units]``.
+        a: context ``[units]``.
+        density: kept share.
+        alive: the hard choice at that density when it is known, for instance because it was made by regions; else the
+            exact top of ``a``, ties going to the lower index.
+
+    Raises:
+        RecipeError: an unknown kind.
     """
+    if kind not in KINDS:
+        raise RecipeError(f"polariser must be one of {', '.join(KINDS)}, got {kind!r}")
     if kind == "id":
-        return m, lambda slope: slope
-    if kind in ("ohh", "ohm", "oh"):
-        hard = keep_top(a, count_kept(density, a.numel())).to(m.dtype)
-        if kind == "ohh":
-            return hard, lambda slope: slope
-        if kind == "ohm":
-            return m * hard, lambda slope: slope * hard
-        return hard, lambda slope: slope * hard / torch.where(hard > 0, m, torch.ones_like(m))
-    low, high = _bounds(kind, a, 1 - density)
-    if not high > low:
-        return torch.ones_like(m), lambda slope: torch.zeros_like(slope)
-    span = 2 * math.log(EPS / (1 - EPS)) / (high - low)
-    soft = torch.sigmoid((a - low) * span - math.log(EPS / (1 - EPS)))
+        return m, _same
+    if alive is None:
+        alive = keep_top(a, count_kept(density, a.numel()))
+    hard = alive.to(m.dtype)
+    if kind == "ohh":
+        return hard, _same
+    if kind == "ohm":
+        return m * hard, lambda slope: slope * hard
+    if kind == "oh":
+        # m / m.detach(): the value is 1, the derivative 1 / m; a survivor at m = 0 can only be a tie
+        return hard, lambda slope: torch.where(m != 0, slope * hard / m, slope.new_zeros(()))
+    low, high = (_gaussian if kind == "gau" else _ranked)(a, 1 - density)
+    if not high > low:  # density 1, or so many ties that both quantiles meet: the limit of an ever steeper sigmoid
+        return (m * hard, lambda slope: slope * hard) if kind == "qtm" else (hard, torch.zeros_like)
+    steep = 2 * LOGIT / (high - low)
+    soft = torch.sigmoid((a - low) * steep - LOGIT)
     if kind == "qtm":
         return soft * m, lambda slope: slope * soft
-    weight = torch.where(m != 0, a / m, torch.zeros_like(a))  # da/dm = sign(m) W
-    return soft, lambda slope: slope * soft * (1 - soft) * span * weight
+    inner = torch.where(m != 0, a / m, a.new_zeros(()))  # da/dm = sign(m) sum |w|
+    return soft, lambda slope: slope * soft * (1 - soft) * inner * steep
 
 
-def _bounds(kind: str, a: Tensor, share: float) -> tuple[float, float]:
-    if share <= 0:
-        return 0.0, 0.0
-    if kind == "gau":
-        mean, std = float(a.mean()), float(a.std())
-        inner = NormalDist()
-        return mean + inner.inv_cdf(RATIO * share) * std, mean + inner.inv_cdf(share) * std
-    ordered = a.sort().values
+def _same(slope: Tensor) -> Tensor:
+    return slope
+
+
+def _ranked(a: Tensor, q: float) -> tuple[float, float]:
+    """The quantiles ``0.9 q`` and ``q``, as the entries at those ranks."""
     last = a.numel() - 1
-    return float(ordered[int(RATIO * share * last)]), float(ordered[int(share * last)])
+    return float(a.kthvalue(1 + int(RATIO * q * last)).values), float(a.kthvalue(1 + int(q * last)).values)
+
+
+def _gaussian(a: Tensor, q: float) -> tuple[float, float]:
+    """The same for a normal distribution with the mean and deviation of ``a``."""
+    if q <= 0 or a.numel() < 2:
+        return 0.0, 0.0
+    spread = NormalDist(float(a.mean()), float(a.std()))
+    if not spread.stdev > 0:
+        return 0.0, 0.0
+    return spread.inv_cdf(RATIO * q), spread.inv_cdf(q)

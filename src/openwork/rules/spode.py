@@ -1,31 +1,54 @@
-"""SpODE: masks travel along an ODE whose time is sparsity (PSO, ICML 2023). Weights stay frozen."""
+"""SpODE: masks travel along an ODE whose time is sparsity (PSO: Mo, Shi, Pan, ICML 2023). Weights stay frozen."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from openwork.allocation import Global, Uniform
-from openwork.core.now import Now, Phase, Update
-from openwork.core.protocols import Rule, Stat
+from openwork.allocation.uniform import keep_in
+from openwork.core.now import Now, Phase, Units, Update
+from openwork.core.protocols import Allocation, Partition, Rule, Stat
 from openwork.core.select import count_kept, keep_top
 from openwork.errors import DivergedError, RecipeError
-from openwork.rules.path import Measure, densities, direction, dot, norm
+from openwork.rules.path import MEASURES, PATHS, RADII, Measure, densities, direction, dot, hess_step, norm, radius_at
 from openwork.rules.polarise import KINDS, polarise
+from openwork.schedules.shapes import check_density
 from openwork.stats import MaskLoss
+
+Row = dict[str, Any]
+CHOICES = {
+    "polariser": KINDS,
+    "measure": MEASURES,
+    "path": PATHS,
+    "radius_path": RADII,
+    "scope": ("global", "local"),
+    "field_scope": ("global", "local"),
+    "density_from": ("schedule", "measure"),
+}
 
 
 @dataclass(frozen=True)
 class SpODE(Rule):
     """Integrate ``dm/dt = F(m)`` from the present density to the target in ``steps`` Euler steps, then cut exactly.
 
-    ``radius`` (dimensionless, > 1) says how far from magnitude the path may turn. ``scope`` is where densities hold,
-    ``field_scope`` where ``F`` is solved. ``density_from="measure"`` takes the polariser's density from ``G(m)`` as the
-    paper's code does; the default follows the schedule. ``floor`` units stay in every tensor under global scope.
+    ``radius > 1`` says how far from magnitude the path may turn. ``scope`` is where densities hold (polariser and final
+    cut), ``field_scope`` where ``F`` is solved. ``density_from="measure"`` polarises at ``G(m)`` as the paper's code
+    does; the default follows the schedule, since after a binary start the l2 measure is the square root of the density.
+    ``momentum`` accumulates the score ``|m| sum |w|``; ``clamp`` keeps masks in [0, 1]; ``floor`` units stay in every
+    tensor.
+
+    ``log["path"]`` has a row per step: ``k``; ``density``, which the step leads to; ``dt``; ``radius``; at its start
+    ``G``, ``energy``, ``kept`` (share of the polarised mask), ``e_norm``, ``g_norm``, ``cos_Fe``, ``cos_Fg``; and what
+    it did: units ``regrown`` and ``removed`` (between the hard masks before and after; the last is the final mask) and
+    ``negative`` mask entries.
     """
 
     steps: int = 100
@@ -43,24 +66,18 @@ class SpODE(Rule):
     energy: MaskLoss = field(default_factory=MaskLoss)
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise RecipeError(f"SpODE: steps must be at least 1, got {self.steps}")
-        if not self.radius > 1:
-            raise RecipeError(f"SpODE: radius must be above 1 (1 is global magnitude), got {self.radius}")
+        if not isinstance(self.steps, int) or self.steps < 1:
+            raise RecipeError(f"SpODE: steps must be an integer of at least 1, got {self.steps!r}")
+        if not 1 < self.radius < math.inf:
+            raise RecipeError(
+                f"SpODE: radius must be above 1 and finite, got {self.radius}; at 1 it is global magnitude pruning, "
+                "use magnitude for that"
+            )
         if not 0 <= self.momentum < 1:
             raise RecipeError(f"SpODE: momentum must be in [0, 1), got {self.momentum}")
         if self.floor < 0:
             raise RecipeError(f"SpODE: floor must not be negative, got {self.floor}")
-        allowed = {
-            "polariser": KINDS,
-            "measure": ("l1", "l2"),
-            "path": ("exp", "lin", "invexp", "hess"),
-            "radius_path": ("fixed", "invexp", "hess"),
-            "scope": ("global", "local"),
-            "field_scope": ("global", "local"),
-            "density_from": ("schedule", "measure"),
-        }
-        for name, values in allowed.items():
+        for name, values in CHOICES.items():
             if getattr(self, name) not in values:
                 raise RecipeError(f"SpODE: {name} must be one of {', '.join(values)}, got {getattr(self, name)!r}")
 
@@ -69,137 +86,176 @@ class SpODE(Rule):
         return frozenset({self.energy})
 
     def update(self, now: Now, phase: Phase, state: Any) -> Update:
-        total = sum(u.numel() for u in now.units.values())
-        start = sum(int(u.sum()) for u in now.units.values()) / total
-        if start < phase.share - 1 / total:
-            raise RecipeError(f"SpODE: the path must fall, but the density is {start:.4f} and {phase.share:.4f} is asked")
-        if self.scope == "global" and any(p.scope() is not None for p in now.parts.values()):
-            raise RecipeError("SpODE: a structure with its own regions (N:M, per row) needs scope='local'")
-        path = _Path(self, now)
-        log = path.integrate(min(1.0, start), phase.share)
-        scores = dict(zip(now.parts, path.scores(), strict=True))
-        allocation = Global(floor=self.floor) if self.scope == "global" else Uniform()
-        counts = allocation(now, scores, phase.share)
-        units = {n: keep_top(scores[n], counts[n], now.parts[n].scope()) for n in scores}
-        return Update(units, state=state, log={"path": log})
+        check_density(phase.share, "SpODE")
+        units, rows = integrate(self, now, phase.share, self.radius)
+        return Update(units, state=state, log={"path": rows})
 
 
-class _Path:
-    """The soft masks of one integration: one float per unit, per partition."""
+def total_regrowth(path: Iterable[Mapping[str, Any]]) -> int:
+    """Units that came back, summed over the rows of ``log["path"]``; one that left and returned twice counts twice."""
+    return sum(int(row["regrown"]) for row in path)
+
+
+def integrate(rule: SpODE, now: Now, share: float, radius: float) -> tuple[Units, list[Row]]:
+    """From the units alive now to ``share``: the new units and one row per step. ``radius`` 1 is allowed here.
+
+    Raises:
+        RecipeError: a share above the present density, or a structure that the scope cannot serve.
+        DivergedError: a NaN or infinite loss or gradient; the message names the step.
+    """
+    run = _Run(rule, now)
+    counts = run.counts(share)  # everything that the allocation refuses, it refuses before the first step
+    wanted = sum(int(torch.as_tensor(c).sum()) * _runs(now.parts[n]) for n, c in counts.items())
+    alive = sum(int(now.units[n].sum()) for n in now.parts)
+    if alive < wanted:
+        raise RecipeError(
+            f"SpODE: the density can only fall along the path, but {alive / run.n:.4g} of the units are alive and "
+            f"{share:.4g} is asked; start from the dense model or ask for less"
+        )
+    if alive == wanted:
+        return {n: now.units[n].clone() for n in now.parts}, []
+    rows = run.walk(alive / run.n, share, radius)
+    counts = run.counts(share)
+    units = {n: keep_top(s, counts[n], now.parts[n].scope()) for n, s in run.scores().items()}
+    run.count_moves(rows[-1], torch.cat(list(units.values())))
+    empty = [n for n, u in units.items() if not bool(u.any())]
+    if empty:
+        warnings.warn(f"SpODE: no unit of {', '.join(empty)} is kept (layer collapse); set floor=1", stacklevel=2)
+    return units, rows
+
+
+class _Run:
+    """One integration: the soft masks of all partitions as one vector ``[units]``."""
 
     def __init__(self, rule: SpODE, now: Now):
-        self.rule, self.now = rule, now
-        parts = list(now.parts.values())
-        self.sizes = [p.n_units for p in parts]
-        self.mass = [p.pool({m: now.weights[m].abs() for m in p.members}) for p in parts]
-        self.cost = [p.cost.to(w.device, w.dtype) for p, w in zip(parts, self.mass, strict=True)]
-        self.masks = [now.units[n].to(w.dtype) for n, w in zip(now.parts, self.mass, strict=True)]
-        self._score: list[Tensor] | None = None
-        self._energy = now[rule.energy]
+        if not now.parts:
+            raise RecipeError("SpODE: there is nothing to prune; no partition was given")
+        self.rule, self.now, self.parts = rule, now, list(now.parts.values())
+        if rule.scope == "global":
+            for name, part in now.parts.items():
+                if part.scope() is not None:
+                    raise RecipeError(
+                        f"{name}: SpODE cannot rank a structure with its own regions (N:M, per row) over the whole "
+                        "model; use scope='local'"
+                    )
+        self.sizes = [p.n_units for p in self.parts]
+        self.n = sum(self.sizes)
+        ends = torch.tensor([0, *self.sizes]).cumsum(0).tolist()
+        each = [slice(a, b) for a, b in pairwise(ends)]
+        self.spans = each if rule.scope == "local" else [slice(0, self.n)]
+        wide = any(now.weights[m].dtype == torch.float64 for p in self.parts for m in p.members)
+        self.dtype = torch.float64 if wide else torch.float32
+        self.mass = _joined([p.pool({m: now.weights[m].abs().to(self.dtype) for m in p.members}) for p in self.parts])
+        cost = _joined([p.cost.to(self.mass) for p in self.parts])
+        self.mask = _joined([now.units[n].to(self.dtype) for n in now.parts])
+        # equal costs (unstructured: all 1) need no vector
+        cost = cost[:1].clone().expand(self.n) if bool((cost == cost[0]).all()) else cost
+        self.measure = Measure(rule.measure, cost)
+        self.fields = [(slice(0, self.n), self.measure)]
+        if rule.field_scope == "local":
+            self.fields = [(s, Measure(rule.measure, cost[s])) for s in each]
+        self.smoothed: Tensor | None = None
+        self.alive = _joined([now.units[n] for n in now.parts])
 
-    def scores(self) -> list[Tensor]:
-        """``|m| W`` per unit, with momentum over the path."""
-        return self._score if self._score is not None else self._context()
+    def scores(self) -> dict[str, Tensor]:
+        """``|m| sum |w|`` per unit, or its running sum with momentum; exact products, so that none collide."""
+        score = self.mask.double().abs() * self.mass.double() if self.smoothed is None else self.smoothed
+        return dict(zip(self.now.parts, score.split(self.sizes), strict=True))
 
-    def _context(self) -> list[Tensor]:
-        return [m.abs() * w for m, w in zip(self.masks, self.mass, strict=True)]
+    def counts(self, share: float) -> dict[str, int | Tensor]:
+        rule = self.rule
+        allocation: Allocation = Global(floor=rule.floor) if rule.scope == "global" else Uniform(at_least=rule.floor)
+        return allocation(self.now, self.scores(), share)
 
-    def integrate(self, start: float, end: float) -> list[dict[str, Any]]:
-        """Euler steps from density ``start`` to ``end``; one log row per step."""
-        rule, log = self.rule, []
-        groups = [list(range(len(self.masks)))] if rule.field_scope == "global" else [[i] for i in range(len(self.masks))]
-        measures = [Measure(rule.measure, sum(float(self.cost[i].sum()) for i in g)) for g in groups]
-        plan = densities("lin" if rule.path == "hess" else rule.path, start, end, rule.steps)
-        density, before, first = start, None, None
+    def walk(self, start: float, end: float, radius: float) -> list[Row]:
+        """All Euler steps."""
+        rule, rows = self.rule, list[Row]()
+        plan = None if rule.path == "hess" else densities(rule.path, start, end, rule.steps)
+        density, steepness = start, list[float]()
         for k in range(rule.steps):
-            value = self._value(groups, measures)
+            grads = [m.value_and_grad(self.mask[s]) for s, m in self.fields]
+            value = grads[0][0] if len(grads) == 1 else self.measure.value(self.mask)
             keep = density if rule.density_from == "schedule" else min(1.0, max(end, value))
-            context = self._context()
-            forward, backs = self._polarised(context, keep)
-            hard = [b != 0 for b in forward] if rule.polariser.startswith("oh") else self._hard(context, keep)
-            energy, slopes = self._slopes(forward, backs, k)
-            pull = [-s for s in slopes]
-            steep = norm(pull)
-            first = first if first is not None else max(steep, 1e-30)
-            dt = plan[k] - plan[k + 1]
-            if rule.path == "hess" and k + 1 < rule.steps:
-                dt = min((density - end) * 0.5, (density - end) / (rule.steps - k) * first / max(steep, 1e-30))
-            elif rule.path == "hess":
-                dt = density - end
-            radius = self._radius(k, steep)
-            along = []
-            for group, measure in zip(groups, measures, strict=True):
-                masks, costs = [self.masks[i] for i in group], [self.cost[i] for i in group]
-                slope = [-x for x in measure.slope(masks, costs)]  # G is a density and must fall
-                step = direction([pull[i] for i in group], slope, radius)
-                along.append((dot(step, [pull[i] for i in group]), norm(step), norm(slope)))
-                for i, f in zip(group, step, strict=True):
-                    self.masks[i] = self.masks[i] + dt * f.to(self.masks[i].dtype)
-                    if rule.clamp:
-                        self.masks[i] = self.masks[i].clamp(0, 1)
+            context = self.mask.abs().mul_(self.mass)
+            alive = self.choose(context, keep)
+            if rows:
+                self.count_moves(rows[-1], alive)
+            energy, kept, pull = self.pull(context, alive, keep, k)
+            slope = _joined([grad.neg_() for _, grad in grads])  # G is a density and must fall
+            steepness.append(norm(pull))
+            if not math.isfinite(steepness[-1]):
+                raise DivergedError(
+                    f"SpODE: the gradient of the loss is NaN or infinite at step {k} of the path; check the model and "
+                    "the data"
+                )
+            left = rule.steps - k
+            to = density - hess_step(density - end, steepness, left) if plan is None else plan[k + 1]
+            wide = radius_at(rule.radius_path, radius, k, rule.steps, steepness[-1])
+            step = _joined([direction(pull[s], slope[s], wide) for s, _ in self.fields])
+            row = {"k": k, "density": to if left > 1 else end, "dt": density - to, "radius": wide, "G": value}
+            row |= {"energy": energy, "kept": kept, **_angles(step, pull, slope, steepness[-1])}
+            self.mask = self.mask.add_(step, alpha=density - to)
+            if rule.clamp:
+                self.mask.clamp_(0, 1)
             if rule.momentum:
-                fresh = self._context()
-                old = self._score
-                self._score = fresh if old is None else [a + rule.momentum * b for a, b in zip(fresh, old, strict=True)]
-            moved = (0, 0) if before is None else _moved(before, hard)
-            log.append(
-                {
-                    "k": k,
-                    "density": keep,
-                    "G": value,
-                    "energy": energy,
-                    "kept": sum(int(h.sum()) for h in hard) / sum(self.sizes),
-                    "e_norm": steep,
-                    "g_norm": along[0][2],
-                    "cos_Fe": along[0][0] / max(along[0][1] * steep, 1e-30),
-                    "radius": radius,
-                    "dt": dt,
-                    "regrown": moved[0],
-                    "removed": moved[1],
-                    "negative": sum(int((m < 0).sum()) for m in self.masks),
-                }
-            )
-            before, density = hard, density - dt
-        return log
+                score = self.mask.double().abs() * self.mass.double()
+                self.smoothed = score if self.smoothed is None else score.add_(self.smoothed, alpha=rule.momentum)
+            rows.append(row | {"negative": int(torch.count_nonzero(self.mask < 0))})
+            density = to
+        return rows
 
-    def _value(self, groups: list[list[int]], measures: Sequence[Measure]) -> float:
-        values = [m.value([self.masks[i] for i in g], [self.cost[i] for i in g]) * m.total for g, m in zip(groups, measures, strict=True)]
-        return sum(values) / sum(m.total for m in measures)
+    def choose(self, context: Tensor, density: float) -> Tensor:
+        """The hard mask of that density, by the counts of the scope."""
+        if self.rule.scope == "global":
+            return keep_top(context, count_kept(density, self.n))
+        least = self.rule.floor
+        pairs = zip(self.parts, context.split(self.sizes), strict=True)
+        return _joined([keep_top(a, keep_in(p, density, "ceil", least), p.scope()) for p, a in pairs])
 
-    def _radius(self, k: int, steep: float) -> float:
-        if self.rule.radius_path == "invexp":
-            return max(1.0, 4 * (self.rule.radius / 4) ** (1 - (k + 1) / self.rule.steps))
-        if self.rule.radius_path == "hess":
-            return max(self.rule.radius, 1 + 3 * steep)
-        return self.rule.radius
+    def count_moves(self, row: Row, alive: Tensor) -> None:
+        """Say in a step's row what it changed, and remember the hard mask that it led to."""
+        row["regrown"] = int(torch.count_nonzero(alive > self.alive))
+        row["removed"] = int(torch.count_nonzero(self.alive > alive))
+        self.alive = alive
 
-    def _polarised(self, context: list[Tensor], density: float) -> tuple[list[Tensor], list[Any]]:
-        if self.rule.scope == "local":
-            made = [polarise(self.rule.polariser, m, a, density) for m, a in zip(self.masks, context, strict=True)]
-            return [b for b, _ in made], [back for _, back in made]
-        flat, back = polarise(self.rule.polariser, torch.cat(self.masks), torch.cat(context), density)
-        return list(flat.split(self.sizes)), [back]
-
-    def _hard(self, context: list[Tensor], density: float) -> list[Tensor]:
-        if self.rule.scope == "local":
-            return [keep_top(a, count_kept(density, a.numel())) for a in context]
-        flat = torch.cat(context)
-        return list(keep_top(flat, count_kept(density, flat.numel())).split(self.sizes))
-
-    def _slopes(self, forward: list[Tensor], backs: list[Any], k: int) -> tuple[float, list[Tensor]]:
-        spread: dict[str, Tensor] = {}
-        for part, b in zip(self.now.parts.values(), forward, strict=True):
-            for member, mask in part.spread(b).items():
-                spread[member] = spread[member] * mask if member in spread else mask
-        energy, grads = self._energy(spread, k)
-        pooled = [p.pool({m: grads[m] for m in p.members}) for p in self.now.parts.values()]
-        slopes = [back(s) for back, s in zip(backs, pooled, strict=True)] if len(backs) > 1 or len(pooled) == 1 else list(backs[0](torch.cat(pooled)).split(self.sizes))
-        if not all(bool(torch.isfinite(s).all()) for s in slopes):
-            raise DivergedError(f"SpODE: the gradient of the loss is NaN or infinite at step {k} of the path")
-        return energy, slopes
+    def pull(self, context: Tensor, alive: Tensor, density: float, k: int) -> tuple[float, float, Tensor]:
+        """Energy at the polarised mask, its mean entry, and ``-dE/dm``."""
+        kind = self.rule.polariser
+        made = [polarise(kind, self.mask[s], context[s], density, alive[s]) for s in self.spans]
+        mask = _joined([b for b, _ in made])
+        spreads = [p.spread(b) for p, b in zip(self.parts, mask.split(self.sizes), strict=True)]
+        masks: dict[str, Tensor] = {}
+        for spread in spreads:
+            for name, b in spread.items():
+                masks[name] = masks[name] * b if name in masks else b
+        weights = self.now.weights
+        energy, grads = self.now[self.rule.energy]({n: b.to(weights[n].dtype) for n, b in masks.items()}, k)
+        slopes = []
+        for i, part in enumerate(self.parts):
+            others = [s for j, s in enumerate(spreads) if j != i]  # product rule where partitions overlap
+            at = {n: math.prod((s[n] for s in others if n in s), start=grads[n].to(self.dtype)) for n in part.members}
+            slopes.append(part.pool(at))
+        slope = _joined(slopes)
+        back = _joined([turn(slope[s]) for s, (_, turn) in zip(self.spans, made, strict=True)])
+        kept = float((alive if kind in ("ohh", "ohm", "oh") else mask).sum(dtype=torch.float64))
+        return float(energy), kept / self.n, back.neg()
 
 
-def _moved(before: list[Tensor], after: list[Tensor]) -> tuple[int, int]:
-    """(regrown, removed) units between two hard masks."""
-    pairs = list(zip(before, after, strict=True))
-    return sum(int((a & ~b).sum()) for b, a in pairs), sum(int((b & ~a).sum()) for b, a in pairs)
+def _runs(part: Partition) -> int:
+    """How many regions of a partition one count stands for."""
+    scope = part.scope()
+    return part.n_units // scope if isinstance(scope, int) else 1
+
+
+def _angles(step: Tensor, pull: Tensor, slope: Tensor, steep: float) -> Row:
+    length, fall = norm(step), norm(slope)
+    return {
+        "e_norm": steep,
+        "g_norm": fall,
+        "cos_Fe": dot(step, pull) / (length * steep) if steep else 0.0,
+        "cos_Fg": dot(step, slope) / (length * fall),
+    }
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
