@@ -21,17 +21,14 @@ from openwork.data import load_data
 from openwork.lab import Budget, Job, Runner
 
 METHODS: dict[str, dict[str, Any]] = {
-    "random (layer)": {"method": "random", "options": {"scope": "layer"}},
     "random (ERK)": {"method": "random", "options": {"scope": "erk"}},
     "magnitude (layer)": {"method": "magnitude", "options": {"scope": "layer"}},
     "magnitude (global)": {"method": "magnitude", "options": {"scope": "global"}},
     "global_mp (floor)": {"method": "global_mp"},
-    "taylor": {"method": "taylor", "options": {"batches": 10}},
     "snip": {"method": "snip", "options": {"batches": 10}},
     "grasp": {"method": "grasp"},
     "synflow": {"method": "synflow"},
     "spode": {"method": "spode"},
-    "spode N=300": {"method": "spode", "options": {"steps": 300}},
 }
 
 

@@ -69,6 +69,12 @@ def now(**more):
     return Now(parts, units, {n: p.detach() for n, p in net().named_parameters()}, **more)
 
 
+def grow_on_nan():
+    seen = now(grads={"0.weight": torch.full((12, 8), math.nan)})
+    seen.units["0.weight"][::2] = False
+    DropGrow()._replace("0.weight", seen.parts["0.weight"], seen, 0.5)
+
+
 class Bad(Rule):
     """Answers with whatever it is given."""
 
@@ -242,12 +248,13 @@ ROWS = [
     (lambda t: SynapticFlow().measure(SimpleNamespace(feed=Feed([(torch.ones(2, 3, dtype=torch.int64),)], torch.device("cpu")))), MissingStatistic, "SynapticFlow needs real-valued inputs; pass input_shape="),
     (lambda t: SynapticFlow().measure(SimpleNamespace(feed=Feed(None, torch.device("cpu")))), MissingStatistic, "SynapticFlow needs to know the input shape; pass input_shape="),
     (lambda t: GradientFlow().measure(SimpleNamespace(feed=Feed([BATCH], torch.device("cpu")), loss=None)), MissingStatistic, "GradientFlow scales logits, so it needs loss="),
+    (lambda t: Phases(0.5, 10, (Stretch("sparse", 1),), exponent=0), RecipeError, "Phases: needs every >= 1 and exponent > 0, got 1 and 0"),
     # rules
     (lambda t: Repeat(TopK(Magnitude()), 0), RecipeError, "Repeat: rounds must be at least 1, got 0"),
     (lambda t: ConstantFraction(0.0), RecipeError, r"ConstantFraction: alpha must be in \(0, 1\], got 0.0"),
     (lambda t: CosineFraction(0.3, 0), RecipeError, "CosineFraction: end must be at least 1 step, got 0"),
     (lambda t: ow.attach(m := net(), rigl(structure=NM(2, 4)), sgd(m)), RecipeError, "DropGrow moves units over the whole tensor, but this structure has its own regions"),
-    (lambda t: DropGrow()._replace("0.weight", next(iter(now().parts.values())), now(grads={"0.weight": torch.full((12, 8), math.nan)}), 0.5), DivergedError, "the growth scores are NaN at step 0; check the gradients"),
+    (lambda t: grow_on_nan(), DivergedError, "the growth scores are NaN at step 0; check the gradients"),
     (lambda t: TopK._finite("w", torch.tensor([1.0, math.inf]), Phase(0.5, True)), DivergedError, "w: 1 of 2 scores are NaN or infinite in the sparse phase"),
     (lambda t: Gate().set_units(torch.ones(1)), OpenworkError, "Gate has no units"),
     # engines

@@ -99,7 +99,11 @@ class Feed:
                     "pass a DataLoader or a list, which can be read again, or fewer steps"
                 ) from None
             self._iterator = iter(self.data)
-            batch = next(self._iterator)
+            batch = next(self._iterator, None)
+            if batch is None:
+                raise DataError(
+                    f"the data gave {self.served} batches and none when it was read again; pass a DataLoader or a list"
+                ) from None
         self.served += 1
         return to_device(batch, self.device)
 

@@ -14,7 +14,7 @@ from openwork.core.masks import Masks
 from openwork.core.now import EMPTY, Phase
 from openwork.core.recipe import Recipe
 from openwork.engine.gates import Gates
-from openwork.engine.result import Result, conclude
+from openwork.engine.result import Result, check_promise, conclude
 from openwork.engine.session import Session
 from openwork.engine.write import forget, mask_gradients, write_edits, write_masks
 from openwork.errors import DensityMissed, OpenworkError, RecipeError
@@ -110,6 +110,7 @@ class Attached:
                 "fewer steps"
             )
         session = self._session
+        check_promise(self.recipe, session.parts, session.units)
         for handle in self._handles:
             handle.remove()
         self._gates.fold()

@@ -128,11 +128,14 @@ class Cycle:
         """Inverse of ``state_dict``.
 
         Raises:
-            RecipeError: the state belongs to another recipe.
+            RecipeError: the state belongs to another recipe or another model.
         """
         if state.get("recipe") != self.recipe.to_dict():
             raise RecipeError(f"{self.recipe.name}: the saved state belongs to another recipe; use the same one")
         s = self._session
+        for name, units in s.units.items():
+            if name not in state["units"] or state["units"][name].shape != units.shape:
+                raise RecipeError(f"{name}: the saved state does not fit this model; build the model of the saved run")
         s.units = {n: state["units"][n].to(s.device).clone() for n in s.units}
         s.state, s.log, self.done = state["rule"], list(state["log"]), int(state["done"])
         s.rng.set_state(state["rng"])

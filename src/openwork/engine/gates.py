@@ -106,8 +106,19 @@ def _owners(model: nn.Module, param: nn.Parameter) -> list[tuple[nn.Module, str]
 
 
 def _unregister(module: nn.Module, leaf: str, param: nn.Parameter, order: list[str]) -> None:
-    """Take one parametrisation away: the same Parameter object comes back, at its old place among the others."""
-    parametrize.remove_parametrizations(module, leaf, leave_parametrized=False)
+    """Take one parametrisation away: the same Parameter object comes back, at its old place among the others.
+
+    torch's own removal edits the class, which a deep copy of the model taken during the run shares; the copy would lose
+    its weights. Here the module gets another class and the copy keeps the old one.
+    """
+    cls = type(module)
+    del module.parametrizations[leaf]  # type: ignore[union-attr, operator]
+    if len(module.parametrizations):  # type: ignore[arg-type]
+        rest = {k: v for k, v in vars(cls).items() if k not in (leaf, "__dict__", "__weakref__")}
+        module.__class__ = type(cls.__name__, cls.__bases__, rest)
+    else:
+        del module.parametrizations
+        module.__class__ = cls.__bases__[0]
     module._parameters[leaf] = param
     for name in order:
         if name in module._parameters:

@@ -1,7 +1,4 @@
-"""The methods: functions that return recipes.
-
-    from openwork.methods import magnitude, spode
-"""
+"""The methods: functions that return recipes, as in ``from openwork.methods import magnitude, spode``."""
 
 from openwork.methods.acdc import acdc as acdc
 from openwork.methods.global_mp import global_mp as global_mp

@@ -6,7 +6,7 @@ from openwork.allocation import ErdosRenyi, Global, Uniform
 from openwork.core.protocols import Allocation, Structure
 from openwork.core.select import Rounding
 from openwork.errors import RecipeError
-from openwork.structure import NM, Element
+from openwork.structure import Element
 
 
 def settle_density(density: float | None, structure: Structure, default: float) -> float:
@@ -18,13 +18,20 @@ def settle_density(density: float | None, structure: Structure, default: float) 
 
 def has_regions(structure: Structure) -> bool:
     """True for structures with quotas of their own (N:M, per row), which cannot be ranked over the whole model."""
-    return isinstance(structure, NM) or structure == Element(per="row")
+    return structure.density is not None or structure == Element(per="row")
 
 
 def allocation_of(scope: str, structure: Structure, rounding: Rounding = "ceil", at_least: int = 0) -> Allocation:
-    """``"layer"``, ``"global"`` or ``"erk"`` as an allocation; ``"auto"`` is global, or layer where regions rule."""
+    """``"layer"``, ``"global"`` or ``"erk"`` as an allocation; ``"auto"`` is global, or layer where regions rule.
+
+    Raises:
+        RecipeError: an unknown scope, or one over several tensors for a structure with quotas of its own. Said here,
+            since a method that trains first would say it hours later.
+    """
     if scope == "auto":
         scope = "layer" if has_regions(structure) else "global"
+    if scope in ("global", "erk") and has_regions(structure):
+        raise RecipeError(f"{structure} has quotas of its own, so scope must be 'layer', got {scope!r}")
     if scope == "layer":
         return Uniform(rounding, at_least)
     if scope == "global":

@@ -45,8 +45,8 @@ def acdc(
         where: which parameters.
         steps: optimiser steps of the whole training.
         scope: global for single weights (the paper), layer otherwise.
-        on_decompress: pruned weights restart at ``zero`` (the paper), or ``keep`` the value they had when they were masked
-            (the variant that SequentialAttention++ compares against on Criteo).
+        on_decompress: pruned weights restart at ``zero`` (the paper), or ``keep`` the value they had when they were
+            masked (the variant that SequentialAttention++ compares against on Criteo).
         phases: kinds and shares of the training; must end sparse.
 
     Differences:

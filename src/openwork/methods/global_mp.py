@@ -24,21 +24,21 @@ def global_mp(
 ) -> Recipe:
     """One threshold over the whole network, with a minimum of weights that every layer keeps.
 
-    Every layer keeps its top min(n_l, floor(minimum N)) units unconditionally; the rest of round(density N) units goes to the
-    globally largest of the others.
+    Every layer keeps its top min(n_l, floor(minimum N)) units unconditionally; the rest of round(density N) units goes
+    to the globally largest of the others.
 
     Args:
         density: kept share of all targeted units; default 0.1.
         structure: what lives and dies together; N:M and per-row structures are pruned layer-wise.
         where: which parameters.
-        minimum: the floor of every layer as a share of all units (the paper's MT of 0.05 percent); 0 is plain Global MP.
+        minimum: the floor of every layer as a share of all units (the paper's MT, 0.05 percent); 0 is plain Global MP.
         begin: with ``end``: gradual, on a cubic curve between these steps (needs ``ow.attach``).
         end: see ``begin``.
         every: steps between gradual updates.
 
     Differences:
-        The paper's code rescales layer sparsities in a loop until the floor holds; topping up is exact without a loop and
-        equals plain Global MP when no layer is short. It prunes one weight less than asked; this prunes exactly.
+        The paper's code rescales layer sparsities in a loop until the floor holds; topping up is exact without a loop
+        and equals plain Global MP when no layer is short. It prunes one weight less than asked; this prunes exactly.
 
     Cost:
         One selection over all weights; no data.

@@ -55,7 +55,8 @@ def grasp(
         0.25
 
     References:
-        Wang, Zhang, Grosse. Picking Winning Tickets Before Training by Preserving Gradient Flow. ICLR 2020, arXiv 2002.07376.
+        Wang, Zhang, Grosse. Picking Winning Tickets Before Training by Preserving Gradient Flow. ICLR 2020,
+        arXiv 2002.07376.
     """
     share = settle_density(density, structure, 0.1)
     rule = TopK(Grasp(GradientFlow(batches, temperature, mode)), allocation_of(scope, structure))

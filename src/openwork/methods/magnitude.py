@@ -29,8 +29,8 @@ def magnitude(
         density: kept share of units in (0, 1]; default 0.1, or what N:M fixes.
         structure: what lives and dies together.
         where: which parameters.
-        scope: ``layer`` keeps the same share everywhere, ``global`` ranks all units of the model together, ``erk`` gives
-            Erdos-Renyi-Kernel shares.
+        scope: ``layer`` keeps the same share everywhere, ``global`` ranks all units of the model together, ``erk``
+            gives Erdos-Renyi-Kernel shares.
         norm: of a unit of several weights.
 
     Differences:
@@ -52,4 +52,5 @@ def magnitude(
         Han, Pool, Tran, Dally. Learning both Weights and Connections for Efficient Neural Networks. NeurIPS 2015.
     """
     share = settle_density(density, structure, 0.1)
-    return Recipe("magnitude", structure, TopK(Magnitude(norm), allocation_of(scope, structure)), OneShot(share), None, where)
+    rule = TopK(Magnitude(norm), allocation_of(scope, structure))
+    return Recipe("magnitude", structure, rule, OneShot(share), None, where)

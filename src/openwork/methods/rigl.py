@@ -55,5 +55,6 @@ def rigl(
     """
     share = settle_density(density, structure, 0.1)
     end = max(1, round(0.75 * steps))
-    rule = DropGrow(StepGradient(), fraction=CosineFraction(alpha, end), allocation=allocation_of(scope, structure, at_least=1))
+    allocation = allocation_of(scope, structure, at_least=1)
+    rule = DropGrow(StepGradient(), fraction=CosineFraction(alpha, end), allocation=allocation)
     return Recipe("rigl", structure, rule, Periodic(share, every or max(1, steps // 100), end), None, where)

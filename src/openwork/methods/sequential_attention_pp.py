@@ -15,9 +15,10 @@ from openwork.methods._common import settle_density
 from openwork.relax import SoftmaxAttention
 from openwork.rules.topk import TopK
 from openwork.schedules import Phases, Stretch
+from openwork.schedules.phases import Kind
 from openwork.structure import Block
 
-_CYCLE = ("soften", "sparse", "dense")
+_CYCLE: tuple[Kind, ...] = ("soften", "sparse", "dense")
 IMAGENET = (
     Stretch("dense", 0.10),
     *(Stretch(kind, 0.10 / 3) for _ in range(6) for kind in _CYCLE),
@@ -47,9 +48,9 @@ def sequential_attention_pp(
 ) -> Recipe:
     """Train once from scratch; a softmax over the blocks of each layer learns which ones stay.
 
-    Effective weight = W * expand(A) * expand(mask), A = T softmax(L) over all T blocks of the layer (Algorithm 1), so that
-    mean(A) = 1. Phases: dense; soften, sparsity(u) = s (1 - e^(-c u)) / (1 - e^(-c)), the blocks with smallest A drop and
-    stay off; sparse. Every phase change resets the optimiser. At the end A is folded into W.
+    Effective weight = W * expand(A) * expand(mask), A = T softmax(L) over all T blocks of the layer (Algorithm 1), so
+    that mean(A) = 1. Phases: dense; soften, sparsity(u) = s (1 - e^(-c u)) / (1 - e^(-c)), the blocks with smallest A
+    drop and stay off; sparse. Every phase change resets the optimiser. At the end A is folded into W.
 
     Args:
         density: kept share of the blocks of every pruned layer (k = floor(density T)); default 0.1.
@@ -64,8 +65,8 @@ def sequential_attention_pp(
         sparsification: False replaces soften phases by dense and sparse halves (the paper's ablation).
 
     Differences:
-        The paper prints the clipping range as [n density, n / density], which does not fit mean(A) = 1; thirds inside a cycle
-        and logits that start at zero are our choice, the paper is silent.
+        The paper prints the clipping range as [n density, n / density], which does not fit mean(A) = 1; thirds inside a
+        cycle and logits that start at zero are our choice, the paper is silent.
 
     Cost:
         One logit per block, one elementwise product per forward pass; dense compute.
@@ -79,12 +80,15 @@ def sequential_attention_pp(
         ((0, 30), (255, 300), 100)
 
     References:
-        Yasuda, Axiotis, Fu, Bateni, Mirrokni. SequentialAttention++ for Block Sparsification. NeurIPS 2024, arXiv 2402.17902.
+        Yasuda, Axiotis, Fu, Bateni, Mirrokni. SequentialAttention++ for Block Sparsification. NeurIPS 2024,
+        arXiv 2402.17902.
     """
     share = settle_density(density, structure, 0.1)
     tables = {"imagenet": IMAGENET, "criteo": CRITEO}
     if isinstance(schedule, str) and schedule not in tables:
-        raise RecipeError(f"sequential_attention_pp: schedule must be 'imagenet', 'criteo' or stretches, got {schedule!r}")
+        raise RecipeError(
+            f"sequential_attention_pp: schedule must be 'imagenet', 'criteo' or stretches, got {schedule!r}"
+        )
     stretches = tables[schedule] if isinstance(schedule, str) else tuple(schedule)
     if not sparsification:
         stretches = tuple(half for s in stretches for half in _without(s))

@@ -35,8 +35,8 @@ def set_(
         scope: Erdos-Renyi-Kernel shares per layer, or the same in all.
 
     Differences:
-        Drops by |w| over all signs, where the original takes the smallest positive and the largest negative weights half
-        and half; new weights start at zero; counts are exact.
+        Drops by |w| over all signs, where the original takes the smallest positive and the largest negative weights
+        half and half; new weights start at zero; counts are exact.
 
     Cost:
         One selection per update.
@@ -49,8 +49,8 @@ def set_(
         10
 
     References:
-        Mocanu et al. Scalable training of artificial neural networks with adaptive sparse connectivity inspired by network
-        science. Nature Communications 2018, arXiv 1707.04780.
+        Mocanu et al. Scalable training of artificial neural networks with adaptive sparse connectivity inspired by
+        network science. Nature Communications 2018, arXiv 1707.04780.
     """
     share = settle_density(density, structure, 0.1)
     rule = DropGrow(Random(), fraction=ConstantFraction(alpha), allocation=allocation_of(scope, structure, at_least=1))

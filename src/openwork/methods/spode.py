@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import fields
+from typing import Any, Literal, cast
 
 from openwork.core.protocols import Structure
 from openwork.core.recipe import Recipe
 from openwork.core.targets import Select
+from openwork.errors import RecipeError, did_you_mean
 from openwork.methods._common import has_regions, settle_density
 from openwork.rules.spode import SpODE
 from openwork.schedules import OneShot
@@ -26,9 +28,10 @@ def spode(
 ) -> Recipe:
     """Let the mask of a trained network travel to the target density along the locally loss-optimal direction.
 
-    With e = -grad E(m), g = -grad G(m) and e_perp the part of e orthogonal to g, every step of size dt moves the mask by
-    F dt, F = g / |g|^2 + sqrt(r^2 - 1) / |g| e_perp / |e_perp|, which solves min grad E . F s.t. g . F = 1, |F| <= r / |g|.
-    The energy E is the loss at the polarised mask, G the soft density. Weights stay frozen; pruned units may return.
+    With e = -grad E(m), g = -grad G(m) and e_perp the part of e orthogonal to g, every step of size dt moves the mask
+    by F dt, F = g / |g|^2 + sqrt(r^2 - 1) / |g| e_perp / |e_perp|, which solves min grad E . F s.t. g . F = 1,
+    |F| <= r / |g|. The energy E is the loss at the polarised mask, G the soft density. Weights stay frozen; pruned
+    units may return.
 
     Args:
         density: kept share; default 0.1.
@@ -39,8 +42,8 @@ def spode(
         polariser: ``ohh`` binary straight-through (default), ``ohm``, ``oh``, ``qt``, ``qtm``, ``gau``, ``id``.
         measure: soft density, ``l2`` (paper) or ``l1``.
         scope: where densities hold; ``auto`` is global, or local for N:M and per-row structures.
-        options: further fields of ``openwork.rules.spode.SpODE`` (path, radius_path, field_scope, momentum, density_from,
-            clamp, floor).
+        options: further fields of ``openwork.rules.spode.SpODE`` (path, radius_path, field_scope, momentum,
+            density_from, clamp, floor).
 
     Differences:
         The direction is computed in its well-conditioned form with float64 norms; the polariser follows the scheduled
@@ -64,10 +67,22 @@ def spode(
         Mo, Shi, Pan. Pruning via Sparsity-indexed ODE: A Continuous Sparsity Viewpoint. ICML 2023, PMLR 202.
     """
     share = settle_density(density, structure, 0.1)
-    return Recipe("spode", structure, path_rule(structure, scope, steps, radius, polariser, measure, options), OneShot(share), None, where)
+    rule = path_rule(structure, scope, steps=steps, radius=radius, polariser=polariser, measure=measure, **options)
+    return Recipe("spode", structure, rule, OneShot(share), None, where)
 
 
-def path_rule(structure: Structure, scope: str, steps: int, radius: float, polariser: Any, measure: Any, options: dict[str, Any]) -> SpODE:
-    """The rule that the one-shot and the iterative variant share."""
-    local = has_regions(structure) if scope == "auto" else scope == "local"
-    return SpODE(steps, radius, polariser, measure, scope="local" if local else "global", **options)
+def path_rule(structure: Structure, scope: str, **options: Any) -> SpODE:
+    """The rule that the one-shot and the iterative variant share.
+
+    Raises:
+        RecipeError: an unknown option, or a global scope for a structure with quotas of its own.
+    """
+    known = [f.name for f in fields(SpODE)]
+    for name in options:
+        if name not in known:
+            raise RecipeError(f"spode: unknown option {name!r}; {did_you_mean(name, known)}")
+    if scope == "auto":
+        scope = "local" if has_regions(structure) else "global"
+    if scope == "global" and has_regions(structure):
+        raise RecipeError(f"{structure} has quotas of its own, so scope must be 'local', got 'global'")
+    return SpODE(scope=cast("Literal['global', 'local']", scope), **options)

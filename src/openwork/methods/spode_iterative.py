@@ -42,8 +42,8 @@ def spode_iterative(
         options: further fields of ``openwork.rules.spode.SpODE``.
 
     Differences:
-        As ``spode``. The code takes the polariser's density from G, which for l2 and a binary start is sqrt(density) and far
-        too dense; here it follows the schedule.
+        As ``spode``. The code takes the polariser's density from G, which for l2 and a binary start is sqrt(density)
+        and far too dense; here it follows the schedule.
 
     Cost:
         R N forward and backward passes and R fine-tunings; runs under ``ow.cycle``.
@@ -60,5 +60,5 @@ def spode_iterative(
         Mo, Shi, Pan. Pruning via Sparsity-indexed ODE: A Continuous Sparsity Viewpoint. ICML 2023, PMLR 202.
     """
     share = settle_density(density, structure, 0.1)
-    rule = path_rule(structure, scope, steps, radius, polariser, measure, options)
+    rule = path_rule(structure, scope, steps=steps, radius=radius, polariser=polariser, measure=measure, **options)
     return Recipe("spode_iterative", structure, rule, Rounds(share, rounds), None, where)

@@ -36,8 +36,8 @@ def synflow(
         scope: ``auto`` is global, or layer for N:M and per-row structures.
 
     Differences:
-        Everything is float64 and functional: no sign bookkeeping in the model, no overflow in deep networks. Normalisation
-        layers run in eval mode on absolute statistics.
+        Everything is float64 and functional: no sign bookkeeping in the model, no overflow in deep networks.
+        Normalisation layers run in eval mode on absolute statistics.
 
     Cost:
         ``rounds`` passes of one sample.

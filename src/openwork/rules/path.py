@@ -173,8 +173,8 @@ def hess_step(remaining: float, steepness: Sequence[float], left: int) -> float:
         left: steps left, this one included; the last one takes all that remains.
 
     Examples:
-        >>> hess_step(0.6, [2.0, 2.0, 2.0], 3), hess_step(0.6, [1.0, 1.0, 4.0], 1)
-        (0.2, 0.6)
+        >>> hess_step(0.5, [2.0, 2.0], 4), hess_step(0.5, [1.0, 4.0], 1)
+        (0.125, 0.5)
     """
     if left == 1:
         return remaining

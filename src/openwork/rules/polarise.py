@@ -31,7 +31,7 @@ def polarise(kind: str, m: Tensor, a: Tensor, density: float, alive: Tensor | No
     regrow. ``ohm``: survivors keep their soft value; ``oh``: survivors become one; both give the rest no gradient.
     ``qt``: a sigmoid of the context that is 0.1 at its 0.9 q quantile and 0.9 at its q quantile, q = 1 - density;
     ``gau``: the same with Gaussian quantiles; ``qtm``: the value of ``qt`` as a constant factor of ``m``.
-    ``id``: nothing.
+    ``id``: nothing. Quantiles count as constants in the gradient.
 
     Args:
         kind: one of ``KINDS``.

@@ -29,7 +29,8 @@ class MaskLoss(Stat):
 
     def measure(self, ctx: Measuring) -> Energy:
         def energy(masks: Mapping[str, Tensor], step: int) -> tuple[float, dict[str, Tensor]]:
-            batch = ctx.feed.next(f"step {step} of the path")
+            with seeded(ctx.seed + step):  # a loader that shuffles draws its order from the recipe's seed
+                batch = ctx.feed.next(f"step {step} of the path")
             weights = weights_of(ctx)
             # dE/db = w * dE/d(w b): one gradient with respect to the product serves both
             leaves = {n: (weights[n] * masks[n]).requires_grad_() for n in masks}

@@ -1,0 +1,467 @@
+"""SpODE against a plain re-implementation, its identities, and its behaviour on a trained digits network.
+
+# tried: see BREAKS
+"""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from openwork.allocation import Global
+from openwork.core.batches import Feed
+from openwork.core.masks import masks_of
+from openwork.core.measuring import Measuring, measure, weights_of
+from openwork.core.now import Now, Phase
+from openwork.core.select import count_kept, keep_top
+from openwork.core.serial import from_plain, to_plain
+from openwork.core.targets import Select, find_targets
+from openwork.criteria import Magnitude
+from openwork.errors import DivergedError, OpenworkError, RecipeError
+from openwork.rules.spode import SpODE, _Run, integrate, total_regrowth
+from openwork.rules.topk import TopK
+from openwork.structure import NM, Block, Column, Element, Filter, Kernel, Row
+from openwork.structure.cover import partition
+
+F64 = torch.float64
+COLLAPSE = pytest.mark.filterwarnings("ignore:SpODE. no unit of")  # not the point of these tests
+ROW_KEYS = {"k", "density", "G", "energy", "kept", "g_norm", "e_norm", "cos_Fe", "cos_Fg", "radius", "dt"} | {
+    "regrown", "removed", "negative"
+}  # fmt: skip
+
+
+def situation(model, rule, batches, structure=None, loss=F.cross_entropy, seed=0, parts=None):
+    """What the engines hand to a rule, built by hand."""
+    parts = parts or partition(model, structure or Element(), Select())[0]
+    context = Measuring(model, parts, Feed(batches, torch.device("cpu")), loss, seed)
+    units = {n: torch.ones(p.n_units, dtype=torch.bool) for n, p in parts.items()}
+    return Now(parts, units, weights_of(context), measure(rule, context))
+
+
+def toy(dtype=torch.float32, conv=False):
+    generator = torch.Generator().manual_seed(1)
+    if conv:
+        model = nn.Sequential(
+            nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.Flatten(), nn.Linear(32, 4)
+        )
+        shape = (24, 2, 6, 6)
+    else:
+        model, shape = nn.Sequential(nn.Linear(8, 12), nn.Tanh(), nn.Linear(12, 4)), (24, 8)
+    x = [torch.randn(shape, generator=generator).to(dtype) for _ in range(3)]
+    return model.to(dtype), [(b, torch.randint(0, 4, (24,), generator=generator)) for b in x]
+
+
+def prune(model, rule, batches, share, structure=None, units=None, radius=None, **options):
+    now = situation(model, rule, batches, structure, **options)
+    now = replace(now, units=units) if units is not None else now
+    units, rows = integrate(rule, now, share, radius or rule.radius)
+    return now, units, rows
+
+
+def kept(units):
+    return sum(int(u.sum()) for u in units.values())
+
+
+# --- against a slow re-implementation -----------------------------------------------------------------------------
+
+
+def plain(model, batches, parts, share, steps, radius, kind, momentum):
+    """The paper's loop (ohh, exp, global) over one vector of units, with x e + y g and an argsort."""
+    weights = {n: p.detach() for n, p in model.named_parameters() if n in parts}
+    owner = torch.cat([torch.full((p.n_units,), i) for i, p in enumerate(parts.values())])
+    # membership of every weight in its unit, written as an index map
+    index = {n: p.spread(torch.arange(p.n_units))[n] for n, p in parts.items()}
+    mass = torch.cat([torch.zeros(p.n_units, dtype=F64).index_add(0, index[n].flatten(), weights[n].abs().flatten())
+                      for n, p in parts.items()])  # fmt: skip
+    cost = torch.cat([torch.bincount(index[n].flatten(), minlength=p.n_units) for n, p in parts.items()]).double()
+    m, score, total, energies = torch.ones(len(owner), dtype=F64), 0.0, cost.sum(), []
+    for k in range(steps):
+        density, then = share ** (k / steps), share ** ((k + 1) / steps)
+        a = m.abs() * mass
+        b = torch.zeros_like(m)
+        b[a.argsort(descending=True, stable=True)[: count_kept(density, len(m))]] = 1
+        leaves = {n: b[owner == i][index[n]].requires_grad_() for i, n in enumerate(parts)}
+        x, y = batches[k % len(batches)]
+        out = torch.func.functional_call(model, {n: weights[n] * leaves[n] for n in parts}, (x,))
+        loss = F.cross_entropy(out, y)
+        energies.append(float(loss.detach()))
+        slopes = dict(zip(parts, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+        e = -torch.cat([torch.zeros(p.n_units, dtype=F64).index_add(0, index[n].flatten(), slopes[n].flatten())
+                        for n, p in parts.items()])  # fmt: skip
+        g = -(cost * m.sign() / total if kind == "l1" else cost * m / (total * (cost * m * m).sum().div(total).sqrt()))
+        inner = g @ e
+        x_ = ((radius**2 - 1) / ((g @ g) * (e @ e) - inner**2)).sqrt()
+        m = m + (density - then) * (x_ * e + (1 - x_ * inner) / (g @ g) * g)
+        score = m.abs() * mass + momentum * score
+    alive = torch.zeros(len(m), dtype=torch.bool)
+    alive[score.argsort(descending=True, stable=True)[: count_kept(share, len(m))]] = True
+    return {n: alive[owner == i] for i, n in enumerate(parts)}, energies
+
+
+@COLLAPSE
+@pytest.mark.parametrize("structure", [Element(), Block(3, 5), Row(), Column()], ids=str)
+@pytest.mark.parametrize(("kind", "momentum", "radius"), [("l2", 0.0, 1.1), ("l1", 0.0, 1.3), ("l2", 0.9, 1.5)])
+def test_the_path_is_that_of_a_plain_implementation(structure, kind, momentum, radius):
+    model, batches = toy(F64)
+    rule = SpODE(steps=12, radius=radius, measure=kind, momentum=momentum)
+    now, units, rows = prune(model, rule, batches, 0.3, structure)
+    expected, energies = plain(model, batches, now.parts, 0.3, 12, radius, kind, momentum)
+    assert [r["energy"] for r in rows] == pytest.approx(energies, rel=1e-9)
+    assert {n: u.tolist() for n, u in units.items()} == {n: u.tolist() for n, u in expected.items()}
+    assert total_regrowth(rows) + kept(units) > 0
+
+
+# --- identities ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("radius", [1.0, 1.1, 1.7])
+def test_recursion_of_the_density_along_the_path(radius):
+    model, batches = toy(F64)
+    rows = prune(model, SpODE(steps=20), batches, 0.2, radius=radius)[2]
+    for now, then in pairwise(rows):
+        expected = (now["G"] - now["dt"]) ** 2 + (radius**2 - 1) * now["dt"] ** 2
+        assert then["G"] ** 2 == pytest.approx(expected, abs=1e-12)
+    assert rows[0]["G"] == pytest.approx(1, abs=1e-15)
+
+
+@pytest.mark.parametrize("field_scope", ["global", "local"])
+def test_the_log_tells_the_path(field_scope):
+    model, batches = toy()
+    now, units, rows = prune(model, SpODE(steps=10, radius=1.2, field_scope=field_scope), batches, 0.25)
+    assert all(set(r) == ROW_KEYS for r in rows)
+    assert all(type(v) in (int, float) for r in rows for v in r.values())
+    assert [r["k"] for r in rows] == list(range(10))
+    assert [r["density"] for r in rows] == pytest.approx([0.25 ** ((k + 1) / 10) for k in range(10)])
+    assert sum(r["dt"] for r in rows) == pytest.approx(0.75)
+    if field_scope == "global":  # F.g = 1 and |F| = r / |g|
+        assert [r["cos_Fg"] for r in rows] == pytest.approx([1 / 1.2] * 10, rel=1e-5)
+    assert all(r["cos_Fe"] > 0 for r in rows[1:])
+    n = sum(u.numel() for u in units.values())
+    assert [round(r["kept"] * n) for r in rows] == [count_kept(0.25 ** (k / 10), n) for k in range(10)]
+    assert sum(r["removed"] - r["regrown"] for r in rows) == kept(now.units) - kept(units)
+
+
+@COLLAPSE
+@pytest.mark.parametrize("share", [0.9, 0.5, 0.1, 0.02])
+@pytest.mark.parametrize("conv", [False, True])
+def test_radius_one_is_global_magnitude_bit_for_bit(share, conv):
+    model, batches = toy(conv=conv)
+    now, units, rows = prune(model, SpODE(steps=30), batches, share, radius=1.0)
+    magnitude = TopK(Magnitude(), Global()).update(now, Phase(share, True), None).units
+    assert all(torch.equal(units[n], magnitude[n]) for n in units)
+    assert total_regrowth(rows) == 0
+
+
+# --- exact counts everywhere --------------------------------------------------------------------------------------
+
+STRUCTURES = [Element(), Block(4, 4), Row(), Column(), Filter(), Kernel()]
+
+
+@COLLAPSE
+@pytest.mark.parametrize("structure", STRUCTURES, ids=str)
+@pytest.mark.parametrize("share", [0.8, 0.5, 0.3])
+@pytest.mark.parametrize("scope", ["global", "local"])
+def test_counts_are_exact(structure, share, scope):
+    model, batches = toy(conv=True)
+    _, units, rows = prune(model, SpODE(steps=4, scope=scope), batches, share, structure)
+    sizes = [u.numel() for u in units.values()]
+    if scope == "global":
+        assert kept(units) == count_kept(share, sum(sizes))
+    else:
+        assert [int(u.sum()) for u in units.values()] == [count_kept(share, n) for n in sizes]
+    assert len(rows) == 4
+
+
+@pytest.mark.parametrize("polariser", ["ohh", "ohm", "oh", "qt", "qtm", "gau", "id"])
+@pytest.mark.parametrize("options", [
+    {}, {"measure": "l1"}, {"scope": "local"}, {"field_scope": "local"}, {"path": "hess", "radius_path": "hess"},
+    {"path": "lin", "radius_path": "invexp"}, {"path": "invexp", "momentum": 0.9}, {"density_from": "measure"},
+    {"clamp": True}, {"floor": 3},
+], ids=str)  # fmt: skip
+def test_every_option_reaches_the_density(polariser, options):
+    model, batches = toy()
+    now, units, rows = prune(model, SpODE(steps=5, polariser=polariser, **options), batches, 0.2)
+    sizes = [p.n_units for p in now.parts.values()]
+    expected = sum(count_kept(0.2, n) for n in sizes) if "scope" in options else count_kept(0.2, sum(sizes))
+    assert kept(units) == expected
+    assert rows[-1]["density"] == 0.2
+    assert sum(r["removed"] - r["regrown"] for r in rows) == sum(sizes) - expected
+
+
+@pytest.mark.parametrize(("structure", "share"), [(NM(keep=2, of=4), 0.5), (Element(per="row"), 0.3)], ids=str)
+@pytest.mark.parametrize("polariser", ["ohh", "qt"])
+def test_regions_hold_their_quota(structure, share, polariser):
+    model, batches = toy()
+    rule = SpODE(steps=6, polariser=polariser, scope="local")
+    now, units, _ = prune(model, rule, batches, share, structure)
+    for name, part in now.parts.items():
+        runs = units[name].view(-1, part.scope()).sum(1)
+        assert runs.unique().tolist() == [2 if part.quota else count_kept(share, part.scope())]
+    run = _Run(rule, now)
+    hard = run.choose(torch.rand(run.n), 0.7).split(run.sizes)
+    for alive, part in zip(hard, now.parts.values(), strict=True):
+        assert alive.view(-1, part.scope()).sum(1).unique().tolist() == [count_kept(0.7, part.scope())]
+
+
+def test_bfloat16_weights_keep_a_float32_mask():
+    model, batches = toy(torch.bfloat16)
+    now, units, _ = prune(model, SpODE(steps=5), batches, 0.2)
+    assert kept(units) == count_kept(0.2, 144)
+    assert _Run(SpODE(), now).mask.dtype == torch.float32
+
+
+def test_floor_and_layer_collapse():
+    model, batches = toy()
+    with torch.no_grad():
+        model[2].weight.mul_(1e-4)
+    with pytest.warns(UserWarning, match=r"SpODE: no unit of 2\.weight is kept \(layer collapse\); set floor=1"):
+        _, units, _ = prune(model, SpODE(steps=3), batches, 0.1)
+    assert int(units["2.weight"].sum()) == 0
+    _, units, _ = prune(model, SpODE(steps=3, floor=4), batches, 0.1)
+    assert int(units["2.weight"].sum()) == 4
+    assert kept(units) == count_kept(0.1, 144)
+
+
+# --- what the masks mean ------------------------------------------------------------------------------------------
+
+
+def test_overlapping_partitions_follow_the_product_rule():
+    model, batches = toy(F64)
+    target = next(t for t in find_targets(model, Select())[0] if t.name == "0.weight")
+    parts = {"rows": Row().fit(target), "single": Element().fit(target)}
+    rule = SpODE(steps=3, polariser="id")
+    run = _Run(rule, situation(model, rule, batches[:1], parts=parts))
+    run.mask = torch.rand(run.n, dtype=F64) + 0.5
+    leaf = run.mask.clone().requires_grad_()
+    weight = model[0].weight.detach() * leaf[:12, None] * leaf[12:].view(12, 8)
+    loss = F.cross_entropy(torch.func.functional_call(model, {"0.weight": weight}, (batches[0][0],)), batches[0][1])
+    energy, _, pull = run.pull(run.mask.abs(), run.mask > 0, 1.0, 0)
+    assert energy == pytest.approx(float(loss.detach()), rel=1e-12)
+    torch.testing.assert_close(pull, -torch.autograd.grad(loss, leaf)[0], rtol=1e-9, atol=1e-14)
+
+
+def test_weights_statistics_and_gradients_stay_untouched():
+    model, batches = toy(conv=True)
+    model.eval()
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    prune(model, SpODE(steps=5), batches, 0.2)
+    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    assert not model.training
+
+
+def test_clamp_and_negative_masks():
+    model, batches = toy()
+    wild = SpODE(steps=5, radius=20.0)
+    assert prune(model, wild, batches, 0.1)[2][-1]["negative"] > 0
+    assert all(r["negative"] == 0 for r in prune(model, replace(wild, clamp=True), batches, 0.1)[2])
+
+
+def test_density_from_measure_polarises_at_the_soft_density():
+    """After a binary start the l2 measure is the square root of the density."""
+    model, batches = toy()
+    half = {n: torch.arange(s) % 4 == 0 for n, s in (("0.weight", 96), ("2.weight", 48))}
+    for kind, share in (("schedule", 0.25), ("measure", 0.5)):
+        row = prune(model, SpODE(steps=4, density_from=kind), batches, 0.1, units=half)[2][0]
+        assert row["kept"] == pytest.approx(share)
+        assert row["G"] == pytest.approx(0.5)
+
+
+def test_iterative_start_from_a_binary_mask():
+    model, batches = toy()
+    _, first, _ = prune(model, SpODE(steps=8, radius=1.5), batches, 0.5)
+    _, second, rows = prune(model, SpODE(steps=20, radius=1.5), batches, 0.25, units=first)
+    assert kept(second) == count_kept(0.25, 144)
+    assert rows[0]["kept"] == 0.5
+    assert rows[0]["density"] == pytest.approx(0.5 * 0.5 ** (1 / 20))
+    assert sum(r["removed"] - r["regrown"] for r in rows) == 36
+
+
+def test_asking_for_the_present_density_changes_nothing():
+    model, batches = toy()
+    _, first, _ = prune(model, SpODE(steps=4), batches, 0.5)
+    _, again, rows = prune(model, SpODE(steps=4), batches, 0.5, units=first)
+    assert rows == []
+    assert all(torch.equal(first[n], again[n]) for n in first)
+
+
+def test_update_answers_the_engines():
+    model, batches = toy()
+    rule, state = SpODE(steps=3), object()
+    update = rule.update(situation(model, rule, batches), Phase(0.3, True), state)
+    assert update.state is state
+    assert list(update.log) == ["path"]
+    assert len(update.log["path"]) == 3
+    assert rule.needs == frozenset({rule.energy})
+    assert from_plain(to_plain(rule)) == rule
+
+
+def test_the_same_seed_gives_the_same_path():
+    model, batches = toy(conv=True)
+    model.insert(3, nn.Dropout(0.5))
+    runs = [prune(model, SpODE(steps=5), batches, 0.2, seed=s) for s in (3, 3, 4)]
+    assert runs[0][2] == runs[1][2]
+    assert all(torch.equal(runs[0][1][n], runs[1][1][n]) for n in runs[0][1])
+    assert runs[0][2][0]["energy"] != runs[2][2][0]["energy"]  # the drop-out draws differ
+
+
+# --- the digits network -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """MLP 64-128-128-10, trained; shuffled batches of 512; a held-out part."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    x, y = torch.tensor(bunch.data, dtype=torch.float32) / 16, torch.tensor(bunch.target)
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(x), generator=generator)
+    train, test = order[:1350], order[1350:]
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
+    optimiser = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    for _ in range(30):
+        for batch in train[torch.randperm(1350, generator=generator)].split(64):
+            optimiser.zero_grad()
+            F.cross_entropy(model(x[batch]), y[batch]).backward()
+            optimiser.step()
+    picks = [train[torch.randperm(1350, generator=generator)[:512]] for _ in range(100)]
+    return model, [(x[p], y[p]) for p in picks], (x[test], y[test])
+
+
+def accuracy(model, masks, held_out):
+    tensors = {n: p * masks[n] for n, p in model.named_parameters() if n in masks}
+    with torch.no_grad():
+        return float(
+            (torch.func.functional_call(model, tensors, (held_out[0],)).argmax(1) == held_out[1]).float().mean()
+        )
+
+
+def test_regrowth_grows_with_sparsity(digits):
+    model, batches, _ = digits
+    counts = [total_regrowth(prune(model, SpODE(), batches, d)[2]) for d in (0.1, 0.05, 0.02)]
+    assert 0 < counts[0] < counts[1] < counts[2]
+    assert total_regrowth(prune(model, SpODE(), batches, 0.02, radius=1.0)[2]) == 0
+
+
+def test_dead_units_may_come_back_in_a_later_round(digits):
+    model, batches, _ = digits
+    first = prune(model, SpODE(steps=50), batches, 0.1)[1]
+    second, rows = prune(model, SpODE(steps=50), batches, 0.05, units=first)[1:]
+    back = sum(int((second[n] & ~first[n]).sum()) for n in first)
+    assert 0 < back <= total_regrowth(rows)
+
+
+def test_survivor_only_gradients_regrow_less(digits):
+    model, batches, _ = digits
+    hard, soft = (total_regrowth(prune(model, SpODE(polariser=p), batches, 0.02)[2]) for p in ("ohh", "ohm"))
+    assert soft < hard / 2
+
+
+def test_spode_beats_magnitude_before_fine_tuning(digits):
+    model, batches, held_out = digits
+    found = {}
+    for radius in (1.0, 1.1):
+        now, units, _ = prune(model, SpODE(), batches, 0.05, radius=radius)
+        found[radius] = accuracy(model, masks_of(now.parts, units), held_out)
+    assert found[1.1] >= found[1.0] + 0.10
+
+
+# --- refusals -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"steps": 0}, "SpODE: steps must be an integer of at least 1, got 0"),
+    ({"steps": 2.5}, r"SpODE: steps must be an integer of at least 1, got 2\.5"),
+    ({"radius": 1.0}, r"must be above 1 and finite, got 1\.0; at 1 it is global magnitude pruning, use magnitude"),
+    ({"radius": 0.5}, r"SpODE: radius must be above 1 and finite, got 0\.5"),
+    ({"radius": float("nan")}, "SpODE: radius must be above 1 and finite, got nan"),
+    ({"radius": float("inf")}, "SpODE: radius must be above 1 and finite, got inf"),
+    ({"momentum": 1.0}, r"SpODE: momentum must be in \[0, 1\), got 1\.0"),
+    ({"floor": -1}, "SpODE: floor must not be negative, got -1"),
+    ({"polariser": "hard"}, "SpODE: polariser must be one of ohh, ohm, oh, qt, qtm, gau, id, got 'hard'"),
+    ({"measure": "l0"}, "SpODE: measure must be one of l1, l2, got 'l0'"),
+    ({"path": "cosine"}, "SpODE: path must be one of exp, lin, invexp, hess, got 'cosine'"),
+    ({"radius_path": "exp"}, "SpODE: radius_path must be one of fixed, invexp, hess, got 'exp'"),
+    ({"scope": "layer"}, "SpODE: scope must be one of global, local, got 'layer'"),
+    ({"field_scope": "layer"}, "SpODE: field_scope must be one of global, local, got 'layer'"),
+    ({"density_from": "G"}, "SpODE: density_from must be one of schedule, measure, got 'G'"),
+], ids=str)  # fmt: skip
+def test_bad_fields_are_refused(options, message):
+    with pytest.raises(RecipeError, match=message):
+        SpODE(**options)
+
+
+@pytest.mark.parametrize("share", [0.0, -0.1, 5.0, float("nan")])
+def test_bad_shares_are_refused(share):
+    model, batches = toy()
+    rule = SpODE(steps=2)
+    with pytest.raises(RecipeError, match=r"SpODE: density must be a kept share in \(0, 1\]"):
+        rule.update(situation(model, rule, batches), Phase(share, True), None)
+
+
+def test_a_rising_density_is_refused():
+    model, batches = toy()
+    half = prune(model, SpODE(steps=2), batches, 0.5)[1]
+    with pytest.raises(
+        RecipeError, match=r"can only fall along the path, but 0\.5 of the units are alive and 0\.8 is asked"
+    ):
+        prune(model, SpODE(steps=2), batches, 0.8, units=half)
+
+
+def test_refusals_come_before_the_first_batch():
+    model, _ = toy()
+    with pytest.raises(
+        RecipeError, match=r"0\.weight: SpODE cannot rank a structure with its own regions .* scope='local'"
+    ):
+        prune(model, SpODE(steps=2), None, 0.5, NM(keep=2, of=4))
+    with pytest.raises(RecipeError, match="Global: a floor of 40 units in each of 2 tensors needs 80 units"):
+        prune(model, SpODE(steps=2, floor=40), None, 0.1)
+    with pytest.raises(RecipeError, match="SpODE: there is nothing to prune; no partition was given"):
+        integrate(SpODE(), Now({}, {}, {}), 0.5, 1.1)
+
+
+def test_a_nan_loss_names_its_step():
+    model, batches = toy()
+    bad = (torch.full_like(batches[0][0], float("nan")), batches[0][1])
+    with pytest.raises(DivergedError, match="the loss is nan at step 2"):
+        prune(model, SpODE(steps=5), [*batches[:2], bad], 0.5)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_nan_gradient_names_its_step(value):
+    model, batches = toy()
+    rule = SpODE(steps=5)
+    now = situation(model, rule, batches)
+
+    def energy(masks, step):
+        return 1.0, {n: torch.full_like(m, value if step == 3 else 1.0) for n, m in masks.items()}
+
+    with pytest.raises(
+        DivergedError, match="gradient of the loss is NaN or infinite at step 3 of the path; check the model"
+    ):
+        integrate(rule, replace(now, stats={rule.energy: energy}), 0.5, 1.1)
+
+
+def test_a_zero_gradient_follows_magnitude():
+    model, batches = toy()
+    rule = SpODE(steps=5)
+    now = situation(model, rule, batches)
+    flat = replace(
+        now, stats={rule.energy: lambda masks, step: (0.0, {n: torch.zeros_like(m) for n, m in masks.items()})}
+    )
+    units, rows = integrate(rule, flat, 0.3, 1.1)
+    scores = torch.cat([now.weights[n].abs().flatten() for n in now.parts])
+    assert torch.equal(torch.cat(list(units.values())), keep_top(scores, count_kept(0.3, 144)))
+    assert [r["cos_Fe"] for r in rows] == [0.0] * 5
+
+
+def test_a_dead_tensor_has_no_field_of_its_own():
+    model, batches = toy()
+    dead = {"0.weight": torch.ones(96, dtype=torch.bool), "2.weight": torch.zeros(48, dtype=torch.bool)}
+    with pytest.raises(OpenworkError, match="the gradient of the density must not be zero; every mask entry is zero"):
+        prune(model, SpODE(steps=3, field_scope="local"), batches, 0.3, units=dead)
