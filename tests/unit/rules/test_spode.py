@@ -280,6 +280,24 @@ def test_iterative_start_from_a_binary_mask():
     assert sum(r["removed"] - r["regrown"] for r in rows) == 36
 
 
+def test_a_dead_unit_comes_back_when_the_loss_asks_for_it():
+    model, batches = toy()
+    rule = SpODE(steps=10, radius=1.5)
+    half = {n: torch.arange(s) % 2 == 0 for n, s in (("0.weight", 96), ("2.weight", 48))}
+    now = replace(situation(model, rule, batches), units=half)
+    dead = int((now.weights["0.weight"].flatten().abs() * ~half["0.weight"]).argmax())
+
+    def energy(masks, step):
+        wish = {n: torch.zeros_like(m) for n, m in masks.items()}
+        wish["0.weight"].view(-1)[dead] = -1.0
+        return 0.0, wish
+
+    units, rows = integrate(rule, replace(now, stats={rule.energy: energy}), 0.25, 1.5)
+    assert bool(units["0.weight"][dead])
+    assert total_regrowth(rows) == 1
+    assert kept(units) == 36
+
+
 def test_asking_for_the_present_density_changes_nothing():
     model, batches = toy()
     _, first, _ = prune(model, SpODE(steps=4), batches, 0.5)
@@ -346,14 +364,6 @@ def test_regrowth_grows_with_sparsity(digits):
     counts = [total_regrowth(prune(model, SpODE(), batches, d)[2]) for d in (0.1, 0.05, 0.02)]
     assert 0 < counts[0] < counts[1] < counts[2]
     assert total_regrowth(prune(model, SpODE(), batches, 0.02, radius=1.0)[2]) == 0
-
-
-def test_dead_units_may_come_back_in_a_later_round(digits):
-    model, batches, _ = digits
-    first = prune(model, SpODE(steps=50), batches, 0.1)[1]
-    second, rows = prune(model, SpODE(steps=50), batches, 0.05, units=first)[1:]
-    back = sum(int((second[n] & ~first[n]).sum()) for n in first)
-    assert 0 < back <= total_regrowth(rows)
 
 
 def test_survivor_only_gradients_regrow_less(digits):
