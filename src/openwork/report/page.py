@@ -125,7 +125,12 @@ def _path(data: Mapping[str, Any]) -> str:
     return grid(
         line_chart("Energy (loss at the polarised mask)", x, Panel([series("energy", "energy")], Axis("loss"))),
         line_chart("Density", x, Panel([series("scheduled", "density"), series("soft measure G", "G")], Axis("density", unit="%"))),
-        line_chart("Units that came back and left", x, Panel([series("regrown", "regrown"), series("removed", "removed")], Axis("units"))),
+        line_chart(
+            "Units that came back and left",
+            x,
+            Panel([series("removed", "removed")], Axis("removed")),
+            Panel([series("regrown", "regrown")], Axis("regrown")),
+        ),
         line_chart("Negative mask entries", x, Panel([series("negative", "negative")], Axis("entries"))),
     )
 

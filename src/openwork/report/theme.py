@@ -43,7 +43,7 @@ figcaption{font-weight:600;font-size:.92rem;margin-bottom:.7rem;overflow-wrap:an
 svg.plot{display:block;overflow:visible;font-size:12px;font-variant-numeric:tabular-nums}
 svg text{fill:var(--ink);font-family:inherit}svg .tick,svg .label,svg .more{fill:var(--soft);font-size:11.5px}
 svg .name{font-size:13px}svg .value{font-size:13px;font-weight:600;text-anchor:end}svg .more{font-weight:400}
-.grid line,line.grid{stroke:var(--grid)}line.axis{stroke:var(--line)}
+g.grid line,line.grid{stroke:var(--grid)}line.axis{stroke:var(--line)}
 line.mark{stroke:var(--c1);stroke-width:1.5;stroke-dasharray:4 4}
 .line{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round;vector-effect:non-scaling-stroke}
 .whisker{fill:none;stroke-width:1.75;stroke-linecap:round}
