@@ -22,7 +22,9 @@ def machine() -> dict[str, Any]:
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        name = next((line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line), name)
+        name = next(
+            (line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line), name
+        )
     return {
         "cpu": name,
         "threads": torch.get_num_threads(),

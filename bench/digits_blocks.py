@@ -48,10 +48,27 @@ def main(quick: bool) -> None:
                 runs = []
                 for seed in seeds:
                     data = plain if inputs == "plain" else scaled(plain, seed)
-                    job = Job("mlp", "digits", density=density, structure=Block(8, 8), where=Select(min_units=100), budget=budget, seed=seed, **method)
+                    job = Job(
+                        "mlp",
+                        "digits",
+                        density=density,
+                        structure=Block(8, 8),
+                        where=Select(min_units=100),
+                        budget=budget,
+                        seed=seed,
+                        **method,
+                    )
                     runs.append(Runner(job, data=data).run()[1])
                 accuracy = spread([r.metrics["finetuned"]["accuracy"] for r in runs])
-                rows.append({"inputs": inputs, "density": density, "method": name, "reached": runs[0].density, "after": accuracy})
+                rows.append(
+                    {
+                        "inputs": inputs,
+                        "density": density,
+                        "method": name,
+                        "reached": runs[0].density,
+                        "after": accuracy,
+                    }
+                )
                 print(f"{inputs:7} {density:5} {name:22} {100 * accuracy['mean']:6.2f} {accuracy['values']}")
     write("digits_blocks_quick" if quick else "digits_blocks", rows, steps=steps, seeds=len(list(seeds)))
 

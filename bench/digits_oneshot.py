@@ -1,6 +1,6 @@
 """Digits MLP 64-128-128-10, global one-shot pruning of all three weights: SpODE against magnitude and SNIP, 5 seeds.
 
-    python bench/digits_oneshot.py [--quick]
+python bench/digits_oneshot.py [--quick]
 """
 
 from __future__ import annotations
@@ -32,12 +32,20 @@ BUDGETS = {
 
 def row(density: float, name: str, tuning: str, results: list[Any]) -> dict[str, Any]:
     """One row of the table."""
-    found: dict[str, Any] = {"density": density, "method": name, "finetune": tuning, "kept": [r.counts.kept for r in results]}
+    found: dict[str, Any] = {
+        "density": density,
+        "method": name,
+        "finetune": tuning,
+        "kept": [r.counts.kept for r in results],
+    }
     found["before"] = spread([r.metrics["pruned"]["accuracy"] for r in results])
     found["after"] = spread([r.metrics["finetuned"]["accuracy"] for r in results])
     if "path" in results[0].log[0]:
         found["regrown"] = spread([float(sum(p["regrown"] for p in r.log[0]["path"])) for r in results])
-    print(f"{tuning:22} {density:5} {name:14} {100 * found['before']['mean']:6.2f} {100 * found['after']['mean']:6.2f}", flush=True)
+    print(
+        f"{tuning:22} {density:5} {name:14} {100 * found['before']['mean']:6.2f} {100 * found['after']['mean']:6.2f}",
+        flush=True,
+    )
     return found
 
 
@@ -50,7 +58,7 @@ def main(quick: bool) -> None:
     budget = BUDGETS["lr 0.05"]
     with tempfile.TemporaryDirectory() as folder:
         for seed in seeds:
-            model, result = Runner(Job("mlp", "digits", density=1.0, budget=budget, seed=seed), data=data).run()
+            result = Runner(Job("mlp", "digits", density=1.0, budget=budget, seed=seed), data=data).run()[1]
             dense.append(result.metrics["finetuned"]["accuracy"])
             before = Runner(Job("mlp", "digits", density=1.0, budget=budget, seed=seed), data=data)
             before._train_dense("dense", None)

@@ -36,7 +36,12 @@ def main(quick: bool) -> None:
     torch.set_num_threads(1)
     data, seeds = load_data("fashion-mnist"), range(1 if quick else 3)
     budget = Budget(epochs=3, finetune_epochs=1, batch_size=128, lr=0.1, finetune_lr=0.05)
-    common: dict[str, Any] = {"model": "resnet8", "data": "fashion-mnist", "budget": budget, "model_options": {"stem_stride": 2}}
+    common: dict[str, Any] = {
+        "model": "resnet8",
+        "data": "fashion-mnist",
+        "budget": budget,
+        "model_options": {"stem_stride": 2},
+    }
     runs: dict[tuple[float, str], list[Any]] = {}
     dense, control = [], []
     with tempfile.TemporaryDirectory() as folder:
@@ -58,11 +63,21 @@ def main(quick: bool) -> None:
                     line = " ".join(f"{m[k]['accuracy']:.4f}" for k in ("pruned", "recalibrated", "finetuned"))
                     print(f"  {density} {name:20} {line}  {time.monotonic() - began:.0f} s", flush=True)
             rows = [_row(density, name, found) for (density, name), found in runs.items()]
-            write("fashion_oneshot_quick" if quick else "fashion_oneshot", rows, dense=spread(dense), control=spread(control))
+            write(
+                "fashion_oneshot_quick" if quick else "fashion_oneshot",
+                rows,
+                dense=spread(dense),
+                control=spread(control),
+            )
 
 
 def _row(density: float, name: str, runs: list[Any]) -> dict[str, Any]:
-    row: dict[str, Any] = {"density": density, "method": name, "kept": [r.counts.kept for r in runs], "seeds": len(runs)}
+    row: dict[str, Any] = {
+        "density": density,
+        "method": name,
+        "kept": [r.counts.kept for r in runs],
+        "seeds": len(runs),
+    }
     for stage in ("pruned", "recalibrated", "finetuned"):
         row[stage] = spread([r.metrics[stage]["accuracy"] for r in runs])
     row["smallest_layer"] = min(t["kept"] for r in runs for t in r.tensors if t["units"])

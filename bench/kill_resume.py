@@ -1,6 +1,6 @@
 """Kill `openwork prune` with SIGKILL at random moments; every resumed run must end bit-identical, no file half-written.
 
-    python bench/kill_resume.py [KILLS]
+python bench/kill_resume.py [KILLS]
 """
 
 from __future__ import annotations
@@ -22,11 +22,32 @@ from openwork.lab.checkpoint import load_state
 
 METHODS = {
     "spode": ["--method", "spode", "--density", "0.05"],
-    "sequential_attention_pp": ["--method", "sequential_attention_pp", "--density", "0.05", "--structure", "block:8x8", "--min-units", "100"],
+    "sequential_attention_pp": [
+        "--method",
+        "sequential_attention_pp",
+        "--density",
+        "0.05",
+        "--structure",
+        "block:8x8",
+        "--min-units",
+        "100",
+    ],
     "rigl": ["--method", "rigl", "--density", "0.1"],
     "imp": ["--method", "imp", "--density", "0.4"],
 }
-COMMON = ["--data", "digits", "--epochs", "40", "--finetune-epochs", "20", "--save-every", "0.05", "--threads", "1", "--quiet"]
+COMMON = [
+    "--data",
+    "digits",
+    "--epochs",
+    "40",
+    "--finetune-epochs",
+    "20",
+    "--save-every",
+    "0.05",
+    "--threads",
+    "1",
+    "--quiet",
+]
 
 
 def command(out: Path, method: str, *more: str) -> list[str]:
@@ -34,7 +55,9 @@ def command(out: Path, method: str, *more: str) -> list[str]:
 
 
 def fingerprint(folder: Path) -> str:
-    return hashlib.sha256((folder / "model.safetensors").read_bytes() + (folder / "masks.safetensors").read_bytes()).hexdigest()
+    return hashlib.sha256(
+        (folder / "model.safetensors").read_bytes() + (folder / "masks.safetensors").read_bytes()
+    ).hexdigest()
 
 
 def check_files(out: Path) -> None:
@@ -60,7 +83,11 @@ def main(kills: int) -> None:
             while done < -(-kills // len(METHODS)):
                 out, row = Path(folder) / f"{method}-{done}-{rng.random()}", {"method": method, "kills": 0}
                 while not out.exists():
-                    process = subprocess.Popen(command(out, method, *(["--resume"] if row["kills"] else [])), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+                    process = subprocess.Popen(
+                        command(out, method, *(["--resume"] if row["kills"] else [])),
+                        stdout=subprocess.DEVNULL,
+                        stderr=subprocess.PIPE,
+                    )
                     try:
                         process.wait(timeout=rng.uniform(0.35, 1.0) * seconds if row["kills"] < 3 else None)
                         assert process.returncode == 0, process.stderr.read().decode() if process.stderr else ""

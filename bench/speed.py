@@ -1,6 +1,6 @@
 """What openwork costs: selection, masked steps, gated steps, path steps, memory, import. Interleaved, one thread.
 
-    python bench/speed.py
+python bench/speed.py
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from openwork.structure import Block, Element, partition
 from openwork.zoo import build_model
 
 
-def step_of(model: nn.Module, x: torch.Tensor, y: torch.Tensor, optimizer: torch.optim.Optimizer, run: Any = None) -> Callable[[], None]:
+def step_of(
+    model: nn.Module, x: torch.Tensor, y: torch.Tensor, optimizer: torch.optim.Optimizer, run: Any = None
+) -> Callable[[], None]:
     """One training step as a function."""
 
     def step() -> None:
@@ -56,7 +58,10 @@ def training_steps(rounds: int) -> list[dict[str, Any]]:
         steps[name] = step_of(model, x, y, optimizer, run)
     times = interleaved(steps, rounds)
     goals = {"again": None, "masked": 1.03, "sa++": 1.10}
-    return [{"what": f"{n} training step / dense step, ResNet-20", "goal": g, **ratio(times, n, "dense")} for n, g in goals.items()]
+    return [
+        {"what": f"{n} training step / dense step, ResNet-20", "goal": g, **ratio(times, n, "dense")}
+        for n, g in goals.items()
+    ]
 
 
 def path_step(rounds: int) -> list[dict[str, Any]]:
@@ -83,7 +88,16 @@ def path_step(rounds: int) -> list[dict[str, Any]]:
 
     times = interleaved({"fb": backward, "one": session(1), "three": session(3)}, rounds, warmup=1)
     per_step = [(c - a) / 2 / b for a, b, c in zip(times["one"], times["fb"], times["three"], strict=True)]
-    return [{"what": "SpODE step / forward + backward, ResNet-20 batch 256", "goal": 1.25, "ratio": median(per_step), "low": min(per_step), "high": max(per_step), "rounds": len(per_step)}]
+    return [
+        {
+            "what": "SpODE step / forward + backward, ResNet-20 batch 256",
+            "goal": 1.25,
+            "ratio": median(per_step),
+            "low": min(per_step),
+            "high": max(per_step),
+            "rounds": len(per_step),
+        }
+    ]
 
 
 def selection(rounds: int) -> list[dict[str, Any]]:
@@ -92,8 +106,20 @@ def selection(rounds: int) -> list[dict[str, Any]]:
     for share in (0.01, 0.1, 0.5):
         scores = torch.rand(10_000_000)
         keep = int(share * scores.numel())
-        times = interleaved({"ours": lambda s=scores, k=keep: ow.keep_top(s, k), "sort": lambda s=scores: torch.sort(s, stable=True)}, rounds, warmup=1)
-        rows.append({"what": f"keep_top, 10 M scores, keep {share:g} (seconds)", "goal": 0.35, "seconds": median(times["ours"]), "stable_sort_seconds": median(times["sort"]), "rounds": rounds})
+        times = interleaved(
+            {"ours": lambda s=scores, k=keep: ow.keep_top(s, k), "sort": lambda s=scores: torch.sort(s, stable=True)},
+            rounds,
+            warmup=1,
+        )
+        rows.append(
+            {
+                "what": f"keep_top, 10 M scores, keep {share:g} (seconds)",
+                "goal": 0.35,
+                "seconds": median(times["ours"]),
+                "stable_sort_seconds": median(times["sort"]),
+                "rounds": rounds,
+            }
+        )
     return rows
 
 
@@ -119,15 +145,38 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 def memory() -> list[dict[str, Any]]:
     """Peak resident memory above the loaded model, in fresh processes."""
-    peak = {k: int(subprocess.run([sys.executable, "-c", _MEMORY, k], capture_output=True, text=True, check=True).stdout) for k in ("dense", "spode")}
-    return [{"what": "SpODE peak memory / dense training peak memory", "goal": 1.0, "ratio": peak["spode"] / peak["dense"], "dense_mib": peak["dense"] / 1024, "spode_mib": peak["spode"] / 1024}]
+    peak = {
+        k: int(subprocess.run([sys.executable, "-c", _MEMORY, k], capture_output=True, text=True, check=True).stdout)
+        for k in ("dense", "spode")
+    }
+    return [
+        {
+            "what": "SpODE peak memory / dense training peak memory",
+            "goal": 1.0,
+            "ratio": peak["spode"] / peak["dense"],
+            "dense_mib": peak["dense"] / 1024,
+            "spode_mib": peak["spode"] / 1024,
+        }
+    ]
 
 
 def importing(rounds: int) -> list[dict[str, Any]]:
     """Seconds that `import openwork` takes on top of `import torch`."""
     code = "import torch, time; t = time.perf_counter(); import openwork; print(time.perf_counter() - t)"
-    times = [float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) for _ in range(rounds)]
-    return [{"what": "import openwork on top of torch (seconds)", "goal": 0.3, "seconds": median(times), "low": min(times), "high": max(times), "rounds": rounds}]
+    times = [
+        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+        for _ in range(rounds)
+    ]
+    return [
+        {
+            "what": "import openwork on top of torch (seconds)",
+            "goal": 0.3,
+            "seconds": median(times),
+            "low": min(times),
+            "high": max(times),
+            "rounds": rounds,
+        }
+    ]
 
 
 def main(quick: bool) -> None:

@@ -69,22 +69,111 @@ def benchmarks() -> str:
         "standard deviation over seeds. Every row of a table had the same budget."
     ]
     if found := load("digits_oneshot"):
-        rows = [[r["finetune"], f"{r['density']:g}", r["method"], percent(r["before"]), percent(r["after"]), f"{r['regrown']['mean']:.0f}" if "regrown" in r else ""] for r in found["rows"]]
-        parts.append(_section("Digits MLP, one-shot, global", found, "python bench/digits_oneshot.py", f"Dense {percent(found['dense'])}, {found['seeds']} seeds, MLP 64-128-128-10, all three weights, 20 epochs of fine-tuning.", table(["fine-tuning", "density", "method", "before fine-tuning", "after", "regrown along the path"], rows)))
+        rows = [
+            [
+                r["finetune"],
+                f"{r['density']:g}",
+                r["method"],
+                percent(r["before"]),
+                percent(r["after"]),
+                f"{r['regrown']['mean']:.0f}" if "regrown" in r else "",
+            ]
+            for r in found["rows"]
+        ]
+        parts.append(
+            _section(
+                "Digits MLP, one-shot, global",
+                found,
+                "python bench/digits_oneshot.py",
+                f"Dense {percent(found['dense'])}, {found['seeds']} seeds, MLP 64-128-128-10, all three weights, 20 epochs of fine-tuning.",
+                table(
+                    ["fine-tuning", "density", "method", "before fine-tuning", "after", "regrown along the path"], rows
+                ),
+            )
+        )
     if found := load("digits_blocks"):
-        rows = [[r["inputs"], f"{r['density']:g}", r["method"], f"{r['reached']:.4f}", percent(r["after"])] for r in found["rows"]]
-        parts.append(_section("Digits MLP, 8x8 blocks, sparse training", found, "python bench/digits_blocks.py", f"{found['steps']} steps for every row, {found['seeds']} seeds. In the `scaled` rows every input pixel is multiplied by 10^U(-1, 1).", table(["inputs", "density", "method", "reached (parameters)", "accuracy"], rows)))
+        rows = [
+            [r["inputs"], f"{r['density']:g}", r["method"], f"{r['reached']:.4f}", percent(r["after"])]
+            for r in found["rows"]
+        ]
+        parts.append(
+            _section(
+                "Digits MLP, 8x8 blocks, sparse training",
+                found,
+                "python bench/digits_blocks.py",
+                f"{found['steps']} steps for every row, {found['seeds']} seeds. In the `scaled` rows every input pixel is multiplied by 10^U(-1, 1).",
+                table(["inputs", "density", "method", "reached (parameters)", "accuracy"], rows),
+            )
+        )
     if found := load("fashion_oneshot"):
-        rows = [[f"{r['density']:g}", r["method"], *(percent(r[k]) for k in ("pruned", "recalibrated", "finetuned")), str(r["smallest_layer"])] for r in found["rows"]]
-        parts.append(_section("Fashion-MNIST, ResNet-8, one-shot", found, "python bench/fashion_oneshot.py", f"Dense {percent(found['dense'])}; dense trained for the extra epoch too: {percent(found['control'])}. Three epochs dense, one epoch of fine-tuning for every row.", table(["density", "method", "after pruning", "after BN recalibration", "after fine-tuning", "smallest layer keeps"], rows)))
+        rows = [
+            [
+                f"{r['density']:g}",
+                r["method"],
+                *(percent(r[k]) for k in ("pruned", "recalibrated", "finetuned")),
+                str(r["smallest_layer"]),
+            ]
+            for r in found["rows"]
+        ]
+        parts.append(
+            _section(
+                "Fashion-MNIST, ResNet-8, one-shot",
+                found,
+                "python bench/fashion_oneshot.py",
+                f"Dense {percent(found['dense'])}; dense trained for the extra epoch too: {percent(found['control'])}. Three epochs dense, one epoch of fine-tuning for every row.",
+                table(
+                    [
+                        "density",
+                        "method",
+                        "after pruning",
+                        "after BN recalibration",
+                        "after fine-tuning",
+                        "smallest layer keeps",
+                    ],
+                    rows,
+                ),
+            )
+        )
     if found := load("speed"):
-        rows = [[r["what"], f"{r.get('ratio', r.get('seconds')):.3f}", f"{r['low']:.3f} to {r['high']:.3f}" if "low" in r else "", "" if r["goal"] is None else f"{r['goal']:g}"] for r in found["rows"]]
-        parts.append(_section("Cost of openwork itself", found, "python bench/speed.py", "Ratios are medians of interleaved rounds with quartiles.", table(["what", "value", "spread", "goal (at most)"], rows)))
+        rows = [
+            [
+                r["what"],
+                f"{r.get('ratio', r.get('seconds')):.3f}",
+                f"{r['low']:.3f} to {r['high']:.3f}" if "low" in r else "",
+                "" if r["goal"] is None else f"{r['goal']:g}",
+            ]
+            for r in found["rows"]
+        ]
+        parts.append(
+            _section(
+                "Cost of openwork itself",
+                found,
+                "python bench/speed.py",
+                "Ratios are medians of interleaved rounds with quartiles.",
+                table(["what", "value", "spread", "goal (at most)"], rows),
+            )
+        )
     if found := load("kill_resume"):
-        parts.append(_section("Killed and resumed", found, "python bench/kill_resume.py", f"{found['kills']} SIGKILLs at random moments of `openwork prune` (also during saves), over {len(found['rows'])} runs of four methods; every resumed run ended bit-identical to one that was never killed: **{'yes' if found['identical'] else 'no'}**. No file was ever half-written.", ""))
+        parts.append(
+            _section(
+                "Killed and resumed",
+                found,
+                "python bench/kill_resume.py",
+                f"{found['kills']} SIGKILLs at random moments of `openwork prune` (also during saves), over {len(found['rows'])} runs of four methods; every resumed run ended bit-identical to one that was never killed: **{'yes' if found['identical'] else 'no'}**. No file was ever half-written.",
+                "",
+            )
+        )
     if found := load("commands"):
         rows = [[r["what"], r["value"]] for r in found["rows"]]
-        parts.append(_section("Whole commands", found, "see the rows", "In a clean clone with a new environment.", table(["command", "result"], rows)))
+        parts.append(
+            _section(
+                "Whole commands",
+                found,
+                "see the rows",
+                "In a clean clone with a new environment.",
+                table(["command", "result"], rows),
+            )
+        )
     return "\n\n".join(parts) + "\n"
 
 

@@ -18,7 +18,9 @@ BLOCKS = [
 
 @pytest.mark.parametrize("code", BLOCKS)
 def test_example_runs(code, tmp_path):
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -28,7 +30,9 @@ def test_readme_opens_with_the_two_commands():
 
 
 def test_generated_pages_are_up_to_date():
-    done = subprocess.run([sys.executable, str(ROOT / "docs" / "generate.py"), "--check"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "docs" / "generate.py"), "--check"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, f"run `make docs`: {done.stdout}{done.stderr}"
 
 

@@ -1,12 +1,12 @@
 """openwork makes neural networks sparse, keeps their accuracy, and says exactly what it did.
 
-    import openwork as ow
-    from openwork.methods import spode
+import openwork as ow
+from openwork.methods import spode
 
-    result = ow.prune(model, spode(density=0.05), data=loader, loss=F.cross_entropy)
-    print(result.report())
-    ow.save(model, result, "folder")
-    model, result = ow.load("folder")
+result = ow.prune(model, spode(density=0.05), data=loader, loss=F.cross_entropy)
+print(result.report())
+ow.save(model, result, "folder")
+model, result = ow.load("folder")
 """
 
 from openwork import methods

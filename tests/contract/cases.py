@@ -79,7 +79,9 @@ def net(seed: int = 0, dtype: torch.dtype = torch.float32) -> Net:
 
 def batches(n: int = 4, dtype: torch.dtype = torch.float32) -> list[tuple[torch.Tensor, torch.Tensor]]:
     rng = torch.Generator().manual_seed(7)
-    return [(torch.randn(16, 1, 8, 8, generator=rng).to(dtype), torch.randint(0, 4, (16,), generator=rng)) for _ in range(n)]
+    return [
+        (torch.randn(16, 1, 8, 8, generator=rng).to(dtype), torch.randint(0, 4, (16,), generator=rng)) for _ in range(n)
+    ]
 
 
 Optimise = Callable[[nn.Module], torch.optim.Optimizer]
@@ -97,7 +99,9 @@ def adam(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.Adam(model.parameters(), lr=0.003, weight_decay=0.01)
 
 
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, begin: int, end: int, run: Any = None, after: Any = None) -> None:
+def train(
+    model: nn.Module, optimizer: torch.optim.Optimizer, begin: int, end: int, run: Any = None, after: Any = None
+) -> None:
     """Steps ``begin`` to ``end`` of a fixed training; the seed of every step is fixed, so it can be cut anywhere."""
     model.train()
     for step in range(begin, end):
@@ -113,7 +117,9 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, begin: int, end: i
             after(step)
 
 
-def perform(case: Case, recipe: ow.Recipe, model: nn.Module, seed: int = 0, optimise: Optimise = sgd, data: Any = None) -> ow.Result:
+def perform(
+    case: Case, recipe: ow.Recipe, model: nn.Module, seed: int = 0, optimise: Optimise = sgd, data: Any = None
+) -> ow.Result:
     """Drive a recipe to its end, whatever its engine."""
     dtype = next(model.parameters()).dtype
     data = batches(dtype=dtype) if data is None else data
@@ -148,7 +154,10 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
 def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
     """Equal fingerprints, tensors bit for bit (NaN equals NaN)."""
     tensors = a["tensors"].keys() == b["tensors"].keys() and all(
-        torch.equal(a["tensors"][k].view(torch.uint8) if a["tensors"][k].ndim else a["tensors"][k], b["tensors"][k].view(torch.uint8) if b["tensors"][k].ndim else b["tensors"][k])
+        torch.equal(
+            a["tensors"][k].view(torch.uint8) if a["tensors"][k].ndim else a["tensors"][k],
+            b["tensors"][k].view(torch.uint8) if b["tensors"][k].ndim else b["tensors"][k],
+        )
         for k in a["tensors"]
     )
     return tensors and all(a[k] == b[k] for k in a if k != "tensors")

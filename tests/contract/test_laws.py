@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 import yaml
+from tests.contract.cases import CASES, STEPS, adam, adamw, batches, fingerprint, net, perform, same, sgd, train
 from torch.nn import functional as F
 
 import openwork as ow
@@ -16,7 +17,6 @@ from openwork import methods
 from openwork.core.select import count_kept
 from openwork.engine.cycle import Cycle
 from openwork.errors import DataError, DensityMissed, DivergedError, MissingStatistic, RecipeError, StructureError
-from tests.contract.cases import CASES, STEPS, adam, adamw, batches, fingerprint, net, perform, same, sgd, train
 
 every = pytest.mark.parametrize("case", CASES, ids=str)
 attached = pytest.mark.parametrize("case", [c for c in CASES if c.drive == "attach"], ids=str)
@@ -157,7 +157,9 @@ def test_stopping_and_going_on_equals_not_stopping(case, stop):
     run.load_state_dict(saved[2])
     train(again, optimizer, stop, STEPS, run)
     result = run.finish()
-    assert all(torch.equal(a, b) for a, b in zip(straight.state_dict().values(), again.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(straight.state_dict().values(), again.state_dict().values(), strict=True)
+    )
     assert all(torch.equal(want.masks[n], result.masks[n]) for n in want.masks)
     assert result.log == want.log
 
@@ -181,7 +183,9 @@ def test_rounds_can_stop_between(case):
     with ow.hold(again, rounds.masks):
         train(again, sgd(again), 0, 8)
     result = rounds.finish()
-    assert all(torch.equal(a, b) for a, b in zip(want_model.state_dict().values(), again.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(want_model.state_dict().values(), again.state_dict().values(), strict=True)
+    )
     assert result.log == want.log
 
 
@@ -232,7 +236,10 @@ def test_finish_too_early_is_refused_and_can_be_repaired(case):
     run = ow.attach(model, recipe, optimizer)
     if recipe.schedule.last > 0:
         train(model, optimizer, 0, 3, run)
-        with pytest.raises(DensityMissed, match=rf"finish\(\) after 3 optimiser steps, but density 0.3 is reached at step {recipe.schedule.last}"):
+        with pytest.raises(
+            DensityMissed,
+            match=rf"finish\(\) after 3 optimiser steps, but density 0.3 is reached at step {recipe.schedule.last}",
+        ):
             run.finish()
         train(model, optimizer, 3, STEPS, run)
     result = run.finish()
@@ -272,7 +279,11 @@ REFUSED = [
     (dict(density=float("nan")), RecipeError, r"density must be a kept share in \(0, 1\], got nan"),
     (dict(density=True), RecipeError, r"density must be a kept share in \(0, 1\], got True"),
     (dict(where=ow.Select(include=("decoder*",))), StructureError, r"include pattern 'decoder\*' matches no parameter"),
-    (dict(where=ow.Select(exclude=("hiden",))), StructureError, r"exclude pattern 'hiden' matches no parameter; did you mean 'hidden"),
+    (
+        dict(where=ow.Select(exclude=("hiden",))),
+        StructureError,
+        r"exclude pattern 'hiden' matches no parameter; did you mean 'hidden",
+    ),
     (dict(structure=ow.Block(500, 500)), StructureError, r"Block\(500, 500\) must fit into the 8 x 9 matrix"),
 ]
 
@@ -351,7 +362,9 @@ def test_a_loss_that_is_not_finite_is_refused(name):
     before = fingerprint(model)
     for bad in (math.nan, math.inf):
         with pytest.raises(DivergedError, match=rf"the loss is {bad} at step 0"):
-            ow.prune(model, case.recipe(0.3), data=batches(), loss=lambda out, y, bad=bad: F.cross_entropy(out, y) * bad)
+            ow.prune(
+                model, case.recipe(0.3), data=batches(), loss=lambda out, y, bad=bad: F.cross_entropy(out, y) * bad
+            )
     assert same(fingerprint(model), before)
 
 

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from tests.contract.cases import CASES, batches, fingerprint, net, perform, same
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import openwork as ow
 from openwork import methods
 from openwork.errors import DataError
-from tests.contract.cases import CASES, batches, fingerprint, net, perform, same
 
 every = pytest.mark.parametrize("case", CASES, ids=str)
 one_shot = pytest.mark.parametrize("case", [c for c in CASES if c.drive == "prune"], ids=str)

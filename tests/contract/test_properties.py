@@ -207,7 +207,9 @@ def test_magnitude_is_the_best_mask_of_its_size(values, keep):
     with torch.no_grad():
         model.weight.copy_(torch.tensor(values, dtype=torch.float64))
     squares = [v * v for v in values]
-    best = min(math.fsum(s for i, s in enumerate(squares) if i not in c) for c in itertools.combinations(range(12), keep))
+    best = min(
+        math.fsum(s for i, s in enumerate(squares) if i not in c) for c in itertools.combinations(range(12), keep)
+    )
     mask = ow.prune(model, magnitude(keep / 12)).masks["weight"].flatten().tolist()
     assert math.fsum(s for s, m in zip(squares, mask, strict=True) if not m) == best
 
@@ -226,7 +228,12 @@ def test_scale_and_sign_do_not_matter_inside_a_layer(model, structure, share, fa
 
 
 @drawn
-@given(st.lists(st.tuples(size, size), min_size=1, max_size=4), density, st.sampled_from([Global, ErdosRenyi]), st.sampled_from([ow.Element(), ow.Row(), ow.Block(2, 3)]))
+@given(
+    st.lists(st.tuples(size, size), min_size=1, max_size=4),
+    density,
+    st.sampled_from([Global, ErdosRenyi]),
+    st.sampled_from([ow.Element(), ow.Row(), ow.Block(2, 3)]),
+)
 def test_totals_over_several_layers_are_exact(shapes, share, allocation, structure):
     # tried: rounded every layer by itself in ErdosRenyi -> red
     model = nn.ModuleDict({f"l{i}": nn.Linear(a + 3, b + 2) for i, (a, b) in enumerate(shapes)})
@@ -249,7 +256,9 @@ def test_random_masks_have_exact_counts_in_every_scope(scope, structure):
         result = ow.prune(model, random(share, structure, scope=scope))
         kept, total = (sum(int(f(u)) for u in result.units.values()) for f in (torch.sum, torch.numel))
         if scope == "layer":
-            assert [int(u.sum()) for u in result.units.values()] == [count_kept(share, u.numel()) for u in result.units.values()]
+            assert [int(u.sum()) for u in result.units.values()] == [
+                count_kept(share, u.numel()) for u in result.units.values()
+            ]
         else:
             assert kept == count_kept(share, total)
 

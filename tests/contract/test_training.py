@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.contract.cases import CASES, STEPS, Case, adam, adamw, batches, fingerprint, net, perform, same, sgd, train
 from torch import nn
 from torch.nn import functional as F
 
@@ -18,7 +19,6 @@ from openwork.errors import DensityMissed, OpenworkError, RecipeError
 from openwork.relax import Masking, SoftmaxAttention
 from openwork.rules.drop_grow import DropGrow
 from openwork.schedules import OneShot, Periodic
-from tests.contract.cases import CASES, STEPS, Case, adam, adamw, batches, fingerprint, net, perform, same, sgd, train
 
 every = pytest.mark.parametrize("case", CASES, ids=str)
 KEPT = [
@@ -28,7 +28,9 @@ KEPT = [
 """The same methods with masks in the forward pass instead of zeros in the weights."""
 ATTACHED = [c for c in CASES if c.drive == "attach"]
 attached = pytest.mark.parametrize("case", ATTACHED, ids=str)
-any_gate = pytest.mark.parametrize("case", ATTACHED + KEPT, ids=[str(c) for c in ATTACHED] + [f"{c}-gate" for c in KEPT])
+any_gate = pytest.mark.parametrize(
+    "case", ATTACHED + KEPT, ids=[str(c) for c in ATTACHED] + [f"{c}-gate" for c in KEPT]
+)
 
 
 def equal(a, b):
@@ -162,7 +164,9 @@ def test_accumulated_gradients_are_the_gradient(case):
         torch.testing.assert_close(a, b, rtol=tol, atol=tol)
 
 
-@pytest.mark.parametrize("relaxation", [None, Masking(), SoftmaxAttention(), SoftmaxAttention(learning_rate=0.5)], ids=repr)
+@pytest.mark.parametrize(
+    "relaxation", [None, Masking(), SoftmaxAttention(), SoftmaxAttention(learning_rate=0.5)], ids=repr
+)
 def test_a_refused_attach_leaves_model_and_optimiser_untouched(relaxation):
     # tried: no removal of gates in Attached.__init__ -> red for the three gates
     model = net()
@@ -220,7 +224,11 @@ def test_a_missed_promise_leaves_the_run_going():
 
 
 @every
-@pytest.mark.parametrize("wrap", [lambda r: ow.Chain((r,)), lambda r: ow.On("*", r), lambda r: ow.On("re:.*", ow.Chain((r,)))], ids=["chain", "on", "both"])
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda r: ow.Chain((r,)), lambda r: ow.On("*", r), lambda r: ow.On("re:.*", ow.Chain((r,)))],
+    ids=["chain", "on", "both"],
+)
 def test_a_composed_rule_is_the_rule(case, wrap):
     # tried: dropped `init` from On, `needs_grads` and `fresh` from Chain -> red each time
     plain, model = net(), net()

@@ -22,9 +22,7 @@ CLAIMS: dict[str, tuple[tuple[str, str], ...]] = {
         ("at equal steps beats one-shot pruning from a density of 0.02 down", "open"),
         ("a large sparse network beats a small dense one of equal size by a point", "open"),
     ),
-    "taylor": (
-        ("removes units of a trained network at a smaller loss than their norm does", "open"),
-    ),
+    "taylor": (("removes units of a trained network at a smaller loss than their norm does", "open"),),
     "snip": (
         ("at initialisation beats magnitude and random by 30 points on a deep MLP at density 0.05", "open"),
         ("falls to chance at 98 to 99 % sparsity, where SynFlow does not", "open"),
@@ -42,9 +40,7 @@ CLAIMS: dict[str, tuple[tuple[str, str], ...]] = {
         ("after fine-tuning beats them by 3 points at density 0.02", "open"),
         ("more units return the sparser the target; under magnitude none do", "open"),
     ),
-    "spode_iterative": (
-        ("beats iterative magnitude pruning of equal training at high sparsity", "open"),
-    ),
+    "spode_iterative": (("beats iterative magnitude pruning of equal training at high sparsity", "open"),),
     "imp": (
         ("beats a re-initialised network with the same mask by 15 points at a density of 0.035 and below", "open"),
         ("learning-rate rewinding is no worse than fine-tuning", "open"),
@@ -53,12 +49,8 @@ CLAIMS: dict[str, tuple[tuple[str, str], ...]] = {
         ("beats block magnitude with fine-tuning by 5 points at 90 % block sparsity, equal steps", "open"),
         ("the mask changes less and less from one compressed phase to the next", "open"),
     ),
-    "set": (
-        ("beats a fixed random mask", "open"),
-    ),
-    "rigl": (
-        ("beats SET, and a fixed random mask by 0.5 points, at 98 % sparsity", "open"),
-    ),
+    "set": (("beats a fixed random mask", "open"),),
+    "rigl": (("beats SET, and a fixed random mask by 0.5 points, at 98 % sparsity", "open"),),
     "sequential_attention_pp": (
         ("beats block magnitude with fine-tuning by 10 points at 95 % block sparsity", "open"),
         ("beats block AC/DC at 90 and 95 % block sparsity, by more the sparser", "open"),

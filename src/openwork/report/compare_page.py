@@ -29,11 +29,17 @@ def compare_html(rows: Sequence[Mapping[str, Any]], title: str) -> str:
         here = [r for r in pruned if str(r["structure"]) == structure]
         if len({r["density"] for r in here}) > 1:
             lines = [_series(name, here) for name in dict.fromkeys(r["method"] for r in here)]
-            charts.append(scatter_chart(structure, Axis("density", "log", "%"), Panel(lines, Axis("accuracy", unit="%"))))
+            charts.append(
+                scatter_chart(structure, Axis("density", "log", "%"), Panel(lines, Axis("accuracy", unit="%")))
+            )
         else:
             points = [(str(r["method"]), r["after_mean"], r.get("after_std")) for r in here]
             charts.append(interval_chart(structure, Axis("accuracy after training", unit="%"), points, dense))
-    note = f"Equal budgets; {SPREAD}. The dashed line is the dense network." if dense is not None else f"Equal budgets; {SPREAD}."
+    note = (
+        f"Equal budgets; {SPREAD}. The dashed line is the dense network."
+        if dense is not None
+        else f"Equal budgets; {SPREAD}."
+    )
     table = html_table("Comparison", HEADS, [_cells(r) for r in rows], right=range(2, 8))
     sections = [section("Accuracy", note, f'<div class="grid">{"".join(charts)}</div>'), section("All rows", "", table)]
     lede = "Masked weights are dense tensors with zeros: this page compares accuracy at equal density, not speed."
@@ -42,7 +48,9 @@ def compare_html(rows: Sequence[Mapping[str, Any]], title: str) -> str:
 
 def _series(name: str, rows: Sequence[Mapping[str, Any]]) -> Series:
     mine = [r for r in rows if r["method"] == name]
-    return Series(name, [r["density"] for r in mine], [r["after_mean"] for r in mine], [r.get("after_std") or 0.0 for r in mine])
+    return Series(
+        name, [r["density"] for r in mine], [r["after_mean"] for r in mine], [r.get("after_std") or 0.0 for r in mine]
+    )
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:

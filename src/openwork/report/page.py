@@ -33,11 +33,15 @@ def report_html(data: Mapping[str, Any], masks: Mapping[str, Tensor] | None = No
         section("Where the weights went", "Kept share of every pruned tensor.", _layers(data)),
         section("While it ran", "", _course(data)),
         section("The path", "SpODE moves soft masks while the weights stay frozen; a unit may come back.", _path(data)),
-        section("Masks", "Rows are outputs, columns inputs (kernel positions first). Coloured = kept.", _masks(masks or {})),
+        section(
+            "Masks", "Rows are outputs, columns inputs (kernel positions first). Coloured = kept.", _masks(masks or {})
+        ),
         section("Coverage", "Every parameter: pruned, or left out for a reason.", _coverage(data)),
         section("Recipe and manifest", "Enough to run it again.", _manifest(data)),
     ]
-    return html_page(f"{method}: openwork", method, under, verdict(data), sections, f"openwork {data.get('openwork', '')}")
+    return html_page(
+        f"{method}: openwork", method, under, verdict(data), sections, f"openwork {data.get('openwork', '')}"
+    )
 
 
 def _cards(data: Mapping[str, Any]) -> str:
@@ -47,7 +51,13 @@ def _cards(data: Mapping[str, Any]) -> str:
         last = next(reversed(list(metrics)))
         accuracy = metrics[last].get("accuracy")
         first = (metrics.get("dense") or {}).get("accuracy")
-        cards.append(card(f"Accuracy, {stage_label(last)}", percent(accuracy), f"dense {percent(first)}" if first is not None else ""))
+        cards.append(
+            card(
+                f"Accuracy, {stage_label(last)}",
+                percent(accuracy),
+                f"dense {percent(first)}" if first is not None else "",
+            )
+        )
     took = (data.get("manifest") or {}).get("seconds")
     if took is not None:
         cards.append(card("Time", seconds(took)))
@@ -74,8 +84,15 @@ def _pruned(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _layers(data: Mapping[str, Any]) -> str:
     rows = _pruned(data)
-    bars = [Bar(t["name"], t["density"], percent(t["density"]), f"{count(t['kept'])} of {count(t['numel'])}") for t in rows[:MOST_BARS]]
-    more = f"<p class='note'>and {len(rows) - MOST_BARS} more tensors in the table below</p>" if len(rows) > MOST_BARS else ""
+    bars = [
+        Bar(t["name"], t["density"], percent(t["density"]), f"{count(t['kept'])} of {count(t['numel'])}")
+        for t in rows[:MOST_BARS]
+    ]
+    more = (
+        f"<p class='note'>and {len(rows) - MOST_BARS} more tensors in the table below</p>"
+        if len(rows) > MOST_BARS
+        else ""
+    )
     return bar_chart("Density of each tensor", bars) + more if bars else ""
 
 
@@ -95,7 +112,11 @@ def _course(data: Mapping[str, Any]) -> str:
         chart = Panel([Series("density", steps, shares)], Axis("density", unit="%"))
         figures.append(line_chart("Density at every mask update", Axis("optimiser step"), chart, bands=_bands(log)))
         changed = [e.get("changed") for e in log]
-        figures.append(line_chart("Units that changed", Axis("optimiser step"), Panel([Series("changed", steps, changed)], Axis("units"))))
+        figures.append(
+            line_chart(
+                "Units that changed", Axis("optimiser step"), Panel([Series("changed", steps, changed)], Axis("units"))
+            )
+        )
     return grid(*figures)
 
 
@@ -124,7 +145,11 @@ def _path(data: Mapping[str, Any]) -> str:
     x = Axis("step of the path")
     return grid(
         line_chart("Energy (loss at the polarised mask)", x, Panel([series("energy", "energy")], Axis("loss"))),
-        line_chart("Density", x, Panel([series("scheduled", "density"), series("soft measure G", "G")], Axis("density", unit="%"))),
+        line_chart(
+            "Density",
+            x,
+            Panel([series("scheduled", "density"), series("soft measure G", "G")], Axis("density", unit="%")),
+        ),
         line_chart(
             "Units that came back and left",
             x,
@@ -142,17 +167,18 @@ def _masks(masks: Mapping[str, Tensor]) -> str:
         mask = masks[name]
         text = f"{dims(list(mask.shape))}, kept {percent(float(mask.float().mean()))}"
         image = f'<div class="ink"><img alt="mask of {clean(name)}" src="{mask_data_uri(mask)}"></div>'
-        pictures.append(f'<figure class="mask"><figcaption>{clean(name)}</figcaption><p>{clean(text)}</p>{image}</figure>')
-    more = f'<p class="note">{len(masks) - MOST_MASKS} smaller masks are not drawn.</p>' if len(masks) > MOST_MASKS else ""
+        pictures.append(
+            f'<figure class="mask"><figcaption>{clean(name)}</figcaption><p>{clean(text)}</p>{image}</figure>'
+        )
+    more = (
+        f'<p class="note">{len(masks) - MOST_MASKS} smaller masks are not drawn.</p>' if len(masks) > MOST_MASKS else ""
+    )
     return f'<div class="masks">{"".join(pictures)}</div>{more}' if pictures else ""
 
 
 def _coverage(data: Mapping[str, Any]) -> str:
     tensors = data.get("tensors") or []
-    rows = [
-        [t["name"], dims(t["shape"]), count(t["numel"]), *_kept(t), t.get("skipped") or "pruned"]
-        for t in tensors
-    ]
+    rows = [[t["name"], dims(t["shape"]), count(t["numel"]), *_kept(t), t.get("skipped") or "pruned"] for t in tensors]
     quiet = [i for i, t in enumerate(tensors) if not t.get("units")]
     heads = ["tensor", "shape", "entries", "units kept", "entries kept", "density", "what happened"]
     return html_table("Coverage of all parameters", heads, rows, right=range(2, 6), quiet=quiet) if rows else ""
@@ -171,5 +197,3 @@ def _manifest(data: Mapping[str, Any]) -> str:
         return table
     recipe = clean(json.dumps(data["recipe"], indent=2))
     return f"{table}<details><summary>Recipe</summary><pre>{recipe}</pre></details>"
-
-

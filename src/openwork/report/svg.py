@@ -138,10 +138,12 @@ def bar_chart(title: str, bars: Sequence[Bar]) -> str:
         told = f"{bar.label}: {bar.value}" + (f", {bar.note}" if bar.note else "")
         note = f'<tspan class="more">{clean(bar.note)} · </tspan>' if bar.note else ""
         parts.append(
-            f'<g><title>{clean(told)}</title><text class="name" x="0" y="{y + 13}">{clean(shorten(bar.label, 30))}</text>'
+            f"<g><title>{clean(told)}</title>"
+            f'<text class="name" x="0" y="{y + 13}">{clean(shorten(bar.label, 30))}</text>'
             f'<text class="value" x="100%" y="{y + 13}">{note}{clean(bar.value)}</text>'
             f'<rect class="track" x="0" y="{y + 20}" width="100%" height="8" rx="4"/>'
-            f'<rect class="f{bar.colour % COLOURS}" x="0" y="{y + 20}" width="{100 * share:.2f}%" height="8" rx="4"/></g>'
+            f'<rect class="f{bar.colour % COLOURS}" x="0" y="{y + 20}" width="{100 * share:.2f}%" height="8" rx="4"/>'
+            "</g>"
         )
     return _figure(title, _svg(title, len(bars) * high - 8, "".join(parts)), "")
 
@@ -156,7 +158,8 @@ def interval_chart(title: str, x: Axis, rows: Sequence[tuple[str, Number, Number
     foot = len(told) * high + 4
     parts = [
         f'<line class="grid" x1="{_x(scale, t)}" x2="{_x(scale, t)}" y1="4" y2="{foot}"/>'
-        f'<text class="tick" x="{_x(scale, t)}" y="{foot + 16}" text-anchor="{_anchor(scale.at(t))}">{scale.label(t)}</text>'
+        f'<text class="tick" x="{_x(scale, t)}" y="{foot + 16}" text-anchor="{_anchor(scale.at(t))}">'
+        f"{scale.label(t)}</text>"
         for t in scale.ticks
     ]
     if finite(mark) is not None:
@@ -245,7 +248,9 @@ def _line(name: str, points: list[_Point], colour: int, x: _Scale, y: _Scale, to
     return drawn
 
 
-def _markers(name: str, points: list[_Point], index: int, x: _Scale, y: _Scale, top: int, place: tuple[int, int]) -> str:
+def _markers(
+    name: str, points: list[_Point], index: int, x: _Scale, y: _Scale, top: int, place: tuple[int, int]
+) -> str:
     rank, of = place
     shift = (rank - (of - 1) / 2) * min(14, 160 / of)
     drawn = ""
@@ -254,8 +259,8 @@ def _markers(name: str, points: list[_Point], index: int, x: _Scale, y: _Scale, 
         spread = f" ± {y.told(q.error)}" if q.error else ""
         told = f"{name}: {y.told(q.y)}{spread} at {x.axis.label} {x.told(q.x)}"
         bars = (
-            f'<path class="whisker s{index % COLOURS}" d="M{shift:.1f} {high:.1f}V{low:.1f}M{shift - 4:.1f} {high:.1f}h8'
-            f'M{shift - 4:.1f} {low:.1f}h8"/>'
+            f'<path class="whisker s{index % COLOURS}" d="M{shift:.1f} {high:.1f}V{low:.1f}'
+            f'M{shift - 4:.1f} {high:.1f}h8M{shift - 4:.1f} {low:.1f}h8"/>'
             if q.error
             else ""
         )
@@ -313,7 +318,8 @@ def _kinds(bands: Sequence[Band]) -> list[str]:
 
 def _band_legend(bands: Sequence[Band]) -> str:
     keys = "".join(
-        f'<li><svg width="14" height="12" aria-hidden="true"><rect class="band{i % 4} edge" width="14" height="12" rx="3"/></svg>'
+        f'<li><svg width="14" height="12" aria-hidden="true">'
+        f'<rect class="band{i % 4} edge" width="14" height="12" rx="3"/></svg>'
         f"{clean(n)} phase</li>"
         for i, n in enumerate(_kinds(bands))
     )
@@ -325,7 +331,8 @@ def _legend(names: Sequence[str], lines: bool) -> str:
         return ""
     key = '<line class="line s{0}" x1="0" x2="16" y1="6" y2="6"/>'
     keys = "".join(
-        f'<li><svg width="16" height="12" aria-hidden="true">{key.format(i % COLOURS) if lines else _marker(i, 8, 6)}</svg>'
+        f'<li><svg width="16" height="12" aria-hidden="true">'
+        f"{key.format(i % COLOURS) if lines else _marker(i, 8, 6)}</svg>"
         f"{clean(n)}</li>"
         for i, n in enumerate(names)
     )

@@ -62,7 +62,14 @@ def markdown_table(rows: Sequence[Sequence[str]], columns: Sequence[Column]) -> 
 def report_text(data: Mapping[str, Any]) -> str:
     """The plain data of a result (``openwork.json``) as text of at most 100 columns."""
     tensors = list(data.get("tensors") or [])
-    blocks = [_headline(data), _pruned(tensors), _skipped(tensors), _metrics(data), _wrap(verdict(data)), _made_by(data)]
+    blocks = [
+        _headline(data),
+        _pruned(tensors),
+        _skipped(tensors),
+        _metrics(data),
+        _wrap(verdict(data)),
+        _made_by(data),
+    ]
     return "\n\n".join(b for b in blocks if b)
 
 
@@ -75,9 +82,11 @@ def verdict(data: Mapping[str, Any]) -> str:
     zeros = targeted - kept
     dense, packed = 4 * total, 4 * (total - zeros) + targeted / 8
     return (
-        f"{count(zeros)} of {count(total)} parameters are zero. At 4 bytes a value, the dense tensors take {size(dense)}; "
+        f"{count(zeros)} of {count(total)} parameters are zero. At 4 bytes a value, the dense tensors take "
+        f"{size(dense)}; "
         f"the other values with one mask bit per targeted weight would take {size(packed)}. "
-        "The model runs masked-dense: no speed-up is claimed, because zeros in a dense tensor are multiplied like any number."
+        "The model runs masked-dense: no speed-up is claimed, because zeros in a dense tensor are multiplied "
+        "like any number."
     )
 
 
@@ -136,10 +145,8 @@ def by_reason(tensors: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[st
 
 def _headline(data: Mapping[str, Any]) -> str:
     density = data.get("density") or {}
-    lines = [
-        f"{data.get('method', 'no method')}: density {percent(density.get('targeted'))} reached, "
-        f"{percent(density.get('asked'))} asked"
-    ]
+    reached, asked = percent(density.get("targeted")), percent(density.get("asked"))
+    lines = [f"{data.get('method', 'no method')}: density {reached} reached, {asked} asked"]
     if density:
         rows = densities(data)
         name, share, counts = (max(len(r[i]) for r in rows) for i in range(3))

@@ -121,7 +121,13 @@ def card(title: str, big: str, *lines: str) -> str:
     return f'<div class="card"><h3>{clean(title)}</h3><div class="big">{clean(big)}</div>{under}</div>'
 
 
-def html_table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = (), quiet: Sequence[int] = ()) -> str:
+def html_table(
+    caption: str,
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    right: Sequence[int] = (),
+    quiet: Sequence[int] = (),
+) -> str:
     """A table that scrolls in its own frame; ``right`` columns hold numbers, ``quiet`` rows are set back."""
 
     def cell(tag: str, i: int, value: str, scope: str = "") -> str:

@@ -176,8 +176,6 @@ def hess_step(remaining: float, steepness: Sequence[float], left: int) -> float:
         >>> hess_step(0.5, [2.0, 2.0], 4), hess_step(0.5, [1.0, 4.0], 1)
         (0.125, 0.5)
     """
-    if left == 1:
-        return remaining
     speeds = [1 / s for s in steepness if s > 0]
     if steepness[-1] <= 0 or not speeds:
         return remaining / left

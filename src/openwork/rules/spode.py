@@ -189,10 +189,10 @@ class _Run:
                     "the data"
                 )
             left = rule.steps - k
-            to = density - hess_step(density - end, steepness, left) if plan is None else plan[k + 1]
+            to = plan[k + 1] if plan else density - hess_step(density - end, steepness, left) if left > 1 else end
             wide = radius_at(rule.radius_path, radius, k, rule.steps, steepness[-1])
             step = _joined([direction(pull[s], slope[s], wide) for s, _ in self.fields])
-            row = {"k": k, "density": to if left > 1 else end, "dt": density - to, "radius": wide, "G": value}
+            row = {"k": k, "density": to, "dt": density - to, "radius": wide, "G": value}
             row |= {"energy": energy, "kept": kept, **_angles(step, pull, slope, steepness[-1])}
             self.mask = self.mask.add_(step, alpha=density - to)
             if rule.clamp:

@@ -16,7 +16,12 @@ def test_prune_writes_a_folder_that_inspect_reads(tmp_path, capsys):
     out = tmp_path / "r"
     args = ["prune", *SHORT, "--method", "spode", "--set", "steps=5", "--structure", "element", "--density", "0.05"]
     assert main([*args, "--out", str(out), "--json", str(tmp_path / "o.json")]) == 0
-    assert sorted(p.name for p in out.iterdir()) == ["masks.safetensors", "model.safetensors", "openwork.json", "report.html"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        "masks.safetensors",
+        "model.safetensors",
+        "openwork.json",
+        "report.html",
+    ]
     data = json.loads((tmp_path / "o.json").read_text())
     assert abs(data["density"]["targeted"] - 0.05) < 1e-3
     assert [p.name for p in tmp_path.iterdir() if p.name.endswith(".partial")] == []
@@ -136,7 +141,14 @@ def test_a_missed_density_is_exit_code_1(monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     ("text", "structure"),
-    [("element", Element()), ("block:8x4", Block(8, 4)), ("block:8:4", Block(8, 4)), ("nm:2:4", NM(2, 4)), ("group:16", GroupOf(16)), ("filter", Filter())],
+    [
+        ("element", Element()),
+        ("block:8x4", Block(8, 4)),
+        ("block:8:4", Block(8, 4)),
+        ("nm:2:4", NM(2, 4)),
+        ("group:16", GroupOf(16)),
+        ("filter", Filter()),
+    ],
 )
 def test_structures_are_read(text, structure):
     assert structure_of(text) == structure

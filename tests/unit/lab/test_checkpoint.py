@@ -9,8 +9,16 @@ from openwork.errors import FileError
 from openwork.lab.checkpoint import load_state, save_state
 
 plain = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.tuples(inner, inner) | st.dictionaries(st.text(max_size=4) | st.integers(0, 9), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.tuples(inner, inner)
+        | st.dictionaries(st.text(max_size=4) | st.integers(0, 9), inner, max_size=3)
+    ),
     max_leaves=12,
 )
 
@@ -23,7 +31,10 @@ def test_plain_data_comes_back_as_it_was(tmp_path_factory, value):
 
 
 def test_tensors_come_back_bit_for_bit(tmp_path):
-    state = {"a": torch.randn(3, 4), "b": [torch.arange(3), {"c": torch.tensor(True), 7: torch.randn(2, dtype=torch.bfloat16)}]}
+    state = {
+        "a": torch.randn(3, 4),
+        "b": [torch.arange(3), {"c": torch.tensor(True), 7: torch.randn(2, dtype=torch.bfloat16)}],
+    }
     state["view"] = state["a"].t()
     save_state(tmp_path / "s", state)
     again = load_state(tmp_path / "s")

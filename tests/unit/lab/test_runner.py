@@ -68,7 +68,10 @@ def test_metrics_tell_every_stage(digits):
 
 
 def test_every_drive_gets_the_same_number_of_steps(digits):
-    steps = {name: finish(Job("mlp", "digits", m, 0.5, budget=Budget(3, 1, 64)), digits)[1] for name, m in (("prune", "magnitude"), ("attach", "acdc"))}
+    steps = {
+        name: finish(Job("mlp", "digits", m, 0.5, budget=Budget(3, 1, 64)), digits)[1]
+        for name, m in (("prune", "magnitude"), ("attach", "acdc"))
+    }
     assert len(set(steps.values())) == 1
 
 
@@ -150,7 +153,7 @@ def test_checkpoints_start_a_job(digits, tmp_path):
     with pytest.raises(FileError, match="does not fit MLP|does not fit"):
         Runner(Job("mlp", "digits", density=0.5, budget=SMALL, checkpoint=str(path)), data=digits)
     save_file(build_model("mlp", (1, 8, 8), 10).state_dict(), path)
-    (_, result), steps = finish(Job("mlp", "digits", density=0.5, budget=SMALL, checkpoint=str(path)), digits)
+    _, steps = finish(Job("mlp", "digits", density=0.5, budget=SMALL, checkpoint=str(path)), digits)
     assert steps == 23
     with pytest.raises(RecipeError, match="rewinding needs its own dense training"):
         finish(Job("mlp", "digits", "imp", 0.5, budget=SMALL, checkpoint=str(path)), digits)

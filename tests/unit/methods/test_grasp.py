@@ -1,12 +1,12 @@
 """grasp.md, items 1 and 2: the Hessian-vector product and what pruning does to the gradient norm."""
 
 import torch
+from tests.unit.methods.scoring import chosen, labelled, plain_net, scores, situation
 from torch.func import functional_call
 from torch.nn import functional as F
 
 import openwork as ow
 from openwork.methods import grasp
-from tests.unit.methods.scoring import chosen, labelled, plain_net, scores, situation
 
 
 def gradient(model, batch, weights, temperature):

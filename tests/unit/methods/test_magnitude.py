@@ -1,12 +1,12 @@
 """magnitude.md, items 1 to 3. Brute force and nesting over drawn shapes are in tests/contract/test_properties.py."""
 
 import torch
+from tests.unit.methods.scoring import chosen, kept_by_hand
 from torch import nn
 
 import openwork as ow
 from openwork.methods import magnitude
 from openwork.schedules import Cubic
-from tests.unit.methods.scoring import chosen, kept_by_hand
 
 
 def test_counts_follow_the_rule_of_the_sheet():

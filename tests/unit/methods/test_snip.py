@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from tests.unit.methods.scoring import chosen, kept_by_hand, labelled, plain_net, scores
 from torch.func import functional_call
 from torch.nn import functional as F
 
 import openwork as ow
 from openwork.methods import snip, taylor
-from tests.unit.methods.scoring import chosen, kept_by_hand, labelled, plain_net, scores
 
 
 def mask_slopes(model, batch, shapes):

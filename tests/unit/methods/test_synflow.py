@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from tests.unit.methods.scoring import plain_net, scores
 from torch import nn
 from torch.nn import functional as F
 
 import openwork as ow
 from openwork.methods import synflow
-from tests.unit.methods.scoring import plain_net, scores
 
 
 def flow(model, *shape):
@@ -84,7 +84,6 @@ def test_the_last_five_weights_form_one_path(sizes, seed):
     model = plain_net(*sizes, seed=seed)
     result = ow.prune(model, synflow(5 / total, rounds=100, input_shape=(64,)))
     assert [t["kept"] for t in result.tensors] == [1, 1, 1, 1, 1]
-    assert float(model(torch.ones(1, 64, dtype=torch.float64)).abs().sum()) >= 0
     assert flow(model, 64) > 0
     once = ow.prune(plain_net(*sizes, seed=seed), synflow(20 / total, rounds=1, input_shape=(64,)))
     assert sum(t["kept"] > 0 for t in once.tensors) <= 2

@@ -65,10 +65,16 @@ def test_a_failing_rename_puts_the_old_folder_back(tmp_path, monkeypatch):
 
 def test_what_is_in_the_way_is_refused(tmp_path):
     (tmp_path / "r").mkdir()
-    with pytest.raises(FileError, match="r: exists already; choose another folder or overwrite it"), new_folder(tmp_path / "r", False):
+    with (
+        pytest.raises(FileError, match="r: exists already; choose another folder or overwrite it"),
+        new_folder(tmp_path / "r", False),
+    ):
         pass
     (tmp_path / "r" / "thesis.tex").write_text("precious")
-    with pytest.raises(FileError, match="holds no openwork.json, so it will not be overwritten"), new_folder(tmp_path / "r", True):
+    with (
+        pytest.raises(FileError, match="holds no openwork.json, so it will not be overwritten"),
+        new_folder(tmp_path / "r", True),
+    ):
         pass
     assert (tmp_path / "r" / "thesis.tex").read_text() == "precious"
     (tmp_path / "f").write_text("x")

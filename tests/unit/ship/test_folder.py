@@ -55,7 +55,12 @@ def test_load_in_a_fresh_process_gives_equal_outputs(saved):
 
 
 def test_no_pickle_anywhere(saved):
-    assert sorted(p.name for p in saved[2].iterdir()) == ["masks.safetensors", "model.safetensors", "openwork.json", "report.html"]
+    assert sorted(p.name for p in saved[2].iterdir()) == [
+        "masks.safetensors",
+        "model.safetensors",
+        "openwork.json",
+        "report.html",
+    ]
     for name in ("masks.safetensors", "model.safetensors"):
         head = (saved[2] / name).read_bytes()[:9]
         assert head[8:9] == b"{"  # a safetensors header, not a pickle or a zip
@@ -105,7 +110,12 @@ def test_existing_folder_needs_overwrite(saved):
 def test_damaged_tensors_are_refused(saved, name, damage):
     path = saved[2] / name
     content = path.read_bytes()
-    changed = {"truncate": content[:-7], "flip": content[:-3] + b"\x55" + content[-2:], "empty": b"", "foreign": b"PK\x03\x04" + content}
+    changed = {
+        "truncate": content[:-7],
+        "flip": content[:-3] + b"\x55" + content[-2:],
+        "empty": b"",
+        "foreign": b"PK\x03\x04" + content,
+    }
     path.write_bytes(changed[damage])
     with pytest.raises(FileError, match=f"{name}: its checksum differs"):
         ow.load(saved[2])
