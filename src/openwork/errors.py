@@ -48,7 +48,7 @@ class FileError(OpenworkError):
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A sentence that lists the nearest known names first, for the end of an error message."""
     names = sorted(known)
-    near = get_close_matches(name, names, n=3, cutoff=0.5)
-    if near:
-        return f"did you mean {' or '.join(repr(n) for n in near)}? known: {', '.join(names)}"
-    return f"known: {', '.join(names)}"
+    near = get_close_matches(name[:100], names, n=3, cutoff=0.5)
+    more = f" and {len(names) - 60} more" if len(names) > 60 else ""
+    listed = f"known: {', '.join(names[:60])}{more}"
+    return f"did you mean {' or '.join(repr(n) for n in near)}? {listed}" if near else listed

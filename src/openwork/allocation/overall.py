@@ -59,6 +59,5 @@ class Global:
 
     @staticmethod
     def _lifted(scores: Tensor, floor: int) -> Tensor:
-        if not floor:
-            return scores.double()
-        return scores.double().masked_fill(keep_top(scores, floor), float("inf"))
+        lifted = scores if scores.is_floating_point() else scores.double()
+        return lifted.masked_fill(keep_top(scores, floor), float("inf")) if floor else lifted

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from openwork.core.now import Now
@@ -22,9 +23,11 @@ def keep_in(part: Partition, share: float, rounding: Rounding, at_least: int = 0
     if part.quota is not None:
         keep, of = part.quota
         return max(keep, count_kept(share, of, "ceil"))
-    if isinstance(scope, int):
-        return max(min(at_least, scope), count_kept(share, scope, rounding))
-    return max(min(at_least, part.n_units), count_kept(share, part.n_units, rounding))
+    if isinstance(scope, Tensor):
+        sizes = torch.bincount(scope).tolist()
+        return torch.tensor([max(min(at_least, n), count_kept(share, n, rounding)) for n in sizes], dtype=torch.int64)
+    size = part.n_units if scope is None else scope
+    return max(min(at_least, size), count_kept(share, size, rounding))
 
 
 @dataclass(frozen=True)

@@ -84,14 +84,14 @@ class Feed:
         if self.data is None:
             raise MissingStatistic(f"data is needed{needed and ' for ' + needed}; pass data=, an iterable of batches")
         if self._iterator is None:
-            self._iterator = iter(self.data)
-            first = True
-        else:
-            first = False
+            try:
+                self._iterator = iter(self.data)
+            except TypeError:
+                raise DataError(f"data must be an iterable of batches, got {type(self.data).__name__}") from None
         try:
             batch = next(self._iterator)
         except StopIteration:
-            if first or self.served == 0:
+            if self.served == 0:
                 raise DataError("the data is empty: iterating over it gave no batch") from None
             if self._iterator is self.data:
                 raise DataError(
@@ -114,5 +114,13 @@ class Feed:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """The device of the first parameter."""
-    return next(model.parameters()).device
+    """The device of the first parameter, or of the first buffer when there is none."""
+    return next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+
+
+def logits_of(output: Any) -> Tensor:
+    """The tensor that a model returned, or its ``.logits``."""
+    logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    if not isinstance(logits, Tensor):
+        raise DataError(f"the model must return a tensor or something with .logits, got {type(output).__name__}")
+    return logits

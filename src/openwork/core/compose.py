@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from openwork.core.now import Now, Phase, Update
 from openwork.core.protocols import Rule, Stat
-from openwork.core.targets import matches
+from openwork.core.targets import check_pattern, matches
 from openwork.errors import RecipeError
 
 
@@ -24,6 +24,8 @@ class Chain(Rule):
         object.__setattr__(self, "rules", tuple(self.rules))
         if not self.rules:
             raise RecipeError("Chain: needs at least one rule, got none")
+        for rule in self.rules:
+            _refuse_other("Chain", rule)
 
     @property
     def needs(self) -> frozenset[Stat]:  # type: ignore[override]
@@ -71,6 +73,10 @@ class On(Rule):
     pattern: str
     rule: Rule
 
+    def __post_init__(self) -> None:
+        check_pattern("On", self.pattern)
+        _refuse_other("On", self.rule)
+
     @property
     def needs(self) -> frozenset[Stat]:  # type: ignore[override]
         return self.rule.needs
@@ -105,11 +111,20 @@ class On(Rule):
 class During(Rule):
     """A rule that acts only in phases of one name (``"dense"``, ``"soften"``, ``"sparsify"``, ``"sparse"``).
 
-    Outside, units, gradients and the loss pass unchanged. Penalties and gradients follow the phase of the last update.
+    Outside, units, gradients and the loss pass unchanged. A phase that keeps everything asks no rule for units, so in
+    ``"dense"`` only penalties and gradients act.
     """
 
-    phase: str
+    phase: Literal["dense", "soften", "sparsify", "sparse"]
     rule: Rule
+
+    def __post_init__(self) -> None:
+        if self.phase not in ("dense", "soften", "sparsify", "sparse"):
+            raise RecipeError(
+                f"During: phase must be 'dense', 'soften', 'sparsify' or 'sparse', got {self.phase!r}; with any other "
+                "the rule would never act"
+            )
+        _refuse_other("During", self.rule)
 
     @property
     def needs(self) -> frozenset[Stat]:  # type: ignore[override]
@@ -120,16 +135,18 @@ class During(Rule):
         return self.rule.needs_grads
 
     def init(self, now: Now) -> Any:
-        return {"on": False, "own": self.rule.init(now)}
+        return self.rule.init(now)
 
     def penalty(self, now: Now, state: Any) -> Tensor | float:
-        return self.rule.penalty(now, state["own"]) if state["on"] else 0.0
+        return self.rule.penalty(now, state) if now.phase == self.phase else 0.0
 
     def on_grad(self, now: Now, state: Any) -> Mapping[str, Tensor]:
-        return self.rule.on_grad(now, state["own"]) if state["on"] else {}
+        return self.rule.on_grad(now, state) if now.phase == self.phase else {}
 
     def update(self, now: Now, phase: Phase, state: Any) -> Update:
-        if phase.name != self.phase:
-            return Update(now.units, state={**state, "on": False})
-        step = self.rule.update(now, phase, state["own"])
-        return replace(step, state={"on": True, "own": step.state})
+        return self.rule.update(now, phase, state) if phase.name == self.phase else Update(now.units, state=state)
+
+
+def _refuse_other(owner: str, rule: object) -> None:
+    if not isinstance(rule, Rule):
+        raise RecipeError(f"{owner}: every part must be a rule, got {rule!r}; TopK(Magnitude()) is one")

@@ -76,6 +76,9 @@ class Masks(Mapping[str, Tensor]):
     @classmethod
     def unpack(cls, packed: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> Masks:
         """Inverse of ``packed``."""
+        lost = sorted(set(shapes) ^ set(packed))
+        if lost:
+            raise FileError(f"{lost[0]}: packed masks and shapes must name the same tensors; the file is damaged")
         return cls({name: unpack_bits(packed[name], tuple(shape)) for name, shape in shapes.items()})
 
 
@@ -94,5 +97,5 @@ def unpack_bits(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
         n *= size
     if packed.dtype != torch.uint8 or packed.numel() != -(-n // 8):
         raise FileError(f"a packed mask of shape {shape} needs {-(-n // 8)} bytes, got {packed.numel()} {packed.dtype}")
-    bits = (packed[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1
+    bits = (packed.flatten()[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1
     return bits.flatten()[:n].bool().view(shape)

@@ -54,13 +54,13 @@ class Measuring:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Run a block under a fixed torch seed and give the global generator back as it was."""
-    state = torch.get_rng_state()
-    torch.manual_seed(seed)
-    try:
+    """Run a block under a fixed torch seed and give the global generators back as they were."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices):
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            torch.cuda.manual_seed_all(seed)
         yield
-    finally:
-        torch.set_rng_state(state)
 
 
 def refuse_missing(rule: Rule, ctx: Measuring) -> None:

@@ -26,7 +26,8 @@ class Now:
     """The read-only situation in which a rule acts. Nothing in it may be changed.
 
     ``weights`` are the underlying tensors (before gates); ``grads`` are the gradients of the current step,
-    which only ``attach`` can offer; ``learned`` holds the gate values ``[n_units]`` of soft relaxations.
+    which only ``attach`` can offer; ``learned`` holds the gate values ``[n_units]`` of soft relaxations; ``phase`` is
+    the name of the schedule's present phase.
     """
 
     parts: Mapping[str, Partition]
@@ -36,6 +37,7 @@ class Now:
     grads: Mapping[str, Tensor] = field(default_factory=lambda: EMPTY)
     learned: Mapping[str, Tensor] = field(default_factory=lambda: EMPTY)
     step: int = 0
+    phase: str = "sparse"
     rng: torch.Generator = field(default_factory=torch.Generator)
     _memo: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 

@@ -75,7 +75,7 @@ class Stat:
 
 @runtime_checkable
 class Criterion(Protocol):
-    """A score per unit, larger = keep."""
+    """A score per unit, larger = keep. ``needs_grads = True`` says that it reads the gradients of a training step."""
 
     @property
     def needs(self) -> frozenset[Stat]: ...

@@ -36,6 +36,17 @@ class Recipe:
     where: Select = field(default_factory=Select)
 
     def __post_init__(self) -> None:
+        fits = {
+            "name": isinstance(self.name, str),
+            "structure": hasattr(self.structure, "fit") and not isinstance(self.structure, type),
+            "rule": isinstance(self.rule, Rule),
+            "schedule": hasattr(self.schedule, "drive") and not isinstance(self.schedule, type),
+            "relaxation": self.relaxation is None or hasattr(self.relaxation, "gate"),
+            "where": isinstance(self.where, Select),
+        }
+        for part, good in fits.items():
+            if not good:
+                raise RecipeError(f"{self.name}: the {part} of a recipe must be one, got {getattr(self, part)!r}")
         fixed = self.structure.density
         if fixed is not None and abs(fixed - self.schedule.density) > 1e-9 and self.schedule.density != 1:
             raise RecipeError(
@@ -99,10 +110,6 @@ class Recipe:
                 import yaml
 
                 data = yaml.safe_load(path.read_text())
-        except (ValueError, UnicodeDecodeError) as problem:
-            raise FileError(f"{path}: not valid JSON or YAML ({problem})") from None
-        except Exception as problem:
-            if type(problem).__module__.startswith("yaml"):
-                raise FileError(f"{path}: not valid YAML ({problem})") from None
-            raise
+        except Exception as problem:  # the YAML reader lets KeyError, IndexError and RecursionError out as well
+            raise FileError(f"{path}: not valid JSON or YAML ({type(problem).__name__}: {problem})") from None
         return cls.from_dict(data)

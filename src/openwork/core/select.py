@@ -16,9 +16,6 @@ from openwork.errors import OpenworkError
 
 Rounding = Literal["ceil", "floor", "nearest"]
 
-# (1 - 0.9) * 10 is 0.9999999999999998 in floating point; a share this close to an integer is that integer.
-SLACK = 1e-9
-
 
 def count_kept(share: float, n: int, rounding: Rounding = "ceil") -> int:
     """How many of ``n`` units a share keeps.
@@ -30,12 +27,14 @@ def count_kept(share: float, n: int, rounding: Rounding = "ceil") -> int:
         >>> count_kept(0.25, 10), count_kept(0.25, 10, "floor"), count_kept(0.1, 10, "floor")
         (3, 2, 1)
     """
+    # (1 - 0.9) * 10 is 0.9999999999999998 in floating point: a product this close to an integer is that integer
+    slack = 1e-9 + 1e-15 * n
     if rounding == "ceil":
-        return min(n, math.ceil(share * n - SLACK))
+        return max(0, min(n, math.ceil(share * n - slack)))
     if rounding == "floor":
-        return max(0, math.floor(share * n + SLACK))
+        return max(0, min(n, math.floor(share * n + slack)))
     if rounding == "nearest":
-        return math.floor(share * n + 0.5 + SLACK)
+        return max(0, min(n, math.floor(share * n + 0.5 + slack)))
     raise OpenworkError(f"rounding must be 'ceil', 'floor' or 'nearest', got {rounding!r}")
 
 
@@ -43,8 +42,8 @@ def keep_top(scores: Tensor, keep: int | Tensor, scope: int | Tensor | None = No
     """Keep the units with the largest scores, exactly ``keep`` of them.
 
     Args:
-        scores: ``[n]``, any floating or integer dtype; larger means keep; infinities are allowed.
-        keep: how many, an int, or one per region ``[regions]`` when ``scope`` is given.
+        scores: ``[n]``, floating, integer or bool; larger means keep; infinities are allowed.
+        keep: how many, an int, or an integer tensor with one count per region when ``scope`` is given.
         scope: where the quota holds. None: one region; an int: consecutive runs of that length
             (N:M, rows); a tensor ``[n]`` of region ids ``0..regions-1``: any regions.
 
@@ -52,7 +51,8 @@ def keep_top(scores: Tensor, keep: int | Tensor, scope: int | Tensor | None = No
         bool ``[n]``. Among equal scores the lower index is kept.
 
     Raises:
-        OpenworkError: NaN scores, a quota below 0 or above the region's size, a run that does not divide ``n``.
+        OpenworkError: NaN scores, a quota that is no integer, below 0 or above the region's size, a run that does
+            not divide ``n``, ids that are not one non-negative integer per unit.
 
     Examples:
         >>> keep_top(torch.tensor([3.0, 1.0, 3.0, 2.0]), 2).tolist()
@@ -66,8 +66,10 @@ def keep_top(scores: Tensor, keep: int | Tensor, scope: int | Tensor | None = No
     if scores.is_floating_point() and bool(torch.isnan(scores).any()):
         bad = int(torch.isnan(scores).nonzero()[0])
         raise OpenworkError(f"keep_top: scores must not be NaN, got NaN at unit {bad}; check the loss and the weights")
+    if scores.dtype == torch.bool:
+        scores = scores.to(torch.uint8)
     if scope is None:
-        return _threshold(scores, _checked(keep, scores.numel()))
+        return _threshold(scores, _single(keep, scores.numel()))
     if isinstance(scope, int):
         if scope < 1 or scores.numel() % scope:
             raise OpenworkError(f"keep_top: runs of {scope} do not divide {scores.numel()} units")
@@ -75,11 +77,19 @@ def keep_top(scores: Tensor, keep: int | Tensor, scope: int | Tensor | None = No
     return _sorted(scores, keep, scope)
 
 
-def _checked(keep: int | Tensor, n: int) -> int:
-    k = int(keep)
+def _single(keep: int | Tensor, n: int) -> int:
+    k = int(_quota(keep, 1, torch.device("cpu")))
     if not 0 <= k <= n:
         raise OpenworkError(f"keep_top: keep must be between 0 and the {n} units, got {k}")
     return k
+
+
+def _quota(keep: int | Tensor, regions: int, device: torch.device) -> Tensor:
+    """``[regions]`` int64."""
+    quota = torch.as_tensor(keep, device=device)
+    if quota.is_floating_point() or quota.numel() not in (1, regions):
+        raise OpenworkError(f"keep_top: keep must be an integer, or one per region ({regions}), got {keep!r}")
+    return quota.long().flatten().expand(regions)
 
 
 def _threshold(scores: Tensor, k: int) -> Tensor:
@@ -108,8 +118,8 @@ def _kth_largest(scores: Tensor, k: int) -> Tensor:
 
 def _rows(scores: Tensor, keep: int | Tensor, run: int) -> Tensor:
     """Consecutive runs of equal length: a stable sort inside each row."""
-    rows = scores.view(-1, run)
-    quota = torch.as_tensor(keep, device=scores.device).expand(rows.shape[0])
+    rows = scores.reshape(-1, run)
+    quota = _quota(keep, rows.shape[0], scores.device)
     if bool((quota < 0).any()) or bool((quota > run).any()):
         raise OpenworkError(f"keep_top: keep must be between 0 and {run} in every run, got {quota.unique().tolist()}")
     order = rows.argsort(dim=1, descending=True, stable=True)
@@ -120,10 +130,14 @@ def _rows(scores: Tensor, keep: int | Tensor, run: int) -> Tensor:
 
 def _sorted(scores: Tensor, keep: int | Tensor, ids: Tensor) -> Tensor:
     """Any regions: sort by region, then by falling score, then by index."""
-    if ids.shape != scores.shape:
-        raise OpenworkError(f"keep_top: scope needs one id per unit {tuple(scores.shape)}, got {tuple(ids.shape)}")
-    sizes = torch.bincount(ids)
-    quota = torch.as_tensor(keep, device=scores.device).expand(sizes.numel())
+    if ids.shape != scores.shape or ids.is_floating_point() or bool((ids < 0).any()):
+        raise OpenworkError(
+            f"keep_top: scope needs one id per unit {tuple(scores.shape)}, integers from 0, got {tuple(ids.shape)} of "
+            f"{ids.dtype}"
+        )
+    regions = keep.numel() if isinstance(keep, Tensor) and keep.ndim else 0  # the last ones may be empty
+    sizes = torch.bincount(ids, minlength=regions)
+    quota = _quota(keep, sizes.numel(), scores.device)
     if bool((quota < 0).any()) or bool((quota > sizes).any()):
         raise OpenworkError("keep_top: keep must be between 0 and the size of its region in every region")
     order = scores.argsort(descending=True, stable=True)

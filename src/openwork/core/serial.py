@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from importlib import import_module
-from typing import Any
+from itertools import count
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from openwork.errors import OpenworkError, RecipeError, did_you_mean
 
@@ -59,29 +63,83 @@ def to_plain(value: Any) -> Any:
     raise RecipeError(f"a recipe must be plain data, got {value!r} of type {type(value).__name__}")
 
 
+MOST, DEEPEST, LARGEST = 10_000, 50, 2**53
+"""Bounds of a recipe file: values in all (aliases of YAML multiply them), nesting, and the size of a number."""
+ROOMS = {
+    "Structure": "structure",
+    "Criterion": "criteria",
+    "Allocation": "allocation",
+    "Schedule": "schedules",
+    "Relaxation": "relax",
+    "Fraction": "rules",
+}
+"""Where the kinds of each protocol live; several protocols have only ``__call__``, so members do not tell them apart."""
+
+
 def from_plain(data: Any) -> Any:
-    """Inverse of ``to_plain``.
+    """Inverse of ``to_plain``. Nothing is built from a kind that is not listed, and no value of a wrong type passes.
 
     Raises:
-        RecipeError: an unknown kind or key (the known ones are listed), a missing key, a refused value.
+        RecipeError: an unknown kind or key (the known ones are listed), a missing key, a refused value, too much data.
     """
+    return _read(data, count(1), 0)
+
+
+def _read(data: Any, seen: Iterator[int], depth: int) -> Any:
+    if next(seen) > MOST or depth > DEEPEST:
+        raise RecipeError(f"a recipe may hold {MOST} values, nested {DEEPEST} deep; this is no recipe")
     if isinstance(data, list):
-        return tuple(from_plain(v) for v in data)
+        return tuple(_read(v, seen, depth + 1) for v in data)
     if not isinstance(data, dict):
         return data
     kind = data.get("kind")
     if kind is None:
-        return {k: from_plain(v) for k, v in data.items()}
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise RecipeError(f"unknown kind {kind!r} in a recipe; {did_you_mean(str(kind), KINDS)}")
+        return {k: _read(v, seen, depth + 1) for k, v in data.items()}
+    if not isinstance(kind, str):
+        raise RecipeError(f"kind must be a string in a recipe, got {type(kind).__name__}; {did_you_mean('', KINDS)}")
+    if kind not in KINDS:
+        raise RecipeError(f"unknown kind {_short(kind)} in a recipe; {did_you_mean(kind, KINDS)}")
     cls = getattr(import_module(KINDS[kind]), kind)
-    known = {f.name: f for f in fields(cls) if f.init}
-    for key in data:
-        if key != "kind" and key not in known:
-            raise RecipeError(f"{kind}: unknown key {key!r}; {did_you_mean(str(key), known)}")
+    known = {f.name for f in fields(cls) if f.init}
+    hints = get_type_hints(cls)
+    values = {}
+    for key, plain in data.items():
+        if key == "kind":
+            continue
+        if key not in known:
+            raise RecipeError(f"{kind}: unknown key {_short(key)}; {did_you_mean(str(key), known)}")
+        values[key] = _read(plain, seen, depth + 1)
+        if not _fits(values[key], hints[key]):
+            wanted = re.sub(r"[A-Za-z_]+\.(?=[A-Za-z])", "", getattr(hints[key], "__name__", "") or str(hints[key]))
+            raise RecipeError(f"{kind}: {key} must be of type {wanted}, got {_short(values[key])}")
     try:
-        return cls(**{k: from_plain(v) for k, v in data.items() if k != "kind"})
+        return cls(**values)
     except OpenworkError:
         raise
-    except (TypeError, ValueError, AttributeError) as problem:
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as problem:
         raise RecipeError(f"{kind}: {problem}") from None
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of an annotated type: plain types, Literal, unions, tuples, classes, and our protocols."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return any(value == a and type(value) is type(a) for a in args)
+    if origin in (Union, UnionType):
+        return any(_fits(value, a) for a in args)
+    if origin is tuple:
+        of = args[:1] * len(value) if isinstance(value, tuple) and args[1:] == (...,) else args
+        return isinstance(value, tuple) and len(value) == len(of) and all(map(_fits, value, of))
+    if hint in (int, float):
+        plain = isinstance(value, int | hint) and not isinstance(value, bool)
+        return plain and -LARGEST <= value <= LARGEST  # NaN fails here as well
+    if getattr(hint, "_is_protocol", False):
+        members = [n for n in vars(hint) if n == "__call__" or not n.startswith("_")]
+        room = type(value).__module__.removeprefix("openwork.").split(".")[0]
+        return ROOMS[hint.__name__] == room and all(hasattr(value, m) for m in members)
+    return isinstance(value, hint)

@@ -37,11 +37,13 @@ class Select:
     def __post_init__(self) -> None:
         for field in ("include", "exclude"):
             value = getattr(self, field)
-            if isinstance(value, str) or not all(isinstance(p, str) for p in value):
+            if not isinstance(value, tuple | list) or not all(isinstance(p, str) for p in value):
                 raise StructureError(f"Select: {field} must be a tuple of patterns, got {value!r}")
+            for pattern in value:
+                check_pattern("Select", pattern)
             object.__setattr__(self, field, tuple(value))
-        if self.min_units < 1:
-            raise StructureError(f"Select: min_units must be at least 1, got {self.min_units}")
+        if not isinstance(self.min_units, int) or self.min_units < 1:
+            raise StructureError(f"Select: min_units must be at least 1, got {self.min_units!r}")
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,17 @@ class Target:
         return n
 
 
+def check_pattern(owner: str, pattern: str) -> None:
+    """Refuse what ``matches`` could not read."""
+    if not isinstance(pattern, str):
+        raise StructureError(f"{owner}: a pattern must be a string, got {pattern!r}")
+    if pattern.startswith("re:"):
+        try:
+            re.compile(pattern[3:])
+        except (re.error, OverflowError, RecursionError) as problem:
+            raise StructureError(f"{owner}: {pattern!r} is not a regular expression ({problem})") from None
+
+
 def matches(pattern: str, name: str) -> bool:
     """Whether a pattern names a parameter, either whole or through one of its modules."""
     if pattern.startswith("re:"):
@@ -73,40 +86,42 @@ def matches(pattern: str, name: str) -> bool:
 def find_targets(model: nn.Module, where: Select) -> tuple[list[Target], dict[str, str]]:
     """The selected parameters in registration order, and a reason for every one that is left out.
 
-    Tied parameters appear once, under the name that is registered first.
+    Tied parameters appear once, under the name that is registered first; a pattern may use any of their names.
 
     Raises:
-        StructureError: a pattern that matches nothing, a selected parameter that cannot be pruned,
-            parameters on the meta device, no target at all.
+        StructureError: a pattern that matches nothing, an include pattern that selects nothing prunable, parameters
+            without values (meta device, lazy layers), no target at all.
     """
     owners = _owners(model)
     params = dict(model.named_parameters())
     if not params:
         raise StructureError(f"{type(model).__name__} has no parameters, so there is nothing to prune")
+    lazy = [n for n, p in params.items() if nn.parameter.is_lazy(p)]
+    if lazy:
+        raise StructureError(f"{lazy[0]}: the layer is lazy and has no weights yet; run one batch through the model")
     meta = [n for n, p in params.items() if p.is_meta]
     if meta:
         raise StructureError(
             f"{meta[0]}: parameters must hold values, got the meta device ({len(meta)} of {len(params)} parameters); "
             "load the weights first, for instance with model.to_empty(...) and load_state_dict"
         )
-    _refuse_idle_patterns(where, _all_names(model))
+    _refuse_idle_patterns(where, model)
     aliases = _aliases(model)
     targets: list[Target] = []
     skipped: dict[str, str] = {}
     for name, param in params.items():
-        names = aliases.get(name, [name])
-        found = _describe(name, param, owners[name], explicit=any(_hit(where.include, n) for n in names))
+        names = aliases[name]
         explicit = any(_hit(where.include, n) for n in names)
+        found = _describe(name, param, owners[name], explicit)
         if where.include and not explicit:
             skipped[name] = found if isinstance(found, str) else "not selected by include"
         elif any(_hit(where.exclude, n) for n in names):
             skipped[name] = "excluded"
         elif isinstance(found, Target):
             targets.append(found)
-        elif name in where.include:
-            raise StructureError(f"{name}: cannot be pruned: {found}; take it out of Select(include=...)")
         else:
             skipped[name] = found
+    _refuse_vain_patterns(where, targets, skipped, aliases)
     if not targets:
         reasons = sorted(set(skipped.values()))
         raise StructureError(
@@ -117,19 +132,21 @@ def find_targets(model: nn.Module, where: Select) -> tuple[list[Target], dict[st
     return targets, skipped
 
 
-def prunable_numel(model: nn.Module) -> int:
-    """Entries of all weights that a default selection would prune, the second denominator of every report."""
-    owners = _owners(model)
-    described = (_describe(n, p, owners[n], explicit=False, frozen_ok=True) for n, p in model.named_parameters())
-    return sum(d.numel for d in described if isinstance(d, Target))
+def prunable_numel(model: nn.Module, also: Iterable[str] = ()) -> int:
+    """Entries of all weights that a default selection would prune, the second denominator of every report.
+
+    Weights in ``also`` count as well: an embedding is prunable for those who asked for it.
+    """
+    owners, named = _owners(model), set(also)
+    return sum(
+        p.numel()
+        for n, p in model.named_parameters()
+        if n in named or isinstance(_describe(n, p, owners[n], explicit=False, frozen_ok=True), Target)
+    )
 
 
 def _hit(patterns: Iterable[str], name: str) -> bool:
     return any(matches(p, name) for p in patterns)
-
-
-def _all_names(model: nn.Module) -> list[str]:
-    return [n for n, _ in model.named_parameters(remove_duplicate=False)]
 
 
 def _aliases(model: nn.Module) -> dict[str, list[str]]:
@@ -140,12 +157,27 @@ def _aliases(model: nn.Module) -> dict[str, list[str]]:
     return names
 
 
-def _refuse_idle_patterns(where: Select, names: list[str]) -> None:
+def _refuse_vain_patterns(
+    where: Select, targets: list[Target], skipped: dict[str, str], aliases: dict[str, list[str]]
+) -> None:
+    """An include pattern all of whose parameters were left out prunes nothing, and must not do so in silence."""
+    chosen = [n for t in targets for n in aliases[t.name]]
+    for pattern in where.include:
+        if not any(matches(pattern, n) for n in chosen):
+            name = next(n for n in skipped if any(matches(pattern, alias) for alias in aliases[n]))
+            raise StructureError(
+                f"{name}: cannot be pruned: {skipped[name]}; take {pattern!r} out of Select(include=...)"
+            )
+
+
+def _refuse_idle_patterns(where: Select, model: nn.Module) -> None:
+    names = [n for n, _ in model.named_parameters(remove_duplicate=False)]
+    modules = [n for n, _ in model.named_modules() if n]
     for field, patterns in (("include", where.include), ("exclude", where.exclude)):
         for pattern in patterns:
             if not any(matches(pattern, n) for n in names):
                 raise StructureError(
-                    f"Select: {field} pattern {pattern!r} matches no parameter; {did_you_mean(pattern, names[:60])}"
+                    f"Select: {field} pattern {pattern!r} matches no parameter; {did_you_mean(pattern, [*modules, *names])}"
                 )
 
 
@@ -178,13 +210,13 @@ def _describe(
         return "frozen (requires_grad is False)"
     if param.numel() == 0:
         return "empty"
-    if isinstance(module, _CONVS):
+    if isinstance(module, _CONVS) and leaf == "weight":
         return Target(name, shape, views.conv_view(shape), conv=True, groups=module.groups)
-    if isinstance(module, _TRANSPOSED):
+    if isinstance(module, _TRANSPOSED) and leaf == "weight":
         return Target(name, shape, views.transposed_conv_view(shape), conv=True, groups=module.groups)
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear) and leaf == "weight":
         return Target(name, shape, views.linear_view(shape))
-    if _is_transposed_linear(module):
+    if is_transposed_linear(module) and leaf == "weight":
         return Target(name, shape, views.transposed_view(shape))
     if isinstance(module, nn.MultiheadAttention | nn.RNNBase) and param.ndim == 2:
         return Target(name, shape, views.linear_view(shape))
@@ -197,7 +229,7 @@ def _describe(
     return f"{leaf} of {type(module).__name__}, not a known matrix (name it in Select(include=...) to prune it)"
 
 
-def _is_transposed_linear(module: nn.Module) -> bool:
+def is_transposed_linear(module: nn.Module) -> bool:
     """transformers' Conv1D, looked up only when the user has imported transformers."""
     known = sys.modules.get("transformers.pytorch_utils")
     return known is not None and isinstance(module, getattr(known, "Conv1D", ()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -72,6 +73,8 @@ class Flow:
 @dataclass(frozen=True)
 class StepGradient:
     """``|dL/dw|`` of the current training step, dense: where RigL grows. Needs ``ow.attach``."""
+
+    needs_grads: ClassVar[bool] = True
 
     @property
     def needs(self) -> frozenset[Stat]:

@@ -27,11 +27,11 @@ class Densities:
 
     @property
     def targeted(self) -> float:
-        return self.kept / self.targeted_numel
+        return self.kept / self.targeted_numel if self.targeted_numel else 1.0
 
     @property
     def prunable(self) -> float:
-        return 1 - (self.targeted_numel - self.kept) / self.prunable_numel
+        return 1 - (self.targeted_numel - self.kept) / self.prunable_numel if self.prunable_numel else 1.0
 
     @property
     def total(self) -> float:
@@ -45,17 +45,19 @@ def densities(model: nn.Module, masks: Mapping[str, Tensor], written: bool = Tru
     """Count from the masks; with ``written``, check that the model really holds zeros wherever a mask says so.
 
     Raises:
-        VerificationFailed: a pruned entry is not zero in the model.
+        VerificationFailed: a pruned entry is not zero in the model, or the masks are of another model.
     """
     params = dict(model.named_parameters())
     for name, mask in masks.items():
-        if written and bool((params[name].detach()[~mask] != 0).any()):
-            alive = int((params[name].detach()[~mask] != 0).sum())
+        if name not in params or params[name].shape != mask.shape:
+            raise VerificationFailed(f"{name}: the model has no such parameter of shape {tuple(mask.shape)}")
+        alive = int((params[name].detach()[~mask] != 0).sum()) if written else 0
+        if alive:
             raise VerificationFailed(f"{name}: {alive} entries that the mask prunes are not zero in the model")
     targeted = sum(m.numel() for m in masks.values())
     return Densities(
         kept=sum(int(m.sum()) for m in masks.values()),
         targeted_numel=targeted,
-        prunable_numel=max(targeted, prunable_numel(model)),
+        prunable_numel=prunable_numel(model, masks),
         total_numel=sum(p.numel() for p in params.values()),
     )

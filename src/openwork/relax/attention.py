@@ -29,7 +29,9 @@ class AttentionGate(Gate):
 
     def attention(self) -> Tensor:
         """``[n_units]`` float32, clipped."""
-        a = torch.softmax(self.logits.float(), 0) * self.logits.numel()
+        # T softmax(L) as e / mean(e): at equal logits T * (1 / T) may round, and the start would not be dense
+        e = torch.exp(self.logits.float() - self.logits.detach().float().max())
+        a = e / e.mean()
         return a.clamp(*self.bounds) if self.bounds else a
 
     def set_units(self, units: Tensor) -> None:
@@ -58,7 +60,7 @@ class SoftmaxAttention:
     learning_rate: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0:
+        if not self.learning_rate > 0:
             raise RecipeError(f"SoftmaxAttention: learning_rate must be positive, got {self.learning_rate}")
 
     def gate(self, part: Partition, density: float) -> Gate:

@@ -48,6 +48,8 @@ class CosineFraction:
         _check_alpha("CosineFraction", self.alpha)
         if self.end < 1:
             raise RecipeError(f"CosineFraction: end must be at least 1 step, got {self.end}")
+        if not 0 <= self.floor <= self.alpha:
+            raise RecipeError(f"CosineFraction: floor must be between 0 and alpha {self.alpha}, got {self.floor}")
 
     def __call__(self, step: int) -> float:
         if step >= self.end:
@@ -80,7 +82,7 @@ class DropGrow(Rule):
 
     @property
     def needs_grads(self) -> bool:  # type: ignore[override]
-        return isinstance(self.grow, StepGradient)
+        return any(getattr(c, "needs_grads", False) for c in (self.grow, self.drop))
 
     def init(self, now: Now) -> Any:
         regions = [n for n, p in now.parts.items() if p.scope() is not None]

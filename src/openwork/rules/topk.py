@@ -30,17 +30,22 @@ class TopK(Rule):
     def needs(self) -> frozenset[Stat]:  # type: ignore[override]
         return self.criterion.needs
 
+    @property
+    def needs_grads(self) -> bool:  # type: ignore[override]
+        return getattr(self.criterion, "needs_grads", False)
+
     def update(self, now: Now, phase: Phase, state: Any) -> Update:
         scores = {name: self._finite(name, self.criterion(part, now), phase) for name, part in now.parts.items()}
         if self.nested:
-            enough = (
-                sum(int(u.sum()) for u in now.units.values())
-                >= phase.share * sum(u.numel() for u in now.units.values()) - 1
-            )
-            if enough:
-                scores = {n: s.masked_fill(~now.units[n], float("-inf")) for n, s in scores.items()}
-        counts = self.allocation(now, scores, phase.share)
-        return Update({n: keep_top(scores[n], counts[n], now.parts[n].scope()) for n in scores}, state=state)
+            alive = {n: s.masked_fill(~now.units[n], float("-inf")) for n, s in scores.items()}
+            units = self._choose(now, alive, phase.share)
+            if not any(bool((u & ~now.units[n]).any()) for n, u in units.items()):
+                return Update(units, state=state)
+        return Update(self._choose(now, scores, phase.share), state=state)
+
+    def _choose(self, now: Now, scores: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+        counts = self.allocation(now, scores, share)
+        return {n: keep_top(scores[n], counts[n], now.parts[n].scope()) for n in scores}
 
     @staticmethod
     def _finite(name: str, scores: Tensor, phase: Phase) -> Tensor:
@@ -87,10 +92,14 @@ class Repeat(Rule):
         return self.rule.on_grad(now, state)
 
     def update(self, now: Now, phase: Phase, state: Any) -> Update:
+        shares = [self._share(phase.share, k / self.rounds) for k in range(1, self.rounds)] + [phase.share]
         step = Update(now.units, state=state)
-        for k in range(1, self.rounds + 1):
-            done = k / self.rounds
-            share = 1 - (1 - phase.share) * done if self.linear else phase.share**done
-            share = phase.share if k == self.rounds else share
-            step = self.rule.update(replace(now, units=step.units), replace(phase, share=share), step.state)
-        return step
+        edits: dict[str, Tensor] = {}
+        for share in shares:
+            now = replace(now, units=step.units, weights={**now.weights, **step.edits})
+            step = self.rule.update(now, replace(phase, share=share), step.state)
+            edits.update(step.edits)
+        return replace(step, edits=edits)
+
+    def _share(self, share: float, done: float) -> float:
+        return 1 - (1 - share) * done if self.linear else share**done

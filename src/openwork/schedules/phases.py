@@ -54,7 +54,7 @@ class Phases:
         total = sum(s.fraction for s in self.stretches)
         if abs(total - 1) > 1e-6:
             raise RecipeError(f"Phases: the fractions must sum to 1, got {total:.6f}")
-        if self.every < 1 or self.exponent <= 0:
+        if self.every < 1 or not self.exponent > 0:
             raise RecipeError(f"Phases: needs every >= 1 and exponent > 0, got {self.every} and {self.exponent}")
         if self.restart not in ("all", "dense", "none"):
             raise RecipeError(f"Phases: restart must be 'all', 'dense' or 'none', got {self.restart!r}")
@@ -72,6 +72,7 @@ class Phases:
         for stretch in self.stretches:
             done += stretch.fraction
             edges.append(round(done * self.steps))
+        edges[-1] = self.steps  # the fractions need not sum to 1 to the last bit
         return tuple(pairwise(edges))
 
     @property

@@ -106,6 +106,11 @@ class Cubic(_Gradual):
 
     power: float = 3.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.power > 0:
+            raise RecipeError(f"Cubic: power must be positive, got {self.power}")
+
     def share(self, progress: float) -> float:
         return self.density + (self.initial - self.density) * (1 - progress) ** self.power
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from openwork.core.batches import forward
+from openwork.core.batches import forward, logits_of
 from openwork.core.measuring import Measuring, weights_of
 from openwork.core.protocols import Stat
 from openwork.errors import DivergedError, MissingStatistic
+from openwork.stats.gradients import grads_of
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,12 @@ class SynapticFlow(Stat):
         def flow(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
             leaves = {n: (w.double().abs() * masks.get(n, 1)).requires_grad_() for n, w in weights_of(ctx).items()}
             with ctx.calling("eval") as call:
-                output: Any = forward(lambda *a, **k: call({**fixed, **leaves}, *a, **k), ones)
-                total = (output if isinstance(output, Tensor) else output.logits).sum()
+                total = logits_of(forward(lambda *a, **k: call({**fixed, **leaves}, *a, **k), ones)).sum()
             if not bool(torch.isfinite(total)):
                 raise DivergedError(
                     "SynapticFlow: the flow overflows float64; scale the weights down or prune fewer layers"
                 )
-            grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
-            return {n: torch.zeros_like(w) if g is None else g for (n, w), g in zip(leaves.items(), grads, strict=True)}
+            return dict(zip(leaves, grads_of(total, leaves), strict=True))
 
         return flow
 

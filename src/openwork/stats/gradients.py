@@ -9,10 +9,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from openwork.core.batches import Loss, loss_on
+from openwork.core.batches import Loss, logits_of, loss_on
 from openwork.core.measuring import Measuring, Mode, seeded, weights_of
 from openwork.core.protocols import Stat
-from openwork.errors import MissingStatistic, RecipeError
+from openwork.errors import DataError, MissingStatistic, RecipeError
 
 Gradient = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
@@ -48,7 +48,7 @@ class LossGradient(Stat):
             with ctx.calling(self.mode) as call, seeded(ctx.seed):
                 for i, batch in enumerate(seen):
                     loss = loss_on(lambda *a, **k: call(leaves, *a, **k), batch, ctx.loss, step=i)
-                    for (n, _), g in zip(leaves.items(), _grads(loss, leaves), strict=True):
+                    for n, g in zip(leaves, grads_of(loss, leaves), strict=True):
                         total[n] += g.abs() if self.absolute else g
             return total
 
@@ -69,7 +69,7 @@ class GradientFlow(Stat):
     mode: Literal["train", "eval"] = "eval"
 
     def __post_init__(self) -> None:
-        if self.batches < 1 or self.temperature <= 0:
+        if self.batches < 1 or not self.temperature > 0:
             raise RecipeError(
                 f"GradientFlow: batches must be >= 1 and temperature > 0, got {self.batches} and {self.temperature}"
             )
@@ -81,8 +81,7 @@ class GradientFlow(Stat):
         user_loss = ctx.loss
 
         def cooled(output: Any, target: Any) -> Tensor:
-            logits = output if isinstance(output, Tensor) else output.logits
-            return user_loss(logits / self.temperature, target)
+            return user_loss(logits_of(output) / self.temperature, target)
 
         def flow(masks: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
             leaves = masked(weights_of(ctx), masks)
@@ -92,20 +91,26 @@ class GradientFlow(Stat):
                 def run(i: int, batch: Any) -> Tensor:
                     return loss_on(lambda *a, **k: call(leaves, *a, **k), batch, loss_fn, step=i)
 
-                first = [_grads(run(i, b), leaves) for i, b in enumerate(seen)]
-                g = {n: torch.stack([f[j] for f in first]).sum(0) for j, n in enumerate(leaves)}
+                g = {n: torch.zeros_like(w) for n, w in leaves.items()}
+                for i, batch in enumerate(seen):
+                    for n, d in zip(leaves, grads_of(run(i, batch), leaves), strict=True):
+                        g[n] += d
                 hg = {n: torch.zeros_like(w) for n, w in leaves.items()}
                 for i, batch in enumerate(seen):
-                    grads = _grads(run(i, batch), leaves, graph=True)
+                    grads = grads_of(run(i, batch), leaves, graph=True)
                     z = sum(((g[n] * d).sum() for n, d in zip(leaves, grads, strict=True)), torch.zeros(()))
-                    for n, h in zip(leaves, _grads(z, leaves), strict=True):
-                        hg[n] += h
+                    if z.requires_grad:  # else the loss is linear in the weights and H is zero
+                        for n, h in zip(leaves, grads_of(z, leaves), strict=True):
+                            hg[n] += h
             return g, hg
 
         return flow
 
 
-def _grads(value: Tensor, leaves: Mapping[str, Tensor], graph: bool = False) -> list[Tensor]:
+def grads_of(value: Tensor, leaves: Mapping[str, Tensor], graph: bool = False) -> list[Tensor]:
+    """One gradient per leaf, zeros where the value does not depend on it."""
+    if not value.requires_grad:
+        raise DataError("the loss does not depend on the weights: it is detached or was computed without gradients")
     found = torch.autograd.grad(value, list(leaves.values()), create_graph=graph, allow_unused=True)
     return [torch.zeros_like(w) if g is None else g for g, w in zip(found, leaves.values(), strict=True)]
 

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from openwork.core.batches import loss_on
 from openwork.core.measuring import Measuring, Mode, seeded, weights_of
 from openwork.core.protocols import Stat
+from openwork.stats.gradients import grads_of
 
 Energy = Callable[[Mapping[str, Tensor], int], tuple[float, dict[str, Tensor]]]
 
@@ -36,11 +36,7 @@ class MaskLoss(Stat):
             leaves = {n: (weights[n] * masks[n]).requires_grad_() for n in masks}
             with ctx.calling(self.mode) as call, seeded(ctx.seed + step):
                 loss = loss_on(lambda *a, **k: call(leaves, *a, **k), batch, ctx.loss, step=step)
-                grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-            slopes = {
-                n: torch.zeros_like(weights[n]) if g is None else weights[n] * g
-                for n, g in zip(leaves, grads, strict=True)
-            }
+                slopes = {n: weights[n] * g for n, g in zip(leaves, grads_of(loss, leaves), strict=True)}
             return float(loss.detach()), slopes
 
         return energy

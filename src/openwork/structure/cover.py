@@ -25,6 +25,8 @@ class Covered:
 def partition(model: nn.Module, structure: Structure, where: Select) -> tuple[dict[str, Partition], list[Covered]]:
     """One partition per selected parameter, named like it, and the coverage of all parameters.
 
+    With ``min_units`` above 1 small tensors may stay dense, so one that the structure does not fit stays dense too.
+
     Raises:
         StructureError: the structure fits no selected tensor, or does not fit one that it must.
     """

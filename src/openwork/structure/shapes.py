@@ -42,7 +42,10 @@ class Element(Shape):
 
 @dataclass(frozen=True)
 class Row(Shape):
-    """Whole output rows: the incoming weights of one neuron or one convolution filter."""
+    """Whole output rows: the incoming weights of one neuron or one convolution filter.
+
+    In a grouped transposed convolution a row is the same output of every group.
+    """
 
     def fit(self, target: Target) -> Tiles:
         return Tiles(target.name, target.view, (1, target.view.folded[2]))
@@ -50,7 +53,10 @@ class Row(Shape):
 
 @dataclass(frozen=True)
 class Column(Shape):
-    """Whole columns: the outgoing weights of one input (for convolutions, of one channel at one position)."""
+    """Whole columns: the outgoing weights of one input (for convolutions, of one channel at one position).
+
+    In a grouped convolution a column is the same input of every group.
+    """
 
     def fit(self, target: Target) -> Tiles:
         return Tiles(target.name, target.view, (target.view.folded[1], 1))

@@ -72,7 +72,8 @@ class Tiles:
             flat = x.reshape(-1)
             return flat.abs() if how == "norm" else flat
         if how == "norm":
-            return self._reduce(x.square(), 0.0).sum((2, 4)).flatten().sqrt()
+            wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+            return self._reduce(wide.square(), 0.0).sum((2, 4)).flatten().sqrt()
         if how == "max":
             low = float("-inf") if x.is_floating_point() else torch.iinfo(x.dtype).min
             return self._reduce(x, low).amax((2, 4)).flatten()
@@ -93,7 +94,7 @@ class Tiles:
         r, c = self.block
         if units.numel() != self.n_units:
             raise StructureError(f"{self.member}: {self.n_units} units expected, got {units.numel()}")
-        x = units.view(stack, down, 1, across, 1)
+        x = units.reshape(stack, down, 1, across, 1)
         if self.block != (1, 1):
             x = x.expand(stack, down, r, across, c)
         x = x.reshape(stack, down * r, across * c)[:, :rows, :cols]

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from tests.unit.methods.scoring import kept_by_hand
 from torch import nn
 
 import openwork as ow
@@ -14,7 +15,6 @@ from openwork.engine.session import Session
 from openwork.methods import rigl, set_
 from openwork.rules.drop_grow import ConstantFraction, CosineFraction, DropGrow
 from openwork.schedules import Periodic
-from tests.unit.methods.scoring import kept_by_hand
 
 
 def net():
@@ -147,11 +147,14 @@ def test_exploration_follows_the_closed_form():
 
 def test_the_number_of_the_sheet():
     """d = 0.05, cosine from 0.5 over 40 updates, the first at f = 0.5: 0.4432."""
+    fraction = CosineFraction(0.5, 40)
+    assert fraction(0) == 0.5
     never = 1 - 0.05
     for t in range(40):
         f = 0.25 * (1 + math.cos(math.pi * t / 40))
         never *= 1 - f * 0.05 / (1 - (1 - f) * 0.05)
-    assert round(1 - never, 4) == pytest.approx(0.4432, abs=0.004)
+        assert fraction(t) == pytest.approx(f, rel=1e-12)
+    assert round(1 - never, 4) == 0.4432
 
 
 def test_a_constant_fraction_drops_its_share():

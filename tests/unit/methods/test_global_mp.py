@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from tests.unit.methods.scoring import chosen, kept_by_hand
 from torch import nn
 
 import openwork as ow
 from openwork.errors import RecipeError
 from openwork.methods import global_mp, magnitude
-from tests.unit.methods.scoring import chosen, kept_by_hand
 
 
 def uneven(scale=1.0):

@@ -1,9 +1,9 @@
 """SpODE against a plain re-implementation, its identities, and its behaviour on a trained digits network.
 
 # tried: the sign of e, of g and of the step; the context without |.| or without the weights; no momentum; no product
-# rule for overlaps; regrown and removed swapped, the last cut not counted; regions, floor, clamp or density_from ignored;
-# a path from 1 instead of the present density; the planned radius not used; quantiles of the wrong scope; one cost for
-# all units; step 0 in every message; each refusal and the warning left out -> red each time
+# rule for overlaps; regrown and removed swapped, the last cut not counted; regions, floor, clamp or density_from
+# ignored; a path from 1 instead of the present density; the planned radius not used; quantiles of the wrong scope; one
+# cost for all units; step 0 in every message; each refusal and the warning left out -> red each time
 """
 
 from dataclasses import replace
@@ -226,6 +226,7 @@ def test_regions_hold_their_quota(structure, share, polariser):
         assert alive.view(-1, part.scope()).sum(1).unique().tolist() == [count_kept(0.7, part.scope())]
 
 
+@COLLAPSE
 def test_sigmoids_take_their_quantiles_where_the_scope_says():
     model, batches = toy()
     with torch.no_grad():
