@@ -187,7 +187,7 @@ def test_ties_go_to_the_lower_index(model, structure, share):
 @drawn
 @given(st.integers(2, 40), st.integers(2, 4), st.data())
 def test_one_ranking_equals_equal_shares_when_layers_are_permutations(n, count, data):
-    # tried: ties to the later tensor, floor instead of ceil in one of the two -> red
+    # tried: a budget of one unit less in Global -> red
     keep = data.draw(st.integers(1, n))
     values = torch.arange(1.0, n + 1)
     model = nn.ModuleDict({f"l{i}": nn.Linear(n, 1) for i in range(count)})
@@ -196,6 +196,18 @@ def test_one_ranking_equals_equal_shares_when_layers_are_permutations(n, count, 
             layer.weight.copy_(values[torch.randperm(n, generator=torch.Generator().manual_seed(i))])
     masks = [ow.prune(model, magnitude(keep / n, scope=s), dry_run=True).masks for s in ("global", "layer")]
     assert masks[0].distance(masks[1]) == 0
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.25, [4, 0, 0]), (0.5, [4, 3, 0]), (0.8, [4, 6, 1])])
+def test_ties_between_layers_go_to_the_earlier_one(share, kept):
+    # tried: the ranking read from its end -> red
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 3), nn.Linear(3, 1))
+    with torch.no_grad():
+        for layer in model:
+            layer.weight.fill_(-1.0)
+        model[2].weight.zero_()
+    rows = [t for t in ow.prune(model, magnitude(share, scope="global")).tensors if t["units"]]
+    assert [t["kept"] for t in rows] == kept
 
 
 @drawn

@@ -230,13 +230,32 @@ def test_a_missed_promise_leaves_the_run_going():
     ids=["chain", "on", "both"],
 )
 def test_a_composed_rule_is_the_rule(case, wrap):
-    # tried: dropped `init` from On, `needs_grads` and `fresh` from Chain -> red each time
+    # tried: dropped `init` from On, `needs_grads` from Chain -> red each time
     plain, model = net(), net()
     recipe = case.recipe(0.3)
     want = perform(case, recipe, plain)
     got = perform(case, replace(recipe, rule=wrap(recipe.rule)), model)
     assert got.masks.distance(want.masks) == 0
     assert equal(plain, model)
+
+
+@pytest.mark.parametrize("wrap", [lambda r: r, lambda r: ow.Chain((r,)), lambda r: ow.On("*", r)], ids=["plain", "chain", "on"])
+def test_units_that_return_under_a_gate_start_without_momentum(wrap):
+    """Gates zero no weights, so only ``Update.fresh`` can make the optimiser forget."""
+    # tried: dropped `fresh` from Chain; no `forget` in attach -> red each time
+    model = net()
+    optimizer = sgd(model)
+    rule = wrap(DropGrow(Random(), allocation=Uniform()))
+    recipe = ow.Recipe("made", ow.Element(), rule, Periodic(0.5, 5, 50), Masking(), ow.Select(include=("hidden",)))
+    run = ow.attach(model, recipe, optimizer)
+    train(model, optimizer, 0, 4, run)
+    before = run.masks["hidden.weight"]
+    train(model, optimizer, 4, 5, run)
+    grown = run.masks["hidden.weight"] & ~before
+    momentum = optimizer.state[model.hidden.parametrizations.weight.original]["momentum_buffer"]
+    assert bool(grown.any())
+    assert bool((momentum[grown] == 0).all())
+    assert bool((momentum[before & run.masks["hidden.weight"]] != 0).any())
 
 
 @every
@@ -259,7 +278,7 @@ def test_rounds_of_another_model_or_recipe_are_refused(case):
     later = ow.Cycle(model, case.recipe(0.2), rewind_to=model.state_dict(), **given)
     with pytest.raises(RecipeError, match="the saved state belongs to another recipe"):
         later.load_state_dict(state)
-    with pytest.raises(DensityMissed, match="the schedule did not reach its end"):
+    with pytest.raises(DensityMissed, match=r"finish\(\) after 0 of 2 rounds"):
         rounds.finish()
 
 

@@ -313,6 +313,11 @@ ROWS = [
     (
         lambda t: prune(TopK(StepGradient())),
         MissingStatistic,
+        "made reads the gradients of training steps; use ow.attach",
+    ),
+    (
+        lambda t: now().grad("0.weight"),
+        MissingStatistic,
         "no gradient at step 0; this rule reads the gradients of the current step",
     ),
     (
@@ -392,7 +397,7 @@ ROWS = [
     (lambda t: ConstantFraction(0.0), RecipeError, r"ConstantFraction: alpha must be in \(0, 1\], got 0.0"),
     (lambda t: CosineFraction(0.3, 0), RecipeError, "CosineFraction: end must be at least 1 step, got 0"),
     (
-        lambda t: ow.attach(m := net(), rigl(structure=NM(2, 4)), sgd(m)),
+        lambda t: ow.attach(m := net(), one(DropGrow(), NM(2, 4), schedule=Periodic(0.5, 1, 5)), sgd(m)),
         RecipeError,
         "DropGrow moves units over the whole tensor, but this structure has its own regions",
     ),
@@ -425,7 +430,7 @@ ROWS = [
     (
         lambda t: foreign_state("attach"),
         RecipeError,
-        "the saved state belongs to another recipe; attach with the same one",
+        "the saved state belongs to another recipe; use the same one",
     ),
     (lambda t: foreign_state("other model"), RecipeError, "0.weight: the saved state does not fit this model"),
     (lambda t: foreign_state("cycle"), RecipeError, "the saved state belongs to another recipe; use the same one"),

@@ -73,7 +73,7 @@ ROOMS = {
     "Relaxation": "relax",
     "Fraction": "rules",
 }
-"""Where the kinds of each protocol live; several protocols have only ``__call__``, so members do not tell them apart."""
+"""Where the kinds of each protocol live; some protocols have only ``__call__``, so members do not tell them apart."""
 
 
 def from_plain(data: Any) -> Any:

@@ -172,12 +172,12 @@ def _refuse_vain_patterns(
 
 def _refuse_idle_patterns(where: Select, model: nn.Module) -> None:
     names = [n for n, _ in model.named_parameters(remove_duplicate=False)]
-    modules = [n for n, _ in model.named_modules() if n]
+    known = [n for n, _ in model.named_modules() if n] + names
     for field, patterns in (("include", where.include), ("exclude", where.exclude)):
         for pattern in patterns:
             if not any(matches(pattern, n) for n in names):
                 raise StructureError(
-                    f"Select: {field} pattern {pattern!r} matches no parameter; {did_you_mean(pattern, [*modules, *names])}"
+                    f"Select: {field} pattern {pattern!r} matches no parameter; {did_you_mean(pattern, known)}"
                 )
 
 

@@ -11,12 +11,13 @@ from torch.optim import Optimizer
 
 from openwork.core.batches import Loss
 from openwork.core.masks import Masks
-from openwork.core.now import EMPTY, Phase
+from openwork.core.now import EMPTY, Now, Phase
+from openwork.core.protocols import Rule
 from openwork.core.recipe import Recipe
 from openwork.engine.gates import Gates
 from openwork.engine.result import Result, check_promise, conclude
 from openwork.engine.session import Session
-from openwork.engine.write import forget, mask_gradients, write_edits, write_masks
+from openwork.engine.write import forget, inverted, write_edits, zero_gradients, zero_weights
 from openwork.errors import DensityMissed, OpenworkError, RecipeError
 
 
@@ -71,9 +72,16 @@ class Attached:
         self._done: Result | None = None
         self._phase: Phase = recipe.schedule(0)
         self._grads: dict[str, Tensor] = {}
+        self._detached = False
+        self._moments = {m for m in ("penalty", "on_grad") if getattr(type(recipe.rule), m) is not getattr(Rule, m)}
         relaxation = recipe.relaxation if recipe.density < 1 else None
+        if relaxation is not None and recipe.rule.needs:
+            raise RecipeError(
+                f"{recipe.name}: a rule that measures {', '.join(sorted(map(repr, recipe.rule.needs)))} cannot look "
+                "through gates; take relaxation=None or another criterion"
+            )
         self._gates = Gates(model, self._session, relaxation, optimizer)
-        self._masks = self._session.masks()
+        self._pruned = inverted(self._session.masks())
         try:
             self._session.state = recipe.rule.init(self._now())
             if self._phase.update:
@@ -90,6 +98,8 @@ class Attached:
 
     def penalty(self) -> Tensor | float:
         """To be added to the loss; 0.0 for most methods."""
+        if "penalty" not in self._moments:
+            return 0.0
         return self.recipe.rule.penalty(self._now(), self._session.state)
 
     def finish(self) -> Result:
@@ -101,6 +111,8 @@ class Attached:
         """
         if self._done is not None:
             return self._done
+        if self._detached:
+            raise OpenworkError(f"{self.recipe.name}: finish() after detach(), which gave up the run; attach again")
         if self.step < self.recipe.schedule.last:
             kept, total = self._session.kept()
             raise DensityMissed(
@@ -115,7 +127,7 @@ class Attached:
             handle.remove()
         self._gates.fold()
         if self.recipe.density < 1:
-            write_masks(session.params, self._masks)
+            zero_weights(session.params, self._pruned)
         self._done = conclude(
             self.model, self.recipe, session.parts, session.units, session.coverage, session.log, session.seed
         )
@@ -126,11 +138,12 @@ class Attached:
         for handle in self._handles:
             handle.remove()
         self._gates.remove()
+        self._detached = True
 
     @property
     def masks(self) -> Masks:
         """The masks in force now."""
-        return Masks(self._masks)
+        return Masks(self._session.masks())
 
     @property
     def density(self) -> float:
@@ -150,17 +163,7 @@ class Attached:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on: step, units, rule state, generator, log. Gates travel in the model's state."""
-        s = self._session
-        units = {n: u.clone() for n, u in s.units.items()}
-        return {
-            "recipe": self.recipe.to_dict(),
-            "step": self.step,
-            "units": units,
-            "rule": s.state,
-            "rng": s.rng.get_state(),
-            "log": list(s.log),
-            "served": s.feed.served,
-        }
+        return {**self._session.state_dict(), "step": self.step}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state_dict``; the model's and the optimiser's own states are loaded by the caller.
@@ -168,44 +171,31 @@ class Attached:
         Raises:
             RecipeError: the state belongs to another recipe or another model.
         """
-        if state.get("recipe") != self.recipe.to_dict():
-            raise RecipeError(
-                f"{self.recipe.name}: the saved state belongs to another recipe; attach with the same one"
-            )
-        s = self._session
-        for name, units in s.units.items():
-            if name not in state["units"] or state["units"][name].shape != units.shape:
-                raise RecipeError(f"{name}: the saved state does not fit this model; build the model of the saved run")
-        s.units = {n: state["units"][n].to(s.device).clone() for n in s.units}
-        s.state, s.log, self.step = state["rule"], list(state["log"]), int(state["step"])
-        s.rng.set_state(state["rng"])
-        s.feed.skip(int(state["served"]))
+        self.step = self._session.load_state_dict(state, "step")
         self._phase = self.recipe.schedule(self.step)
-        self._masks = s.masks()
-        self._gates.set_units(s.units)
+        self._pruned = inverted(self._session.masks())
+        self._gates.set_units(self._session.units)
 
     # what the optimiser calls ------------------------------------------------------------------------
 
-    def _now(self) -> Any:
-        return self._session.now(self.step, self._grads, self._gates.learned())
+    def _now(self, grads: Mapping[str, Tensor] = EMPTY) -> Now:
+        return self._session.now(self.step, grads, self._gates.learned())
 
     def _before_step(self, *_: object) -> None:
-        params = self._session.params
+        params, rule = self._session.params, self.recipe.rule
         dense = {n: p.grad for n, p in params.items() if p.grad is not None}
-        changed = self.recipe.rule.on_grad(self._session.now(self.step, dense, EMPTY), self._session.state)
-        with torch.no_grad():
-            for name, grad in changed.items():
-                params[name].grad = grad
-        upcoming = self.recipe.schedule(self.step + 1)
-        if upcoming.update and self.recipe.rule.needs_grads:
+        if rule.needs_grads and self.recipe.schedule(self.step + 1).update:
             self._grads = {n: g.detach().clone() for n, g in dense.items()}
+        if "on_grad" in self._moments:
+            for name, grad in rule.on_grad(self._now(dense), self._session.state).items():
+                params[name].grad = grad.detach()
         if not self._gates.active:
-            mask_gradients(params, self._masks)
+            zero_gradients(params, self._pruned)
 
     def _after_step(self, *_: object) -> None:
         self.step += 1
         if not self._gates.active:
-            write_masks(self._session.params, self._masks)
+            zero_weights(self._session.params, self._pruned)
         self._phase = self.recipe.schedule(self.step)
         if self._phase.restart and self.recipe.density < 1:
             self.optimizer.state.clear()
@@ -218,16 +208,15 @@ class Attached:
             update = session.decide(phase, self.step, self._grads, self._gates.learned())
         self._grads = {}
         write_edits(session.params, update.edits)
-        masks = session.masks()
+        self._pruned = inverted(session.masks())
         if self._gates.active:
             self._gates.set_units(session.units)
-        elif self.recipe.density < 1:
-            write_masks(session.params, masks)
-            for name, mask in masks.items():
-                forget(self.optimizer, session.params[name], ~mask)
+        else:
+            zero_weights(session.params, self._pruned)
+            for name, where in self._pruned.items():
+                forget(self.optimizer, session.params[name], where)
         for name, where in update.fresh.items():
             forget(self.optimizer, session.params[name], where)
-        self._masks = masks
 
 
 def _refuse_untrained(params: Mapping[str, nn.Parameter], optimizer: Optimizer, recipe: Recipe) -> None:

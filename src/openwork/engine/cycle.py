@@ -15,8 +15,9 @@ from openwork.core.recipe import Recipe
 from openwork.engine.hold import hold
 from openwork.engine.result import Result, conclude
 from openwork.engine.session import Session
-from openwork.engine.write import write_edits, write_masks
-from openwork.errors import RecipeError
+from openwork.engine.write import write_edits, write_masks, write_values
+from openwork.errors import DensityMissed, RecipeError
+from openwork.relax import Masking
 from openwork.schedules import Rounds
 
 
@@ -39,6 +40,9 @@ Train = Callable[[nn.Module, Round], None]
 
 class Cycle:
     """Rounds one at a time, with ``state_dict`` between them; ``cycle`` is the loop around it.
+
+    With the ``Masking`` relaxation a pruned weight keeps its last value beside the model and is judged by it in the next
+    round, so that it may return (SpODE); without, it is zero for good unless the rule revives zeros.
 
     Args:
         model: the (usually trained) dense model.
@@ -64,7 +68,7 @@ class Cycle:
                 f"{recipe.name}: cycle needs a Rounds schedule, got {type(recipe.schedule).__name__}; use "
                 f"ow.{recipe.drive}"
             )
-        if recipe.relaxation is not None or recipe.rule.needs_grads:
+        if recipe.rule.needs_grads or not isinstance(recipe.relaxation, Masking | None):
             raise RecipeError(f"{recipe.name}: gates and step gradients need ow.attach, not ow.cycle")
         self.schedule = recipe.schedule
         if self.schedule.rewind == "weights":
@@ -76,6 +80,9 @@ class Cycle:
         self.model, self.recipe = model, recipe
         self._rewind_to = {k: v.detach().clone() for k, v in rewind_to.items()} if rewind_to is not None else None
         self.done = 0
+        self._values: dict[str, Tensor] | None = None
+        if recipe.relaxation is not None:
+            self._values = {n: p.detach().clone() for n, p in self._session.params.items()}
         self._session.state = recipe.rule.init(self._session.now(0))
 
     @property
@@ -92,8 +99,15 @@ class Cycle:
         if self.finished:
             raise RecipeError(f"{self.recipe.name}: all {self.schedule.rounds} rounds are done; call finish()")
         session, index = self._session, self.done + 1
-        with torch.enable_grad():
-            update = session.decide(self.schedule(index), index)
+        if self._values is not None:
+            write_values(session.params, self._values, session.masks())
+        try:
+            with torch.enable_grad():
+                update = session.decide(self.schedule(index), index)
+        finally:
+            if self._values is not None:
+                self._values = {n: p.detach().clone() for n, p in session.params.items()}
+                write_masks(session.params, session.masks())
         write_edits(session.params, update.edits)
         if self._rewind_to is not None and self.schedule.rewind == "weights":
             self.model.load_state_dict(self._rewind_to)
@@ -109,20 +123,16 @@ class Cycle:
             DensityMissed: rounds are missing.
         """
         s = self._session
+        if not self.finished:
+            raise DensityMissed(
+                f"{self.recipe.name}: finish() after {self.done} of {self.schedule.rounds} rounds; call prune_round() "
+                "and train until finished"
+            )
         return conclude(self.model, self.recipe, s.parts, s.units, s.coverage, s.log, s.seed)
 
     def state_dict(self) -> dict[str, Any]:
-        """Rounds done, units, rule state, generator and log; weights are the caller's."""
-        s = self._session
-        return {
-            "recipe": self.recipe.to_dict(),
-            "done": self.done,
-            "units": {n: u.clone() for n, u in s.units.items()},
-            "rule": s.state,
-            "rng": s.rng.get_state(),
-            "log": list(s.log),
-            "served": s.feed.served,
-        }
+        """Rounds done, units, rule state, generator, log, values under the masks; weights are the caller's."""
+        return {**self._session.state_dict(), "done": self.done, "values": self._values}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of ``state_dict``.
@@ -130,16 +140,9 @@ class Cycle:
         Raises:
             RecipeError: the state belongs to another recipe or another model.
         """
-        if state.get("recipe") != self.recipe.to_dict():
-            raise RecipeError(f"{self.recipe.name}: the saved state belongs to another recipe; use the same one")
-        s = self._session
-        for name, units in s.units.items():
-            if name not in state["units"] or state["units"][name].shape != units.shape:
-                raise RecipeError(f"{name}: the saved state does not fit this model; build the model of the saved run")
-        s.units = {n: state["units"][n].to(s.device).clone() for n in s.units}
-        s.state, s.log, self.done = state["rule"], list(state["log"]), int(state["done"])
-        s.rng.set_state(state["rng"])
-        s.feed.skip(int(state["served"]))
+        self.done = self._session.load_state_dict(state, "done")
+        if self._values is not None:
+            self._values = {n: state["values"][n].to(v.device).clone() for n, v in self._values.items()}
 
 
 def cycle(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,19 +22,24 @@ class Gates:
         self._model, self._session, self._optimizer = model, session, optimizer
         self._gates: dict[str, Gate] = {}
         self._joined: list[nn.Parameter] = []
-        self._orders = {id(m): list(m._parameters) for m in model.modules()}
+        self._groups: list[dict[str, Any]] = []
         if relaxation is None:
             return
+        self._orders = {id(m): list(m._parameters) for m in model.modules()}
         for name, part in session.parts.items():
             if len(part.members) != 1:
                 raise RecipeError(f"{name}: gates need partitions of one tensor each, got {len(part.members)}")
             gate = relaxation.gate(part, session.recipe.density)
             if gate is not None:
                 self._gates[name] = gate.to(session.device)
-        for name, gate in self._gates.items():
-            for module, leaf in _owners(model, session.params[name]):
-                parametrize.register_parametrization(module, leaf, gate, unsafe=True)
-            self._join(session.params[name], gate, getattr(relaxation, "learning_rate", 1.0))
+        try:
+            for name, gate in self._gates.items():
+                self._join(name, session.params[name], gate, getattr(relaxation, "learning_rate", 1.0))
+                for module, leaf in _owners(model, session.params[name]):
+                    parametrize.register_parametrization(module, leaf, gate, unsafe=True)
+        except BaseException:
+            self.remove()
+            raise
 
     @property
     def active(self) -> bool:
@@ -68,25 +74,42 @@ class Gates:
         self._gates = {}
         self._part()
 
-    def _join(self, weight: nn.Parameter, gate: Gate, rate: float) -> None:
+    def _join(self, name: str, weight: nn.Parameter, gate: Gate, rate: float) -> None:
         """Gate parameters join the optimiser group of their weight, so they share its learning rate and decay."""
         group = next(g for g in self._optimizer.param_groups if any(p is weight for p in g["params"]))
-        mine = list(gate.parameters())
-        if rate != 1.0 and mine:
-            extra = {k: v for k, v in group.items() if k != "params"}
-            self._optimizer.add_param_group({**extra, "params": mine, "lr": group["lr"] * rate})
+        mine = {f"{name}.{leaf}": param for leaf, param in gate.named_parameters()}
+        names = {"param_names": list(mine)} if "param_names" in group else {}
+        if rate == 1.0 or not mine:
+            group["params"].extend(mine.values())
+            if names:
+                group["param_names"].extend(names["param_names"])
         else:
-            group["params"].extend(mine)
-        self._joined.extend(mine)
+            if "initial_lr" in group:
+                raise RecipeError(
+                    f"{name}: gates with a learning rate of their own ({rate:g}) need a parameter group that no earlier "
+                    "scheduler knows; make the scheduler after ow.attach"
+                )
+            options = {k: v for k, v in group.items() if k not in ("params", "param_names")}
+            lr = group["lr"] * rate
+            self._optimizer.add_param_group(
+                {**options, "params": list(mine.values()), "lr": lr} | ({"params": list(mine.items())} if names else {})
+            )
+            self._groups.append(self._optimizer.param_groups[-1])
+        self._joined.extend(mine.values())
 
     def _part(self) -> None:
         gone = {id(p) for p in self._joined}
-        for group in self._optimizer.param_groups:
-            group["params"] = [p for p in group["params"] if id(p) not in gone]
-        self._optimizer.param_groups[:] = [g for g in self._optimizer.param_groups if g["params"]]
+        ours = {id(g) for g in self._groups}
+        groups = self._optimizer.param_groups if gone else []
+        groups[:] = [g for g in groups if id(g) not in ours]
+        for group in groups:
+            stay = [id(p) not in gone for p in group["params"]]
+            for key in ("params", "param_names"):
+                if key in group:
+                    group[key] = [v for v, s in zip(group[key], stay, strict=True) if s]
         for param in self._joined:
             self._optimizer.state.pop(param, None)
-        self._joined = []
+        self._joined, self._groups = [], []
 
 
 def _owners(model: nn.Module, param: nn.Parameter) -> list[tuple[nn.Module, str]]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from openwork.engine.write import mask_gradients, write_masks
+from openwork.engine.write import inverted, zero_gradients, zero_weights
 from openwork.errors import OpenworkError
 
 
@@ -23,25 +24,27 @@ def hold(model: nn.Module, masks: Mapping[str, Tensor], optimizer: Optimizer | N
         optimizer: the optimiser to watch; None watches every optimiser that steps inside the block.
 
     Raises:
-        OpenworkError: a mask whose parameter the model does not have, or of another shape.
+        OpenworkError: a mask that is not bool, whose parameter the model does not have, or of another shape.
     """
     params = dict(model.named_parameters())
     for name, mask in masks.items():
         if name not in params:
             raise OpenworkError(f"{name}: the masks name it but {type(model).__name__} has no such parameter")
+        if mask.dtype != torch.bool:
+            raise OpenworkError(f"{name}: a mask must be bool, got {mask.dtype}")
         if params[name].shape != mask.shape:
             raise OpenworkError(
                 f"{name}: the mask has shape {tuple(mask.shape)}, the parameter {tuple(params[name].shape)}"
             )
-    placed = {n: m.to(params[n].device) for n, m in masks.items()}
+    pruned = inverted({n: m.to(params[n].device) for n, m in masks.items()})
 
     def before(*_: object) -> None:
-        mask_gradients(params, placed)
+        zero_gradients(params, pruned)
 
     def after(*_: object) -> None:
-        write_masks(params, placed)
+        zero_weights(params, pruned)
 
-    write_masks(params, placed)
+    zero_weights(params, pruned)
     if optimizer is None:
         handles = [register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after)]
     else:

@@ -17,7 +17,7 @@ def recalibrate(model: nn.Module, data: Iterable[Any], batches: int = 10) -> int
     """Reset BatchNorm statistics and average them anew over ``batches`` batches; returns how many layers it touched.
 
     The cumulative average replaces the single batch of SpODE's code (momentum 0.1 after a reset leaves 90 % of the
-    statistics at their reset value).
+    statistics at their reset value). When the data fail, the old statistics come back.
     """
     if batches < 1:
         raise RecipeError(f"recalibrate: batches must be at least 1, got {batches}")
@@ -26,6 +26,7 @@ def recalibrate(model: nn.Module, data: Iterable[Any], batches: int = 10) -> int
         return 0
     was = [(m, m.training) for m in model.modules()]
     momenta = [m.momentum for m in norms]
+    old = [(b, b.clone()) for m in norms for b in m.buffers(recurse=False)]
     feed = Feed(data, device_of(model))
     try:
         model.eval()
@@ -35,6 +36,10 @@ def recalibrate(model: nn.Module, data: Iterable[Any], batches: int = 10) -> int
             norm.train()
         for _ in range(batches):
             forward(model, feed.next(f"{batches} recalibration batches"))
+    except BaseException:
+        for buffer, value in old:
+            buffer.copy_(value)
+        raise
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

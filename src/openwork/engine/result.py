@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -127,17 +128,24 @@ def check_promise(recipe: Recipe, parts: Mapping[str, Partition], units: Mapping
     kept = sum(int(units[n].sum()) for n in parts)
     low, high = 0, 0
     for part in parts.values():
-        scope = part.scope()
-        regions = part.n_units // scope if isinstance(scope, int) else 1
-        size = part.n_units // regions
-        if part.quota is not None and recipe.density < 1:
-            low += regions * part.quota[0]
-            high += regions * part.quota[0]
-        else:
-            low += regions * count_kept(recipe.density, size, "floor")
-            high += regions * max(1, count_kept(recipe.density, size, "ceil"))
+        for size, regions in _regions(part).items():
+            if part.quota is not None and recipe.density < 1:
+                low += regions * part.quota[0]
+                high += regions * part.quota[0]
+            else:
+                low += regions * count_kept(recipe.density, size, "floor")
+                high += regions * max(1, count_kept(recipe.density, size, "ceil"))
     if not min(low, count_kept(recipe.density, total, "floor")) <= kept <= high:
         raise DensityMissed(
             f"{recipe.name}: density {recipe.density:g} promises {low} to {high} of {total} units, but {kept} are kept "
             f"({kept / total:.4f}); the schedule did not reach its end or the rule did not follow it"
         )
+
+
+def _regions(part: Partition) -> Counter[int]:
+    """Size of a region -> how many regions have it."""
+    scope = part.scope()
+    if isinstance(scope, Tensor):
+        return Counter(torch.bincount(scope).tolist())
+    size = part.n_units if scope is None else scope
+    return Counter({size: part.n_units // size})

@@ -48,17 +48,28 @@ class Session:
     ) -> Now:
         """The situation at one step, for rules to read."""
         weights = {n: p.detach() for n, p in self.params.items()}
-        return Now(self.parts, self.units, weights, stats, grads, learned, step, self.rng)
+        phase = self.recipe.schedule(step).name
+        return Now(self.parts, self.units, weights, stats, grads, learned, step, phase, self.rng)
 
     def decide(
         self, phase: Phase, step: int, grads: Mapping[str, Tensor] = EMPTY, learned: Mapping[str, Tensor] = EMPTY
     ) -> Update:
-        """Ask the rule for new units, remember them and its state, and log what changed."""
+        """Ask the rule for new units, remember them and its state, and log what changed.
+
+        Raises:
+            OpenworkError: whatever the rule or a statistic raises; units and state are then as they were.
+        """
         if phase.share >= 1:
             update = Update({n: torch.ones_like(u) for n, u in self.units.items()}, state=self.state)
         else:
             stats = measure(self.recipe.rule, self.measuring)
             update = self.recipe.rule.update(self.now(step, grads, learned, stats), phase, self.state)
+        for name, units in self.units.items():
+            new = update.units.get(name)
+            if new is None or new.shape != units.shape or new.dtype != torch.bool:
+                raise RecipeError(
+                    f"{self.recipe.name}: the rule must answer with bool units of shape {tuple(units.shape)} for {name}"
+                )
         changed = sum(int((update.units[n] != u).sum()) for n, u in self.units.items())
         self.units = {n: update.units[n] for n in self.parts}
         self.state = update.state
@@ -67,7 +78,39 @@ class Session:
         self.log.append({**entry, **update.log})
         return update
 
+    def state_dict(self) -> dict[str, Any]:
+        """Units, rule state, generator, log and how many batches were drawn, with the recipe they belong to."""
+        return {
+            "recipe": self.recipe.to_dict(),
+            "units": {n: u.clone() for n, u in self.units.items()},
+            "rule": self.state,
+            "rng": self.rng.get_state(),
+            "log": list(self.log),
+            "served": self.feed.served,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], counter: str) -> int:
+        """Inverse of ``state_dict``; returns the value of ``counter``, which the driver has added.
+
+        Raises:
+            RecipeError: the state is incomplete or belongs to another recipe or model; nothing is then changed.
+        """
+        if state.get("recipe") != self.recipe.to_dict():
+            raise RecipeError(f"{self.recipe.name}: the saved state belongs to another recipe; use the same one")
+        for key in ("units", "rule", "rng", "log", "served", counter):
+            if key not in state:
+                raise RecipeError(f"{self.recipe.name}: the saved state has no {key!r}; it is not one of this driver")
+        for name, units in self.units.items():
+            if name not in state["units"] or state["units"][name].shape != units.shape:
+                raise RecipeError(f"{name}: the saved state does not fit this model; build the model of the saved run")
+        self.feed.skip(int(state["served"]))
+        self.rng.set_state(state["rng"].cpu())
+        self.units = {n: state["units"][n].to(self.device).clone() for n in self.units}
+        self.state, self.log = state["rule"], list(state["log"])
+        return int(state[counter])
+
     def masks(self) -> dict[str, Tensor]:
+        """Parameter name -> bool mask of the units alive now."""
         return masks_of(self.parts, self.units)
 
     def kept(self) -> tuple[int, int]:

@@ -23,20 +23,30 @@ def write_edits(params: Params, edits: Mapping[str, Tensor]) -> None:
         params[name].copy_(value)
 
 
-@torch.no_grad()
+def inverted(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """True = pruned, for tensors where something is. Made once per change of masks, since every step reads it twice."""
+    return {name: (~mask).contiguous() for name, mask in masks.items() if not bool(mask.all())}
+
+
 def write_masks(params: Params, masks: Mapping[str, Tensor]) -> None:
-    """Zeros wherever a mask says so, in place; a pruned NaN or -0.0 becomes 0.0 as well."""
-    for name, mask in masks.items():
-        params[name].masked_fill_(~mask, 0.0)
+    """Zeros wherever a mask says so, in place."""
+    zero_weights(params, inverted(masks))
 
 
 @torch.no_grad()
-def mask_gradients(params: Params, masks: Mapping[str, Tensor]) -> None:
-    """Pruned weights get no gradient, so no momentum builds up behind them."""
-    for name, mask in masks.items():
+def zero_weights(params: Params, pruned: Mapping[str, Tensor]) -> None:
+    """Zeros in place; filled, not multiplied, so that a pruned NaN or -0.0 becomes 0.0 as well."""
+    for name, where in pruned.items():
+        params[name].masked_fill_(where, 0.0)
+
+
+@torch.no_grad()
+def zero_gradients(params: Params, pruned: Mapping[str, Tensor]) -> None:
+    """Pruned weights get no gradient (not even an infinite one), so no momentum builds up behind them."""
+    for name, where in pruned.items():
         grad = params[name].grad
         if grad is not None:
-            grad.mul_(mask)
+            grad.masked_fill_(where, 0.0)
 
 
 @torch.no_grad()
@@ -45,3 +55,10 @@ def forget(optimizer: Optimizer, param: nn.Parameter, where: Tensor) -> None:
     for value in optimizer.state.get(param, {}).values():
         if isinstance(value, Tensor) and value.shape == param.shape:
             value.masked_fill_(where, 0.0)
+
+
+@torch.no_grad()
+def write_values(params: Params, values: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
+    """Put values back wherever a mask prunes; kept entries stay as they are."""
+    for name, mask in masks.items():
+        params[name].copy_(torch.where(mask, params[name], values[name]))

@@ -35,104 +35,26 @@ class Method:
 ANY = "any"
 FREE = "any without regions"
 
+# fmt: off
 METHODS: tuple[Method, ...] = (
     Method("magnitude", "Keep the largest weights or units", "Han et al., NeurIPS 2015", "prune", "nothing", ANY),
-    Method(
-        "random",
-        "Keep random units with good layer shares",
-        "Liu et al., ICLR 2022, arXiv 2202.02643",
-        "prune",
-        "nothing",
-        ANY,
-    ),
-    Method(
-        "global_mp",
-        "Global magnitude with a floor per layer",
-        "Gupta et al., arXiv 2209.14624",
-        "prune",
-        "nothing",
-        ANY,
-    ),
-    Method(
-        "gradual_magnitude",
-        "Magnitude on a cubic curve while training",
-        "Zhu and Gupta, ICLR 2018 workshop, arXiv 1710.01878",
-        "attach",
-        "training",
-        ANY,
-    ),
-    Method(
-        "taylor",
-        "First-order change of the loss",
-        "Molchanov et al., CVPR 2019, arXiv 1906.10771",
-        "prune",
-        "data, loss",
-        ANY,
-    ),
-    Method("snip", "Connection sensitivity", "Lee et al., ICLR 2019, arXiv 1810.02340", "prune", "data, loss", ANY),
-    Method(
-        "grasp", "Preserve the gradient flow", "Wang et al., ICLR 2020, arXiv 2002.07376", "prune", "data, loss", ANY
-    ),
-    Method(
-        "synflow",
-        "Data-free iterative path strength",
-        "Tanaka et al., NeurIPS 2020, arXiv 2006.05467",
-        "prune",
-        "input shape",
-        ANY,
-    ),
-    Method(
-        "spode",
-        "Masks travel along a sparsity-indexed ODE",
-        "Mo et al., ICML 2023, PMLR 202",
-        "prune",
-        "data, loss",
-        ANY,
-    ),
-    Method(
-        "spode_iterative",
-        "SpODE in rounds with fine-tuning",
-        "Mo et al., ICML 2023, PMLR 202",
-        "cycle",
-        "data, loss, training",
-        ANY,
-    ),
-    Method(
-        "imp",
-        "Iterative magnitude pruning with rewinding",
-        "Frankle and Carbin, ICLR 2019, arXiv 1803.03635",
-        "cycle",
-        "training",
-        ANY,
-    ),
-    Method(
-        "acdc",
-        "Alternate compressed and decompressed training",
-        "Peste et al., NeurIPS 2021, arXiv 2106.12379",
-        "attach",
-        "training",
-        ANY,
-    ),
-    Method(
-        "set", "Drop the smallest, grow at random", "Mocanu et al., 2018, arXiv 1707.04780", "attach", "training", FREE
-    ),
-    Method(
-        "rigl",
-        "Drop the smallest, grow by gradient",
-        "Evci et al., ICML 2020, arXiv 1911.11134",
-        "attach",
-        "training",
-        FREE,
-    ),
-    Method(
-        "sequential_attention_pp",
-        "Softmax attention over blocks, phases of search",
-        "Yasuda et al., NeurIPS 2024, arXiv 2402.17902",
-        "attach",
-        "training",
-        FREE,
-    ),
+    Method("random", "Keep random units with good layer shares", "Liu et al., ICLR 2022", "prune", "nothing", ANY),
+    Method("global_mp", "Global magnitude, a floor per layer", "Gupta et al., CAI 2024", "prune", "nothing", ANY),
+    Method("gradual_magnitude", "Magnitude on a cubic curve", "Zhu and Gupta, 2018", "attach", "training", ANY),
+    Method("taylor", "First-order change of the loss", "Molchanov et al., CVPR 2019", "prune", "data, loss", ANY),
+    Method("snip", "Connection sensitivity", "Lee et al., ICLR 2019", "prune", "data, loss", ANY),
+    Method("grasp", "Preserve the gradient flow", "Wang et al., ICLR 2020", "prune", "data, loss", ANY),
+    Method("synflow", "Data-free iterative path strength", "Tanaka et al., NeurIPS 2020", "prune", "input shape", ANY),
+    Method("spode", "Masks travel along a sparsity-indexed ODE", "Mo et al., ICML 2023", "prune", "data, loss", ANY),
+    Method("spode_iterative", "SpODE in rounds with fine-tuning", "Mo et al., ICML 2023", "cycle", "data, loss", ANY),
+    Method("imp", "Iterative magnitude with rewinding", "Frankle and Carbin, ICLR 2019", "cycle", "training", ANY),
+    Method("acdc", "Compressed and decompressed phases", "Peste et al., NeurIPS 2021", "attach", "training", ANY),
+    Method("set", "Drop the smallest, grow at random", "Mocanu et al., 2018", "attach", "training", FREE),
+    Method("rigl", "Drop the smallest, grow by gradient", "Evci et al., ICML 2020", "attach", "training", FREE),
+    Method("sequential_attention_pp", "Softmax attention over blocks, phases of search",
+           "Yasuda et al., NeurIPS 2024", "attach", "training", FREE),
 )
+# fmt: on
 
 
 def names() -> tuple[str, ...]:

@@ -47,7 +47,8 @@ def spode(
 
     Differences:
         The direction is computed in its well-conditioned form with float64 norms; the polariser follows the scheduled
-        density (``density_from="measure"`` is the code's choice); biases are never maskable; counts are exact.
+        density (``density_from="measure"`` is the code's choice); biases are never maskable; counts are exact; one unit stays in
+        every tensor (``floor=0`` allows layers to empty).
 
     Cost:
         N forward and backward passes; memory of one mask and one gradient.
@@ -85,4 +86,6 @@ def path_rule(structure: Structure, scope: str, **options: Any) -> SpODE:
         scope = "local" if has_regions(structure) else "global"
     if scope == "global" and has_regions(structure):
         raise RecipeError(f"{structure} has quotas of its own, so scope must be 'local', got 'global'")
+    if scope == "global":
+        options = {"floor": 1, **options}
     return SpODE(scope=cast("Literal['global', 'local']", scope), **options)

@@ -9,6 +9,7 @@ from openwork.core.recipe import Recipe
 from openwork.core.targets import Select
 from openwork.methods._common import settle_density
 from openwork.methods.spode import path_rule
+from openwork.relax import Masking
 from openwork.schedules import Rounds
 from openwork.structure import Element
 
@@ -27,7 +28,8 @@ def spode_iterative(
 ) -> Recipe:
     """SpODE from density^((j-1)/R) to density^(j/R) in round j, each followed by a short fine-tuning.
 
-    The direction is that of ``spode``; every round starts from the binary mask of the one before.
+    The direction is that of ``spode``; every round starts from the binary mask of the one before. Pruned weights keep
+    their value beside the model, so that the next round may bring them back.
 
     Args:
         density: kept share after the last round; default 0.1.
@@ -61,4 +63,4 @@ def spode_iterative(
     """
     share = settle_density(density, structure, 0.1)
     rule = path_rule(structure, scope, steps=steps, radius=radius, polariser=polariser, measure=measure, **options)
-    return Recipe("spode_iterative", structure, rule, Rounds(share, rounds), None, where)
+    return Recipe("spode_iterative", structure, rule, Rounds(share, rounds), Masking(), where)

@@ -25,6 +25,7 @@ def test_prune_writes_a_folder_that_inspect_reads(tmp_path, capsys):
     data = json.loads((tmp_path / "o.json").read_text())
     assert abs(data["density"]["targeted"] - 0.05) < 1e-3
     assert [p.name for p in tmp_path.iterdir() if p.name.endswith(".partial")] == []
+    capsys.readouterr()
     assert main(["inspect", str(out), "--json", "-"]) == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out)["density"] == data["density"]

@@ -4,14 +4,19 @@ import torch
 from torch import nn
 
 import openwork as ow
-from openwork.core.measuring import measure
-from openwork.engine.session import Session
+from openwork.core.batches import Feed
+from openwork.core.measuring import Measuring, measure
+from openwork.core.now import Now
+from openwork.structure import partition
 
 
 def situation(model, recipe, data=None, loss=None):
     """``Now`` of a dense model with everything measured that the recipe's rule needs."""
-    session = Session(model, recipe, data, loss, 0)
-    return session.now(0, stats=measure(recipe.rule, session.measuring))
+    parts, _ = partition(model, recipe.structure, recipe.where)
+    units = {n: torch.ones(p.n_units, dtype=torch.bool) for n, p in parts.items()}
+    weights = {n: p.detach() for n, p in model.named_parameters() if n in parts}
+    measuring = Measuring(model, parts, Feed(data, torch.device("cpu")), loss)
+    return Now(parts, units, weights, measure(recipe.rule, measuring))
 
 
 def scores(model, recipe, data=None, loss=None):

@@ -1,17 +1,17 @@
 """dst-primitives.md, items 1 to 3: SET and RigL."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from tests.unit.methods.scoring import kept_by_hand
+from tests.unit.methods.scoring import kept_by_hand, situation
 from torch import nn
 
 import openwork as ow
 from openwork.allocation import Uniform
 from openwork.core.now import Phase
 from openwork.criteria import Random
-from openwork.engine.session import Session
 from openwork.methods import rigl, set_
 from openwork.rules.drop_grow import ConstantFraction, CosineFraction, DropGrow
 from openwork.schedules import Periodic
@@ -36,13 +36,13 @@ def test_layer_counts_never_change(method, structure):
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     run = ow.attach(model, method(0.4, structure, steps=40, every=3, alpha=0.5), optimizer)
-    first = {n: int(u.sum()) for n, u in run._session.units.items()}
-    total = sum(u.numel() for u in run._session.units.values())
+    first = {n: int(u.sum()) for n, u in run.state_dict()["units"].items()}
+    total = sum(u.numel() for u in run.state_dict()["units"].values())
     assert sum(first.values()) == math.ceil(0.4 * total - 1e-9)
     changed = 0
     for i in range(40):
         step(model, optimizer, i)
-        assert {n: int(u.sum()) for n, u in run._session.units.items()} == first
+        assert {n: int(u.sum()) for n, u in run.state_dict()["units"].items()} == first
         changed = changed + run.log[-1]["changed"] if run.log[-1]["step"] == i + 1 else changed
     assert changed > 0
     assert {n: int(u.sum()) for n, u in run.finish().units.items()} == first
@@ -120,13 +120,13 @@ def explore(density, fraction, updates, n=100_000, seed=0):
     """Measured exploration of random growth on one layer, with the fractions used."""
     model = nn.Linear(n // 250, 250, bias=False)
     rule = DropGrow(Random(), fraction=fraction, allocation=Uniform())
-    recipe = ow.Recipe("made", ow.Element(), rule, Periodic(density, 1, updates + 1))
-    session = Session(model, recipe, None, None, seed)
-    session.state = rule.init(session.now(0))
-    rates = []
+    now = situation(model, ow.Recipe("made", ow.Element(), rule, Periodic(density, 1, updates + 1)))
+    now = replace(now, rng=torch.Generator().manual_seed(seed))
+    state, rates = rule.init(now), []
     for t in range(updates + 1):
-        session.decide(Phase(density, True), t)
-        rates.append(session.log[-1]["ever_active"])
+        step = rule.update(replace(now, step=t), Phase(density, True), state)
+        now, state = replace(now, units=step.units), step.state
+        rates.append(step.log["ever_active"])
     return rates
 
 

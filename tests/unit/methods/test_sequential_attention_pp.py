@@ -98,7 +98,7 @@ def test_phases_blocks_and_restarts(every):
     for i in range(90):
         step(model, optimizer, i)
         at = i + 1
-        kept = {n: int(u.sum()) for n, u in run._session.units.items()}
+        kept = {n: int(u.sum()) for n, u in run.state_dict()["units"].items()}
         if at in starts[1:]:
             assert not optimizer.state, f"the optimiser was not reset at {at}"
         elif at < 90:
@@ -112,7 +112,7 @@ def test_phases_blocks_and_restarts(every):
             begin_, end = next((a, b) for a, b in schedule.bounds if a <= at < b)
             share = 1 - schedule.sparsity((at - begin_ - (at - begin_) % every) / (end - begin_))
             assert kept == {n: max(1, math.floor(share * t + 1e-9)) for n, t in blocks.items()}
-        units = {n: u.clone() for n, u in run._session.units.items()}
+        units = {n: u.clone() for n, u in run.state_dict()["units"].items()}
         if alive is not None and kind != "dense":
             assert all(bool((alive[n] | ~units[n]).all()) for n in units), "a dropped block came back"
         alive = None if kind == "dense" else units
