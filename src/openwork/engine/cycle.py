@@ -41,8 +41,8 @@ Train = Callable[[nn.Module, Round], None]
 class Cycle:
     """Rounds one at a time, with ``state_dict`` between them; ``cycle`` is the loop around it.
 
-    With the ``Masking`` relaxation a pruned weight keeps its last value beside the model and is judged by it in the next
-    round, so that it may return (SpODE); without, it is zero for good unless the rule revives zeros.
+    With the ``Masking`` relaxation a pruned weight keeps its last value beside the model and is judged by it in the
+    next round, so that it may return (SpODE); without, it is zero for good unless the rule revives zeros.
 
     Args:
         model: the (usually trained) dense model.

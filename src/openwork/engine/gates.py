@@ -86,7 +86,8 @@ class Gates:
         else:
             if "initial_lr" in group:
                 raise RecipeError(
-                    f"{name}: gates with a learning rate of their own ({rate:g}) need a parameter group that no earlier "
+                    f"{name}: gates with a learning rate of their own ({rate:g}) need a parameter group that "
+                    "no earlier "
                     "scheduler knows; make the scheduler after ow.attach"
                 )
             options = {k: v for k, v in group.items() if k not in ("params", "param_names")}

@@ -47,8 +47,8 @@ def spode(
 
     Differences:
         The direction is computed in its well-conditioned form with float64 norms; the polariser follows the scheduled
-        density (``density_from="measure"`` is the code's choice); biases are never maskable; counts are exact; one unit stays in
-        every tensor (``floor=0`` allows layers to empty).
+        density (``density_from="measure"`` is the code's choice); biases are never maskable; counts are exact; one
+        unit stays in every tensor (``floor=0`` allows layers to empty).
 
     Cost:
         N forward and backward passes; memory of one mask and one gradient.

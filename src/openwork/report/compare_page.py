@@ -16,7 +16,7 @@ SPREAD = "mean ± sample standard deviation over seeds"
 
 def compare_text(rows: Sequence[Mapping[str, Any]]) -> str:
     """A table for the terminal."""
-    columns = [Column(h, right=i > 1) for i, h in enumerate(HEADS)]
+    columns = [Column(h, right=i > 1, elastic=i < 2) for i, h in enumerate(HEADS)]
     return text_table([_cells(r) for r in rows], columns, 110) + f"\naccuracies: {SPREAD}"
 
 
@@ -30,7 +30,7 @@ def compare_html(rows: Sequence[Mapping[str, Any]], title: str) -> str:
         if len({r["density"] for r in here}) > 1:
             lines = [_series(name, here) for name in dict.fromkeys(r["method"] for r in here)]
             charts.append(
-                scatter_chart(structure, Axis("density", "log", "%"), Panel(lines, Axis("accuracy", unit="%")))
+                scatter_chart(structure, Axis("density", "log", "%"), Panel(lines, Axis("accuracy", unit="%")), dense)
             )
         else:
             points = [(str(r["method"]), r["after_mean"], r.get("after_std")) for r in here]
@@ -70,4 +70,4 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
 def _spread(mean: float | None, std: float | None) -> str:
     if mean is None:
         return ""
-    return percent(mean, 1) + (f" ± {100 * std:.1f}" if std is not None else "")
+    return f"{100 * mean:.1f} ± {100 * std:.1f} %" if std is not None else percent(mean, 1)

@@ -16,7 +16,7 @@ from openwork.report.numbers import clean, finite, number, percent, shorten
 from openwork.report.ticks import log_ticks, nice_ticks, tick_label
 
 LEFT, WIDE = 13.0, 84.0  # percent of the width: start and length of the plotting area
-TOP, TALL, BETWEEN, FOOT = 26, 164, 34, 40  # pixels
+TOP, TALL, BETWEEN, FOOT = 26, 164, 42, 40  # pixels
 COLOURS, MARKERS = 8, 4
 MOST_POINTS, MOST_HITS = 400, 60
 
@@ -94,13 +94,15 @@ class _Point:
 class _Scale:
     """Data to 0..1 along an axis."""
 
-    def __init__(self, axis: Axis, values: Sequence[float], cover: bool):
+    def __init__(self, axis: Axis, values: Sequence[float], cover: bool, pad: float = 0.0):
         self.axis, self.log = axis, axis.scale == "log"
         low, high = (min(values), max(values)) if values else (0.1, 1.0)
         ticks = log_ticks(low, high) if self.log else nice_ticks(low, high)
         if cover or low == high:
             low, high = ticks[0], ticks[-1]
         self.low, self.high = self._warp(low), self._warp(high)
+        pad *= self.high - self.low
+        self.low, self.high = self.low - pad, self.high + pad
         inside = [t for t in ticks if -1e-9 <= self.at(t) <= 1 + 1e-9]
         self.ticks = inside if len(inside) > 1 else [low, high]
 
@@ -123,9 +125,9 @@ def line_chart(title: str, x: Axis, *panels: Panel, bands: Sequence[Band] = ()) 
     return _chart(title, x, panels, bands, lines=True)
 
 
-def scatter_chart(title: str, x: Axis, panel: Panel) -> str:
-    """Markers with error bars; series that stand at the same ``x`` are moved apart a little."""
-    return _chart(title, x, [panel], (), lines=False)
+def scatter_chart(title: str, x: Axis, panel: Panel, mark: Number = None) -> str:
+    """Markers with error bars; series are moved apart a little. ``mark`` is a dashed line at a height."""
+    return _chart(title, x, [panel], (), lines=False, mark=mark)
 
 
 def bar_chart(title: str, bars: Sequence[Bar]) -> str:
@@ -158,7 +160,7 @@ def interval_chart(title: str, x: Axis, rows: Sequence[tuple[str, Number, Number
     foot = len(told) * high + 4
     parts = [
         f'<line class="grid" x1="{_x(scale, t)}" x2="{_x(scale, t)}" y1="4" y2="{foot}"/>'
-        f'<text class="tick" x="{_x(scale, t)}" y="{foot + 16}" text-anchor="{_anchor(scale.at(t))}">'
+        f'<text class="tick" x="{_x(scale, t)}" y="{foot + 16}" text-anchor="middle">'
         f"{scale.label(t)}</text>"
         for t in scale.ticks
     ]
@@ -191,19 +193,25 @@ def thin(points: Sequence[_Point], most: int = MOST_POINTS) -> list[_Point]:
     return [points[i] for i in sorted(kept)]
 
 
-def _chart(title: str, x: Axis, panels: Sequence[Panel], bands: Sequence[Band], lines: bool) -> str:
+def _chart(
+    title: str, x: Axis, panels: Sequence[Panel], bands: Sequence[Band], lines: bool, mark: Number = None
+) -> str:
     drawn = [[(s.name, _points(s, x, p.y)) for s in p.series] for p in panels]
     every = [q for panel in drawn for _, points in panel for q in points]
     if not every:
         return _figure(title, _empty(), "")
-    across = _Scale(x, [q.x for q in every], cover=False)
+    across = _Scale(x, [q.x for q in every], cover=False, pad=0.0 if lines else 0.12)
     bands = [b for b in bands if across.axis.scale == "linear" or b.begin > 0]
     parts, top, colour = [], TOP, 0
     for panel, named in zip(panels, drawn, strict=True):
         reach = [v for _, points in named for q in points for v in _reach(q, panel.y)]
-        up = _Scale(panel.y, reach, cover=True)
+        level = finite(mark)
+        up = _Scale(panel.y, reach + [m for m in [level] if m is not None], cover=True)
         parts += [_band(b, bands, across, top) for b in bands]
         parts.append(_frame(panel.y, up, top))
+        if level is not None:
+            at = f"{_y(up, level, top):.1f}"
+            parts.append(f'<line class="mark" x1="{LEFT}%" x2="{LEFT + WIDE}%" y1="{at}" y2="{at}"/>')
         for i, (name, points) in enumerate(named):
             draw = _line if lines else _markers
             parts.append(draw(name, points, colour + i, across, up, top, (i, len(named))))
@@ -345,10 +353,6 @@ def _x(scale: _Scale, value: float) -> str:
 
 def _y(scale: _Scale, value: float, top: int) -> float:
     return top + TALL * (1 - scale.at(value))
-
-
-def _anchor(at: float) -> str:
-    return "middle" if 0 <= at < 0.98 else "end"
 
 
 def _empty() -> str:

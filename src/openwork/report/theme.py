@@ -30,7 +30,7 @@ h2{font-size:1.15rem;letter-spacing:-.01em;margin:0 0 .25rem}
 .cards,.grid,.masks{display:grid;gap:1rem}
 .cards{grid-template-columns:repeat(auto-fit,minmax(min(100%,14rem),1fr))}
 .grid{grid-template-columns:repeat(auto-fit,minmax(min(100%,27rem),1fr));align-items:start}
-.masks{grid-template-columns:repeat(auto-fill,minmax(min(100%,15rem),1fr))}
+.masks{grid-template-columns:repeat(auto-fill,minmax(min(100%,15rem),1fr));align-items:start}
 .card,.chart,.mask,.scroll,details{background:var(--card);border:1px solid var(--line);border-radius:12px;
 box-shadow:var(--shade);margin:0;min-width:0}
 .card{padding:1rem 1.15rem}
@@ -56,17 +56,18 @@ color:var(--soft)}
 font-variant-numeric:tabular-nums}
 .ink{background:var(--accent);border-radius:4px;overflow:hidden;border:1px solid var(--line)}
 .ink img{display:block;width:100%;height:100%;image-rendering:pixelated;mix-blend-mode:screen}
-.scroll{overflow:auto;max-height:36rem}
+.scroll{overflow:auto;max-height:44rem}
 table{border-collapse:collapse;width:100%;font-size:.88rem;font-variant-numeric:tabular-nums}
 caption{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
 th,td{padding:.5rem .9rem;text-align:left;border-bottom:1px solid var(--line);vertical-align:top}
 tr:last-child td,tr:last-child th{border-bottom:0}
 thead th{position:sticky;top:0;background:var(--card);color:var(--soft);font-weight:500;font-size:.82rem;
 box-shadow:inset 0 -1px var(--line);white-space:nowrap}
-tbody th{font-weight:500;overflow-wrap:anywhere;min-width:9rem}
+tbody th{font-weight:500;overflow-wrap:break-word;min-width:9rem}
 .r{text-align:right;white-space:nowrap}.off-row{color:var(--soft)}.off-row th{font-weight:400}
-td{overflow-wrap:anywhere}
-details{padding:.8rem 1.15rem}summary{cursor:pointer;font-weight:600;font-size:.92rem}
+td{overflow-wrap:break-word}
+details{padding:.8rem 1.15rem}.scroll+details{margin-top:1rem}.grid+.note,.masks+.note{margin:.8rem 0 0}
+summary{cursor:pointer;font-weight:600;font-size:.92rem}
 :focus-visible{outline:2px solid var(--accent);outline-offset:2px}
 pre{margin:.7rem 0 0;font:12.5px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;overflow-x:auto}
 footer{margin-top:3rem;color:var(--soft);font-size:.85rem}
@@ -78,6 +79,7 @@ footer{margin-top:3rem;color:var(--soft);font-size:.85rem}
 CSS += "".join(f".s{i}{{stroke:var(--c{i})}}.f{i}{{fill:var(--c{i})}}" for i in range(8))
 CSS += "".join(f".band{i}{{fill:var(--b{i})}}" for i in range(4))
 
+NARROW = "\u00a0%"  # a percent sign stays with its number
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _LOGO = "".join(
     f'<rect {"" if (x, y) in {(0, 0), (1, 1), (2, 0), (1, 2)} else "class=off "}x="{6 * x}" y="{6 * y}" width="5" '
@@ -117,7 +119,7 @@ def grid(*figures: str) -> str:
 
 def card(title: str, big: str, *lines: str) -> str:
     """A headline number with what it means."""
-    under = "".join(f"<p>{clean(line)}</p>" for line in lines if line)
+    under = "".join(f"<p>{clean(line.replace(' %', NARROW))}</p>" for line in lines if line)
     return f'<div class="card"><h3>{clean(title)}</h3><div class="big">{clean(big)}</div>{under}</div>'
 
 

@@ -70,6 +70,5 @@ def tick_label(value: float, step: float, unit: str = "") -> str:
             return f"{value / limit:.4g}{letter}{unit}"
     if value and max(abs(value), step) < 1e-3:
         return f"{value:.2g}{unit}"
-    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
-    text = f"{value:.{decimals + 1}f}"
-    return (text[:-1].rstrip(".") if text.endswith("0") else text) + unit
+    decimals = next((d for d in range(8) if abs(round(step, d) - step) < 1e-6 * step), 8)
+    return f"{value:.{decimals}f}{unit}"
