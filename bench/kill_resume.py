@@ -76,8 +76,9 @@ def main(kills: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for method in METHODS:
             whole = Path(folder) / f"{method}-whole"
-            began = time.monotonic()
             subprocess.run(command(whole, method), check=True, capture_output=True)
+            began = time.monotonic()
+            subprocess.run(command(whole, method, "--overwrite"), check=True, capture_output=True)
             seconds, want = time.monotonic() - began, fingerprint(whole)
             done = 0
             while done < -(-kills // len(METHODS)):
@@ -89,7 +90,7 @@ def main(kills: int) -> None:
                         stderr=subprocess.PIPE,
                     )
                     try:
-                        process.wait(timeout=rng.uniform(0.35, 1.0) * seconds if row["kills"] < 3 else None)
+                        process.wait(timeout=rng.uniform(0.3, 0.9) * seconds if row["kills"] < 3 else None)
                         assert process.returncode == 0, process.stderr.read().decode() if process.stderr else ""
                     except subprocess.TimeoutExpired:
                         process.send_signal(signal.SIGKILL)

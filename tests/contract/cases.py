@@ -45,8 +45,8 @@ CASES = [
     Case("snip", {"batches": 2}),
     Case("grasp"),
     Case("synflow", {"rounds": 5}),
-    Case("spode", {"steps": 6, "floor": 1}),  # the floor: a tiny net loses whole layers, which warns
-    Case("spode_iterative", {"steps": 4, "rounds": 2, "floor": 1}),
+    Case("spode", {"steps": 6}),
+    Case("spode_iterative", {"steps": 4, "rounds": 2}),
     Case("imp", {"rounds": 2}),
     Case("acdc", {"steps": STEPS}),
     Case("set", {"steps": STEPS, "every": 5}, regions=False),

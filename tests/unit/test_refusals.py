@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -34,12 +35,14 @@ from openwork.errors import (
     VerificationFailed,
 )
 from openwork.methods import acdc, gradual_magnitude, imp, magnitude, rigl, sequential_attention_pp, snip
+from openwork.relax import SoftmaxAttention
 from openwork.rules.drop_grow import ConstantFraction, CosineFraction, DropGrow
 from openwork.rules.topk import Repeat, TopK
 from openwork.schedules import Cubic, OneShot, Periodic, Phases, Rounds, Stretch
 from openwork.schedules.shapes import _Gradual
 from openwork.stats import GradientFlow, InputSquares, LossGradient, SynapticFlow
 from openwork.structure import NM, Block, Element, GroupOf, Tiles, partition
+from openwork.zoo import build_model
 
 
 def net():
@@ -73,6 +76,34 @@ def grow_on_nan():
     seen = now(grads={"0.weight": torch.full((12, 8), math.nan)})
     seen.units["0.weight"][::2] = False
     DropGrow()._replace("0.weight", seen.parts["0.weight"], seen, 0.5)
+
+
+def deep(levels):
+    value = []
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+def after_detach():
+    model = net()
+    run = ow.attach(model, magnitude(density=0.5), sgd(model))
+    run.detach()
+    run.finish()
+
+
+def late_gates():
+    model = net()
+    optimizer = sgd(model)
+    torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    recipe = sequential_attention_pp(density=0.5, structure=Block(2, 2), steps=60, min_blocks=2)
+    ow.attach(model, replace(recipe, relaxation=SoftmaxAttention(learning_rate=2.0)), optimizer)
+
+
+def through_gates():
+    model = net()
+    recipe = Recipe("made", Element(), TopK(Saliency()), Cubic(0.5, 0, 5), sequential_attention_pp().relaxation)
+    ow.attach(model, recipe, sgd(model), data=[BATCH], loss=F.cross_entropy)
 
 
 class Bad(Rule):
@@ -191,7 +222,23 @@ ROWS = [
         FileError,
         r"a packed mask of shape \(9,\) needs 2 bytes",
     ),
+    (
+        lambda t: Masks.unpack({"w": torch.zeros(1, dtype=torch.uint8)}, {}),
+        FileError,
+        "packed masks and shapes must name the same tensors",
+    ),
     # recipes
+    (lambda t: magnitude(0.7, NM(2, 4)), RecipeError, "keeps 0.5 by definition, but density 0.7 was asked"),
+    (
+        lambda t: from_plain({"kind": "Select", "include": "fc"}),
+        OpenworkError,
+        "Select: include must be of type|include must be a tuple",
+    ),
+    (
+        lambda t: Recipe.from_dict({"format": 1, "kind": "Recipe", "name": deep(200)}),
+        RecipeError,
+        "deep; this is no recipe",
+    ),
     (lambda t: Recipe.from_dict([]), RecipeError, "a recipe must be a mapping with format: 1, got 'list'"),
     (
         lambda t: Recipe.from_dict({"format": 1, "kind": "Element"}),
@@ -460,6 +507,20 @@ ROWS = [
         OpenworkError,
         r"0.weight: the mask has shape \(2,\), the parameter \(12, 8\)",
     ),
+    (lambda t: after_detach(), OpenworkError, r"finish\(\) after detach\(\), which gave up the run; attach again"),
+    (
+        lambda t: Cycle(net(), imp(density=0.5, rewind="none")).finish(),
+        DensityMissed,
+        r"finish\(\) after 0 of 4 rounds; call prune_round",
+    ),
+    (
+        lambda t: prune(Bad(lambda n: {k: u.float() for k, u in n.units.items()})),
+        RecipeError,
+        "the rule must answer with bool units of shape",
+    ),
+    (lambda t: through_gates(), RecipeError, "cannot look through gates; take relaxation=None or another criterion"),
+    (lambda t: late_gates(), RecipeError, "need a parameter group that no earlier scheduler knows"),
+    (lambda t: build_model("nowhere"), RecipeError, "neither a name of the zoo, nor a folder with config.json"),
     (lambda t: ow.recalibrate(net(), [BATCH], 0), RecipeError, "recalibrate: batches must be at least 1, got 0"),
     (lambda t: prune(Bad()), DensityMissed, "density 0.5 promises 72 to 72 of 144 units, but 144 are kept"),
     (

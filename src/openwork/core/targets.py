@@ -160,8 +160,9 @@ def _aliases(model: nn.Module) -> dict[str, list[str]]:
 def _refuse_vain_patterns(
     where: Select, targets: list[Target], skipped: dict[str, str], aliases: dict[str, list[str]]
 ) -> None:
-    """An include pattern all of whose parameters were left out prunes nothing, and must not do so in silence."""
+    """An include pattern that prunes nothing must not do so in silence, unless ``exclude`` says so."""
     chosen = [n for t in targets for n in aliases[t.name]]
+    chosen += [n for name, reason in skipped.items() if reason == "excluded" for n in aliases[name]]
     for pattern in where.include:
         if not any(matches(pattern, n) for n in chosen):
             name = next(n for n in skipped if any(matches(pattern, alias) for alias in aliases[n]))
