@@ -519,7 +519,7 @@ ROWS = [
         "the rule must answer with bool units of shape",
     ),
     (lambda t: through_gates(), RecipeError, "cannot look through gates; take relaxation=None or another criterion"),
-    (lambda t: late_gates(), RecipeError, "need a parameter group that no earlier scheduler knows"),
+    (lambda t: late_gates(), RecipeError, "that no earlier scheduler knows; make the scheduler after ow.attach"),
     (lambda t: build_model("nowhere"), RecipeError, "neither a name of the zoo, nor a folder with config.json"),
     (lambda t: ow.recalibrate(net(), [BATCH], 0), RecipeError, "recalibrate: batches must be at least 1, got 0"),
     (lambda t: prune(Bad()), DensityMissed, "density 0.5 promises 72 to 72 of 144 units, but 144 are kept"),

@@ -86,9 +86,8 @@ class Gates:
         else:
             if "initial_lr" in group:
                 raise RecipeError(
-                    f"{name}: gates with a learning rate of their own ({rate:g}) need a parameter group that "
-                    "no earlier "
-                    "scheduler knows; make the scheduler after ow.attach"
+                    f"{name}: gates with a learning rate of their own ({rate:g}) need a parameter group "
+                    "that no earlier scheduler knows; make the scheduler after ow.attach"
                 )
             options = {k: v for k, v in group.items() if k not in ("params", "param_names")}
             lr = group["lr"] * rate
@@ -135,6 +134,8 @@ def _unregister(module: nn.Module, leaf: str, param: nn.Parameter, order: list[s
     torch's own removal edits the class, which a deep copy of the model taken during the run shares; the copy would lose
     its weights. Here the module gets another class and the copy keeps the old one.
     """
+    if not parametrize.is_parametrized(module, leaf):
+        return  # attaching failed before this one had its turn
     cls = type(module)
     del module.parametrizations[leaf]  # type: ignore[union-attr, operator]
     if len(module.parametrizations):  # type: ignore[arg-type]
