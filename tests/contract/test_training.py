@@ -82,7 +82,7 @@ def test_detaching_gives_the_model_and_the_optimiser_back(case):
 @pytest.mark.parametrize("stop", [6, 40])
 @pytest.mark.parametrize("optimise", [adam, adamw], ids=lambda f: f.__name__)
 def test_going_on_with_other_optimisers(case, stop, optimise):
-    # tried: forgot the rng of the run -> red for set; forgot `step` -> red for all
+    # tried: restored neither the generator nor the step -> red each time
     straight, model, again = net(), net(), net(seed=99)
     optimizer, run = begin(case, straight, optimise)
     train(straight, optimizer, 0, STEPS, run)
@@ -114,7 +114,6 @@ def test_density_one_is_plain_training_under_other_optimisers(case, optimise):
 @attached
 def test_steps_that_a_scaler_skips_do_not_count(case):
     """Scales are powers of two, so a scaled run with overflows equals an unscaled one without those steps."""
-    # tried: counted calls of the loop instead of steps of the optimiser -> red
     plain, model = net(), net()
     skipped = {3, 17, 18, 44}
     optimizer, run = begin(case, plain)
@@ -144,7 +143,6 @@ def test_steps_that_a_scaler_skips_do_not_count(case):
 @attached
 def test_accumulated_gradients_are_the_gradient(case):
     """Two halves of a batch against the whole, in float64; also what RigL grows by."""
-    # tried: let RigL read the gradient of the last backward pass only -> red
     made = []
     for cut in (1, 2):
         torch.manual_seed(0)
@@ -194,6 +192,35 @@ def test_an_optimiser_that_does_not_train_a_target_is_refused(case):
     with pytest.raises(OpenworkError, match=r"the optimiser does not train conv.weight \(3 of 4 targets\)"):
         ow.attach(model, case.recipe(0.3), optimizer)
     assert same(fingerprint(model), before)
+
+
+class Noisy(torch.optim.SGD):
+    """Moves every weight at every step, whatever its gradient and its momentum."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        with torch.no_grad():
+            for p in self.param_groups[0]["params"]:
+                p.add_(0.01 * torch.randn_like(p))
+
+
+@attached
+def test_an_optimiser_that_moves_every_weight_revives_none(case):
+    # tried: no zeroing after the step -> red
+    model = net()
+    optimizer = Noisy(model.parameters(), lr=0.02)
+    run = ow.attach(model, case.recipe(0.3), optimizer)
+    for step in range(STEPS):
+        train(model, optimizer, step, step + 1, run)
+        if not any("parametrizations" in n for n, _ in model.named_parameters()):
+            params = dict(model.named_parameters())
+            assert all(bool((params[n][~m] == 0).all()) for n, m in run.masks.items())
+    result = run.finish()
+    params = dict(model.named_parameters())
+    assert all(bool((params[n][~m] == 0).all()) for n, m in result.masks.items())
+    with ow.hold(model, result.masks, optimizer):
+        train(model, optimizer, 0, 3)
+    assert all(bool((params[n][~m] == 0).all()) for n, m in result.masks.items())
 
 
 class Lazy(Rule):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from openwork.cli.output import console, write_json
+from openwork.cli.output import console, say, write_json
 from openwork.lab.demo import run_demo
 from openwork.report import compare_text
 
@@ -21,11 +21,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the table; returns 0 only when every density was reached and the reloaded model agrees bit for bit."""
     out = console(args.json)
-    outcome = run_demo(args.out, args.seeds, args.steps, lambda line: out.print(line, markup=False))
-    out.print()
-    out.print(compare_text(outcome["rows"]), markup=False)
-    out.print()
+    outcome = run_demo(args.out, args.seeds, args.steps, lambda line: say(out, line))
+    say(out, "\n" + compare_text(outcome["rows"]) + "\n")
     for line in outcome["lines"]:
-        out.print(line, markup=False)
+        say(out, line)
     write_json(args.json, outcome)
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from openwork.cli.output import console, write_json
+from openwork.cli.output import console, say, write_json
 from openwork.cli.parse import FORMS, options_of, structure_of
 from openwork.core.targets import Select
 from openwork.errors import RecipeError
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
         source = read_index(Path(args.folder)).get("source") or {}
         result = load(args.folder)[1] if source.get("kind") in ("zoo", "hf") else read_result(args.folder)
         data = result.to_dict()
-        out.print(report_text(data), markup=False)
+        say(out, report_text(data))
         write_json(args.json, data)
         return 0
     from openwork.zoo import build_model
@@ -50,10 +50,8 @@ def run(args: argparse.Namespace) -> int:
     ]
     for c in coverage:
         what = f"{c.units:,} units" if c.units else f"skipped: {c.skipped}"
-        out.print(f"  {c.name:<48} {'x'.join(map(str, c.shape)):>16} {c.numel:>12,}  {what}", markup=False)
+        say(out, f"  {c.name:<48} {'x'.join(map(str, c.shape)):>16} {c.numel:>12,}  {what}")
     prunable = sum(c.numel for c in coverage if c.units)
-    out.print(
-        f"{prunable:,} of {sum(c.numel for c in coverage):,} parameters can be pruned as {structure}", markup=False
-    )
+    say(out, f"{prunable:,} of {sum(c.numel for c in coverage):,} parameters can be pruned as {structure}")
     write_json(args.json, rows)
     return 0

@@ -7,7 +7,7 @@ import argparse
 from rich.table import Table
 
 from openwork import methods as index
-from openwork.cli.output import console, write_json
+from openwork.cli.output import console, say, write_json
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,10 +20,10 @@ def run(args: argparse.Namespace) -> int:
     out = console(args.json)
     if args.name is not None:
         entry = index.find(args.name)
-        out.print(f"{entry.name}: {entry.title} ({entry.paper})\n", markup=False)
-        out.print((index.get(args.name).__doc__ or "").strip(), markup=False)
+        say(out, f"{entry.name}: {entry.title} ({entry.paper})\n")
+        say(out, (index.get(args.name).__doc__ or "").strip())
         for text, state in entry.claims:
-            out.print(f"\n  [{state}] {text}", markup=False)
+            say(out, f"\n  [{state}] {text}")
         write_json(args.json, _plain(entry))
         return 0
     table = Table(box=None, pad_edge=False)

@@ -19,6 +19,11 @@ def console(json_to: str | None) -> Console:
     return Console(stderr=json_to == "-", highlight=False, width=None if sys.stdout.isatty() else 110)
 
 
+def say(out: Console, text: str) -> None:
+    """Print plain text as it is: no markup, no wrapping."""
+    out.print(text, markup=False, soft_wrap=True)
+
+
 def write_json(json_to: str | None, data: Any) -> None:
     """Write the outcome where ``--json`` says, if it does."""
     if json_to is None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from openwork.cli.output import Bars, console, write_json
+from openwork.cli.output import Bars, console, say, write_json
 from openwork.cli.parse import FORMS, options_of, structure_of
 from openwork.core.recipe import Recipe
 from openwork.core.targets import Select
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     job = job_of(args)
     folder = Path(args.out) if args.out else None
     if folder is not None and args.resume and (folder / "openwork.json").is_file():
-        out.print(f"{folder} is finished already; nothing to resume")
+        say(out, f"{folder} is finished already; nothing to resume")
         write_json(args.json, read_result(folder).to_dict())
         return 0
     if args.dry_run:
@@ -92,13 +92,11 @@ def run(args: argparse.Namespace) -> int:
             shutil.rmtree(work, ignore_errors=True)
     data = result.to_dict()
     if not args.quiet:
-        out.print(report_text(data), markup=False)
+        say(out, report_text(data))
     final = result.metrics.get("finetuned") or result.metrics.get("pruned") or {}
     where = f", saved in {folder}" if folder is not None else ""
-    out.print(
-        f"{result.recipe.name}: density {result.density:.4f}, accuracy {100 * final.get('accuracy', 0):.2f} %{where}",
-        markup=False,
-    )
+    reached = f"density {result.density:.4f}, accuracy {100 * final.get('accuracy', 0):.2f} %"
+    say(out, f"{result.recipe.name}: {reached}{where}")
     write_json(args.json, data)
     return 0
 
@@ -163,11 +161,11 @@ def _dry_run(args: argparse.Namespace, job: Job) -> int:
         "tensors": [{"name": c.name, "numel": c.numel, "units": c.units, "skipped": c.skipped} for c in coverage],
     }
     for c in coverage:
-        out.print(f"  {c.name:<44} {c.numel:>12,}  {f'{c.units:,} units' if c.units else c.skipped}", markup=False)
-    out.print(
+        say(out, f"  {c.name:<44} {c.numel:>12,}  {f'{c.units:,} units' if c.units else c.skipped}")
+    say(
+        out,
         f"dry run: {job.method} would keep {runner.recipe.density:g} of {units:,} units; nothing was trained "
         "or written",
-        markup=False,
     )
     write_json(args.json, plan)
     return 0

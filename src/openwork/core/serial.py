@@ -110,7 +110,9 @@ def _read(data: Any, seen: Iterator[int], depth: int) -> Any:
             raise RecipeError(f"{kind}: unknown key {_short(key)}; {did_you_mean(str(key), known)}")
         values[key] = _read(plain, seen, depth + 1)
         if not _fits(values[key], hints[key]):
-            wanted = re.sub(r"[A-Za-z_]+\.(?=[A-Za-z])", "", getattr(hints[key], "__name__", "") or str(hints[key]))
+            hint = hints[key]
+            wanted = str(hint) if get_args(hint) else hint.__name__
+            wanted = re.sub(r"[A-Za-z_]+\.(?=[A-Za-z])", "", wanted)
             raise RecipeError(f"{kind}: {key} must be of type {wanted}, got {_short(values[key])}")
     try:
         return cls(**values)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +11,7 @@ from openwork.errors import RecipeError
 
 def check_density(density: float, owner: str) -> None:
     """Refuse anything that is not a share in (0, 1]."""
-    if isinstance(density, bool) or not isinstance(density, int | float) or math.isnan(density) or not 0 < density <= 1:
+    if isinstance(density, bool) or not isinstance(density, int | float) or not 0 < density <= 1:
         hint = (
             f"; {density:g} % is {density / 100:g}" if isinstance(density, int | float) and 1 < density <= 100 else ""
         )

@@ -116,7 +116,7 @@ def grads_of(value: Tensor, leaves: Mapping[str, Tensor], graph: bool = False) -
 
 
 def _halves(batch: Any) -> list[Any]:
-    if isinstance(batch, tuple | list) and len(batch[0]) > 1:
-        half = len(batch[0]) // 2
-        return [tuple(t[:half] for t in batch), tuple(t[half:] for t in batch)]
-    return [batch]
+    if not isinstance(batch, tuple | list) or not isinstance(batch[0], Tensor) or len(batch[0]) < 2:
+        return [batch]
+    at = len(batch[0]) // 2
+    return [tuple(t[half] if isinstance(t, Tensor) else t for t in batch) for half in (slice(at), slice(at, None))]

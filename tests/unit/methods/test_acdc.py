@@ -14,7 +14,7 @@ from openwork.schedules import Phases, Stretch
 
 def test_the_table_is_that_of_the_paper():
     """100 epochs: compress at 10, 20, ..., 70 and 85; decompress at 15, 25, ..., 65 and 75."""
-    # tried: the extension before the last sparse phase -> red
+    # tried: the last dense phase without its extension -> red
     schedule = acdc(0.1, steps=100).schedule
     begins = {kind: [a for (a, _), s in zip(schedule.bounds, IMAGENET, strict=True) if s.phase == kind] for kind in ("sparse", "dense")}
     assert begins["sparse"] == [10, 20, 30, 40, 50, 60, 70, 85]
@@ -46,7 +46,7 @@ OPTIMISERS = [
 
 @pytest.mark.parametrize("optimise", OPTIMISERS, ids=["sgd", "adamw"])
 def test_compressed_phases_hold_and_decompression_restarts(optimise):
-    # tried: masks written at phase starts only -> red; no reset of the moments -> red
+    # tried: no reset of the moments -> red
     model, steps, total = net(), 60, 256
     optimizer = optimise(model)
     run = ow.attach(model, acdc(0.2, steps=steps), optimizer)
@@ -103,7 +103,7 @@ def test_keeping_brings_the_old_values_back():
 
 def test_it_is_iterative_hard_thresholding():
     """Quadratic loss, full gradient, one dense step and one sparse step of rate 0: w <- H_k(w - lr grad) exactly."""
-    # tried: kept the mask of the round before -> red
+    # tried: masks that dense phases do not open -> red
     n, keep, rate, rounds = 12, 4, 0.07, 12
     torch.manual_seed(1)
     root, target = torch.randn(n, n, dtype=torch.float64), torch.randn(n, dtype=torch.float64)

@@ -18,7 +18,7 @@ def descend(model, run, optimizer, steps, target=0.3):
 
 
 def test_the_curve_has_the_values_of_the_paper():
-    # tried: power 2; progress from `at + every` -> red
+    # tried: power 2 -> red
     schedule = gradual_magnitude(0.1, begin=40, end=140, every=10).schedule
     assert [round(1 - schedule(t).share, 4) for t in range(40, 141, 10)] == list(TABLE)
     assert all(schedule(t).update == (40 <= t <= 140 and t % 10 == 0) for t in range(300))

@@ -31,7 +31,7 @@ def train(model, steps=6, seed=0):
 
 @pytest.mark.parametrize("rewind", ["weights", "lr", "none"])
 def test_rounds(rewind):
-    # tried: no rewinding of buffers; scores without nesting; the density of the next round -> red each time
+    # tried: no rewinding of buffers -> red
     model = net()
     point = copy.deepcopy(model.state_dict())
     train(model, seed=9)

@@ -50,7 +50,7 @@ DEFAULTED = [n for n in methods.names() if n not in ("set", "rigl")]
 @pytest.mark.parametrize("name", DEFAULTED)
 @pytest.mark.parametrize("structure", [NM(2, 4), Element(per="row")], ids=repr)
 def test_structures_with_quotas_get_a_scope_that_serves_them(name, structure):
-    # tried: default scope "global" for spode -> red
+    # tried: N:M not recognised as a structure with quotas -> red
     recipe = methods.get(name)(structure=structure)
     assert recipe.density == (0.5 if structure == NM(2, 4) else methods.get(name)().density)
 

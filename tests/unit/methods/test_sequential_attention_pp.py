@@ -89,7 +89,7 @@ def test_the_matrix_of_a_convolution_comes_back(shape):
 
 @pytest.mark.parametrize("every", [1, 3])
 def test_phases_blocks_and_restarts(every):
-    # tried: ceil instead of floor; no nesting; no reset at one of the boundaries -> red each time
+    # tried: ceil instead of floor; no nesting -> red each time
     model = net()
     optimizer, run = begin(model, steps=90, density=0.3, every=every)
     schedule, blocks = run.recipe.schedule, {"conv.weight": 3 * 7, "fc.weight": 5 * 23}
@@ -153,7 +153,7 @@ def test_folding_keeps_the_outputs_and_leaves_nothing(dtype):
 
 
 def test_selection_follows_the_logits_and_not_the_weights():
-    # tried: Magnitude as the criterion -> red
+    # tried: Magnitude as the criterion; logits with the other sign -> red each time
     model = nn.Linear(40, 8, bias=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     recipe = sequential_attention_pp(0.25, ow.Block(4, 4), steps=40, min_blocks=2, clip=False)
@@ -171,7 +171,6 @@ def test_selection_follows_the_logits_and_not_the_weights():
 
 def test_the_attention_does_not_see_the_scale_of_features():
     """Multiply a feature by c and divide its weights by c: the gradients of the logits do not change (item 3)."""
-    # tried: |W| times A as the score -> red
     torch.manual_seed(0)
     x, w, y = torch.randn(16, 12, dtype=torch.float64), torch.randn(6, 12, dtype=torch.float64), torch.randn(16, 6, dtype=torch.float64)
     scale = 2.0 ** torch.randint(-6, 7, (12,)).double()
@@ -228,7 +227,7 @@ def kinds(recipe):
 
 
 def test_the_tables_of_the_paper():
-    # tried: seven cycles -> the fractions do not sum to one -> red
+    # tried: nine cycles for Criteo -> the fractions do not sum to one -> red
     imagenet = kinds(sequential_attention_pp(0.1, steps=300))
     assert imagenet == [("dense", 30)] + [(k, 10) for _ in range(6) for k in ("soften", "sparse", "dense")] + [("soften", 45), ("sparse", 45)]
     criteo = kinds(sequential_attention_pp(0.1, steps=500, schedule="criteo"))
@@ -287,7 +286,7 @@ def resnet50():
 )
 def test_resnet50_realises_the_sparsities_of_the_paper(size, pruned, realised):
     """Layers with fewer than 100 blocks stay dense; all weights in the denominator."""
-    # tried: floor grids; the classifier left dense; ceil counts -> red
+    # tried: the classifier left dense -> red
     tiles = [Tiles("w", view, (size, size)) for _, view in resnet50()]
     used = [t for t in tiles if t.n_units >= 100]
     assert len(tiles) == 54

@@ -59,7 +59,6 @@ def test_the_kept_weights_are_the_largest_of_the_model():
 
 
 def test_the_scale_of_the_loss_does_not_matter():
-    # tried: an absolute threshold -> red
     model, batch = plain_net(8, 12, 10, 4), labelled(8, 4)
     masks = [
         ow.prune(model, snip(0.2), data=[batch], loss=lambda o, y, c=c: c * F.cross_entropy(o, y), dry_run=True).masks

@@ -30,7 +30,7 @@ def conv_net():
 
 @pytest.mark.parametrize(("model", "shape"), [(plain_net(8, 12, 9, 4), (8,)), (conv_net(), (2, 8, 8))], ids=["mlp", "conv"])
 def test_every_layer_carries_the_whole_flow(model, shape):
-    # tried: signed weights; batch of two ones -> red
+    # tried: signed weights; an input of two samples -> red each time
     total = flow(model, *shape)
     for score in scores(model, synflow(0.5, input_shape=shape)).values():
         assert float(score.sum()) == pytest.approx(total, rel=1e-12)
