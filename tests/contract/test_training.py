@@ -266,7 +266,9 @@ def test_a_composed_rule_is_the_rule(case, wrap):
     assert equal(plain, model)
 
 
-@pytest.mark.parametrize("wrap", [lambda r: r, lambda r: ow.Chain((r,)), lambda r: ow.On("*", r)], ids=["plain", "chain", "on"])
+@pytest.mark.parametrize(
+    "wrap", [lambda r: r, lambda r: ow.Chain((r,)), lambda r: ow.On("*", r)], ids=["plain", "chain", "on"]
+)
 def test_units_that_return_under_a_gate_start_without_momentum(wrap):
     """Gates zero no weights, so only ``Update.fresh`` can make the optimiser forget."""
     # tried: dropped `fresh` from Chain; no `forget` in attach -> red each time

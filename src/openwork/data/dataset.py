@@ -36,13 +36,11 @@ class DataSet:
                 )
             if len(x) != len(y) or len(x) == 0:
                 raise DataError(
-                    f"{self.name}: x_{part} and y_{part} must have one length above 0, "
-                    f"got {len(x)} and {len(y)}"
+                    f"{self.name}: x_{part} and y_{part} must have one length above 0, got {len(x)} and {len(y)}"
                 )
             if int(y.min()) < 0 or int(y.max()) >= self.classes:
                 raise DataError(
-                    f"{self.name}: y_{part} must lie in 0..{self.classes - 1}, "
-                    f"got {int(y.min())}..{int(y.max())}"
+                    f"{self.name}: y_{part} must lie in 0..{self.classes - 1}, got {int(y.min())}..{int(y.max())}"
                 )
         if self.x_train.shape[1:] != self.x_test.shape[1:]:
             raise DataError(

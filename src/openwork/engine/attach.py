@@ -14,6 +14,7 @@ from openwork.core.masks import Masks
 from openwork.core.now import EMPTY, Now, Phase
 from openwork.core.protocols import Rule
 from openwork.core.recipe import Recipe
+from openwork.engine.clock import Clock
 from openwork.engine.gates import Gates
 from openwork.engine.result import Result, check_promise, conclude
 from openwork.engine.session import Session
@@ -89,10 +90,7 @@ class Attached:
         except BaseException:
             self._gates.remove()
             raise
-        self._handles = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
-        ]
+        self._clock = Clock(optimizer, self._before_step, self._after_step)
 
     # what the user calls -----------------------------------------------------------------------------
 
@@ -123,8 +121,7 @@ class Attached:
             )
         session = self._session
         check_promise(self.recipe, session.parts, session.units)
-        for handle in self._handles:
-            handle.remove()
+        self._clock.remove()
         self._gates.fold()
         if self.recipe.density < 1:
             zero_weights(session.params, self._pruned)
@@ -135,8 +132,7 @@ class Attached:
 
     def detach(self) -> None:
         """Stop without a result: hooks and gates go, the weights stay as they are."""
-        for handle in self._handles:
-            handle.remove()
+        self._clock.remove()
         self._gates.remove()
         self._detached = True
 
@@ -181,7 +177,7 @@ class Attached:
     def _now(self, grads: Mapping[str, Tensor] = EMPTY) -> Now:
         return self._session.now(self.step, grads, self._gates.learned())
 
-    def _before_step(self, *_: object) -> None:
+    def _before_step(self) -> None:
         params, rule = self._session.params, self.recipe.rule
         dense = {n: p.grad for n, p in params.items() if p.grad is not None}
         if rule.needs_grads and self.recipe.schedule(self.step + 1).update:
@@ -192,7 +188,7 @@ class Attached:
         if not self._gates.active:
             zero_gradients(params, self._pruned)
 
-    def _after_step(self, *_: object) -> None:
+    def _after_step(self) -> None:
         self.step += 1
         if not self._gates.active:
             zero_weights(self._session.params, self._pruned)

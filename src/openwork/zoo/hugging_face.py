@@ -32,14 +32,10 @@ def from_folder(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise FileError(
-            f"{folder} must hold a readable config.json of a Hugging Face model: {error}"
-        ) from error
+        raise FileError(f"{folder} must hold a readable config.json of a Hugging Face model: {error}") from error
     if any(folder.glob("*.safetensors")):
         auto = _auto_class(config, str(path))
-        model = auto.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False
-        )
+        model = auto.from_pretrained(folder, local_files_only=True, use_safetensors=True, trust_remote_code=False)
         return model, config
     if any(folder.glob("*.bin")):
         raise FileError(f"{folder} holds weights only as pickles (.bin); convert them to safetensors")

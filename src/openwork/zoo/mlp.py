@@ -12,9 +12,7 @@ from openwork.errors import RecipeError
 from openwork.zoo.checks import positive
 
 
-def mlp(
-    input_shape: Sequence[int] = (1, 8, 8), classes: int = 10, hidden: Sequence[int] = (128, 128)
-) -> nn.Sequential:
+def mlp(input_shape: Sequence[int] = (1, 8, 8), classes: int = 10, hidden: Sequence[int] = (128, 128)) -> nn.Sequential:
     """Flatten, then linear layers with ReLU between them; torch's own initial weights.
 
     The default is the 64-128-128-10 network for the digits.

@@ -84,9 +84,7 @@ def rebuild_model(source: Mapping[str, Any], allow_factory: bool = False) -> nn.
     if kind == "hf":
         return _with_source(from_config(options.get("config", {}), name), "hf", name, options)
     if kind != "factory":
-        raise RecipeError(
-            f"unknown kind of model source {kind!r}; {did_you_mean(kind, ('factory', 'hf', 'zoo'))}"
-        )
+        raise RecipeError(f"unknown kind of model source {kind!r}; {did_you_mean(kind, ('factory', 'hf', 'zoo'))}")
     if not allow_factory:
         raise RecipeError(
             f"this model is built by {name}; importing code that a file names is your decision: "
@@ -101,9 +99,7 @@ def _from_zoo(name: str, options: Mapping[str, Any]) -> nn.Module:
     signature = inspect.signature(ZOO[name])
     for option in options:
         if option not in signature.parameters:
-            raise RecipeError(
-                f"{name} has no option {option!r}; {did_you_mean(option, signature.parameters)}"
-            )
+            raise RecipeError(f"{name} has no option {option!r}; {did_you_mean(option, signature.parameters)}")
     arguments = signature.bind(**options)
     arguments.apply_defaults()  # written out, so that a later default does not change an older result
     return _with_source(ZOO[name](**options), "zoo", name, arguments.arguments)

@@ -50,9 +50,7 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """A stem, three stages of ``depth`` blocks, the mean over the pixels, a linear layer."""
 
-    def __init__(
-        self, channels: int, classes: int, depth: int, width: int, stem_stride: int, shortcut: Shortcut
-    ):
+    def __init__(self, channels: int, classes: int, depth: int, width: int, stem_stride: int, shortcut: Shortcut):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, width, 3, stem_stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)

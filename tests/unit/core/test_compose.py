@@ -142,7 +142,9 @@ def test_penalties_stop_in_a_dense_phase_of_a_real_run():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     kinds = ("dense", "soften", "dense", "sparse")
     schedule = Phases(0.5, 8, tuple(Stretch(k, 0.25) for k in kinds))
-    run = ow.attach(model, Recipe("m", Element(), Chain((TopK(Magnitude()), During("soften", Pull()))), schedule), optimizer)
+    run = ow.attach(
+        model, Recipe("m", Element(), Chain((TopK(Magnitude()), During("soften", Pull()))), schedule), optimizer
+    )
     seen = []
     for _ in range(8):
         seen.append((run.phase, float(run.penalty())))
@@ -154,11 +156,15 @@ def test_penalties_stop_in_a_dense_phase_of_a_real_run():
 def test_refused_compositions():
     with pytest.raises(RecipeError, match="Chain: every part must be a rule, got Magnitude"):
         Chain((Magnitude(),))
-    with pytest.raises(RecipeError, match="On: every part must be a rule, got TopK|On: every part must be a rule, got None"):
+    with pytest.raises(
+        RecipeError, match="On: every part must be a rule, got TopK|On: every part must be a rule, got None"
+    ):
         On("*", None)
     with pytest.raises(StructureError, match="On: a pattern must be a string, got 3"):
         On(3, TopK(Magnitude()))
-    with pytest.raises(RecipeError, match="During: phase must be 'dense', 'soften', 'sparsify' or 'sparse', got 'sofen'"):
+    with pytest.raises(
+        RecipeError, match="During: phase must be 'dense', 'soften', 'sparsify' or 'sparse', got 'sofen'"
+    ):
         During("sofen", TopK(Magnitude()))
     with pytest.raises(RecipeError, match="On: pattern 'x' matches none of the pruned tensors: 0.weight, 1.weight"):
         On("x", TopK(Magnitude())).init(now())

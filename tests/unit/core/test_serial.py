@@ -102,7 +102,11 @@ def deep(n):
         (("schedule", "density"), 50, "50 % is 0.5"),
         (("schedule", "steps"), 10.5, "Phases: steps must be of type int, got 10.5"),
         (("schedule", "steps"), 10**30, "Phases: steps must be of type int, got 1000"),
-        (("schedule", "stretches"), [{"kind": "OneShot", "density": 1}], r"Phases: stretches must be of type tuple\[St"),
+        (
+            ("schedule", "stretches"),
+            [{"kind": "OneShot", "density": 1}],
+            r"Phases: stretches must be of type tuple\[St",
+        ),
         (("schedule", "stretches"), "abc", "Phases: stretches must be of type tuple"),
         (("schedule",), {"kind": "Stretch", "phase": "dense", "fraction": 1.0}, "schedule must be of type Schedule"),
         (("structure",), {"kind": "Magnitude"}, "Recipe: structure must be of type Structure, got Magnitude"),
@@ -112,7 +116,11 @@ def deep(n):
         (("rule", "rules"), [1], r"Chain: rules must be of type tuple\[Rule, ...\]"),
         (("rule", "rules", 0, "rule", "criterion"), {"kind": "Uniform"}, "TopK: criterion must be of type Criterion"),
         (("rule", "rules", 0, "rule", "allocation"), {"kind": "Random"}, "TopK: allocation must be of type Allocation"),
-        (("rule", "rules", 1, "rule", "fraction"), {"kind": "OneShot", "density": 1}, "fraction must be of type Fraction"),
+        (
+            ("rule", "rules", 1, "rule", "fraction"),
+            {"kind": "OneShot", "density": 1},
+            "fraction must be of type Fraction",
+        ),
         (("rule", "rules", 1, "phase"), "sofen", "During: phase must be of type Literal"),
         (("where", "include"), ["a", 5], r"Select: include must be of type tuple\[str, ...\]"),
         (("where", "include"), ["re:("], "is not a regular expression"),
@@ -175,8 +183,10 @@ def test_aliases_cannot_multiply(tmp_path):
 
 JUNK = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(sorted(KINDS)),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from(["kind", "density", "rule", "x"]), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["kind", "density", "rule", "x"]), inner, max_size=3)
+    ),
     max_leaves=5,
 )
 
@@ -243,7 +253,9 @@ def test_parts_of_a_recipe_are_checked_in_python_too():
     }.items():
         with pytest.raises(RecipeError, match=f"made: the {part} of a recipe must be one, got "):
             Recipe("made", **{**given, part: wrong})
-    with pytest.raises(RecipeError, match=r"NM\(keep=2, of=4, dim=1\) keeps 0.5 by definition, but density 0.3 was asked"):
+    with pytest.raises(
+        RecipeError, match=r"NM\(keep=2, of=4, dim=1\) keeps 0.5 by definition, but density 0.3 was asked"
+    ):
         Recipe("made", ow.NM(2, 4), TopK(Random()), OneShot(0.3))
     assert Recipe("made", ow.NM(2, 4), TopK(Random()), OneShot(1.0), Masking()).density == 1.0
 

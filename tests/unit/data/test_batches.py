@@ -112,9 +112,7 @@ def test_shift_moves_whole_pictures():
     moves = set()
     for before, after in zip(x, out, strict=True):
         padded = torch.nn.functional.pad(before, (2, 2, 2, 2))
-        fits = [
-            (d, r) for d in range(5) for r in range(5) if torch.equal(after, padded[:, d : d + 5, r : r + 6])
-        ]
+        fits = [(d, r) for d in range(5) for r in range(5) if torch.equal(after, padded[:, d : d + 5, r : r + 6])]
         assert len(fits) == 1
         moves.add(fits[0])
     assert len(moves) > 15  # of 25; rows and columns move on their own

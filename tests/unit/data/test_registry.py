@@ -97,9 +97,7 @@ def test_a_factory_gets_root_and_options(module, tmp_path):
     """)
     data = load_data(f"{name}:Makers.make", root="abc", size=2)
     assert data.x_train.tolist() == [[3.0], [3.0]]
-    with pytest.raises(
-        DataError, match=r"cannot be called with \['root', 'sise'\]: got an unexpected keyword"
-    ):
+    with pytest.raises(DataError, match=r"cannot be called with \['root', 'sise'\]: got an unexpected keyword"):
         load_data(f"{name}:Makers.make", root="abc", sise=2)
     with pytest.raises(DataError, match=r"cannot be called with \[\]: missing a required argument: 'root'"):
         load_data(f"{name}:Makers.make")
@@ -133,9 +131,7 @@ def test_what_is_no_factory_is_refused(module, spec, message):
 
 def test_a_module_that_cannot_import_says_what_is_missing(module):
     name = module("import no_such_package_at_all")
-    with pytest.raises(
-        DataError, match=rf"importing {name} failed: No module named 'no_such_package_at_all'"
-    ):
+    with pytest.raises(DataError, match=rf"importing {name} failed: No module named 'no_such_package_at_all'"):
         load_data(f"{name}:make")
 
 

@@ -80,9 +80,7 @@ def test_what_is_not_idx_is_refused(content, message):
         parse_idx(content, "x")
 
 
-@pytest.mark.parametrize(
-    "damage", [lambda c: c[:-9], lambda c: b"not gzip", lambda c: c[:12] + b"zzz" + c[15:]]
-)
+@pytest.mark.parametrize("damage", [lambda c: c[:-9], lambda c: b"not gzip", lambda c: c[:12] + b"zzz" + c[15:]])
 def test_a_damaged_archive_is_refused(tmp_path, damage):
     path = tmp_path / "labels.gz"
     path.write_bytes(damage(gzip.compress(bytes(range(256)) * 9)))
@@ -110,9 +108,7 @@ def test_fashion_mnist_refuses_other_bytes(small_fashion, nowhere):
     name = "t10k-labels-idx1-ubyte"
     wrong = {**small_fashion, name: small_fashion[name][:-1] + b"\x07"}
     root = write(nowhere / "data", wrong, zipped=True)
-    with pytest.raises(
-        DataError, match=rf"{name}\.gz is not the published file: md5 .* must be \w+, got \w+"
-    ):
+    with pytest.raises(DataError, match=rf"{name}\.gz is not the published file: md5 .* must be \w+, got \w+"):
         fashion_mnist(root)
 
 
@@ -134,9 +130,7 @@ def test_download_is_verified_and_reused(small_fashion, nowhere, monkeypatch):
     first = fashion_mnist(root, download=True)
     monkeypatch.setattr(fashion, "UPSTREAM", "file:///absent")
     assert fashion_mnist(root, download=True).fingerprint() == first.fingerprint()
-    assert sorted(p.name for p in (root / "FashionMNIST/raw").iterdir()) == sorted(
-        f"{n}.gz" for n in fashion.MD5
-    )
+    assert sorted(p.name for p in (root / "FashionMNIST/raw").iterdir()) == sorted(f"{n}.gz" for n in fashion.MD5)
 
 
 def test_a_failed_download_leaves_nothing_behind(small_fashion, nowhere, monkeypatch):
@@ -193,9 +187,7 @@ def test_digits_split_depends_on_the_seed_only():
 )
 def test_a_missing_package_names_the_extra(monkeypatch, name, module, package):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(
-        DataError, match=rf"{name} needs {package}; install it: pip install 'openwork\[data\]'"
-    ):
+    with pytest.raises(DataError, match=rf"{name} needs {package}; install it: pip install 'openwork\[data\]'"):
         load_data(name)
 
 
@@ -224,14 +216,8 @@ def test_photopatch_patches_lie_in_one_tile_of_their_split(photos):
         red, green, blue = colours[..., 0].unbind(1)
         assert (red == 9 * y).all()
         assert (((green // 40 + blue // 20) % 4 == 0) == split).all()
-    assert (
-        photopatch27(photos, 27, 27, seed=3).fingerprint()
-        == photopatch27(photos, 27, 27, seed=3).fingerprint()
-    )
-    assert (
-        photopatch27(photos, 27, 27, seed=3).fingerprint()
-        != photopatch27(photos, 27, 27, seed=4).fingerprint()
-    )
+    assert photopatch27(photos, 27, 27, seed=3).fingerprint() == photopatch27(photos, 27, 27, seed=3).fingerprint()
+    assert photopatch27(photos, 27, 27, seed=3).fingerprint() != photopatch27(photos, 27, 27, seed=4).fingerprint()
 
 
 def test_photopatch_labels_follow_the_file_names():
@@ -242,9 +228,7 @@ def test_photopatch_labels_follow_the_file_names():
 
 def test_photopatch_counts_what_is_missing(photos):
     (photos / photopatch.BACKGROUNDS / PHOTOS[3]).unlink()
-    with pytest.raises(
-        DataError, match=r"backgrounds \(1 of 27 photographs missing\).*lomiri-wallpapers-16\.04"
-    ):
+    with pytest.raises(DataError, match=r"backgrounds \(1 of 27 photographs missing\).*lomiri-wallpapers-16\.04"):
         photopatch27(photos)
     with pytest.raises(DataError, match="photopatch-27: train and test must be at least 1, got 0 and 5"):
         photopatch27(photos, train=0, test=5)

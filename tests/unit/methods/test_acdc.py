@@ -16,7 +16,10 @@ def test_the_table_is_that_of_the_paper():
     """100 epochs: compress at 10, 20, ..., 70 and 85; decompress at 15, 25, ..., 65 and 75."""
     # tried: the last dense phase without its extension -> red
     schedule = acdc(0.1, steps=100).schedule
-    begins = {kind: [a for (a, _), s in zip(schedule.bounds, IMAGENET, strict=True) if s.phase == kind] for kind in ("sparse", "dense")}
+    begins = {
+        kind: [a for (a, _), s in zip(schedule.bounds, IMAGENET, strict=True) if s.phase == kind]
+        for kind in ("sparse", "dense")
+    }
     assert begins["sparse"] == [10, 20, 30, 40, 50, 60, 70, 85]
     assert begins["dense"] == [0, 15, 25, 35, 45, 55, 65, 75]
     assert schedule.bounds[-1] == (85, 100)

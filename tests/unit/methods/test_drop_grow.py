@@ -75,7 +75,9 @@ def test_rigl_moves_what_brute_force_moves():
         step(twin, other, i)
     fraction = 0.4 / 2 * (1 + math.cos(math.pi * 4 / 75))
     for name in before:
-        weight, gradient = (dict(t.items())[name].detach().flatten().abs().tolist() for t in (dict(twin.named_parameters()), grads))
+        weight, gradient = (
+            dict(t.items())[name].detach().flatten().abs().tolist() for t in (dict(twin.named_parameters()), grads)
+        )
         mask = again.masks[name].flatten().tolist()
         assert mask == before[name].flatten().tolist()
         active = [i for i, m in enumerate(mask) if m]
@@ -86,7 +88,10 @@ def test_rigl_moves_what_brute_force_moves():
         kept[name] = stay | grown
         assert set(run.masks[name].flatten().nonzero().flatten().tolist()) == kept[name]
         # grown weights start at zero with no momentum; the rest is as without the update
-        now, was = dict(model.named_parameters())[name].detach().flatten(), dict(twin.named_parameters())[name].detach().flatten()
+        now, was = (
+            dict(model.named_parameters())[name].detach().flatten(),
+            dict(twin.named_parameters())[name].detach().flatten(),
+        )
         momentum = optimizer.state[dict(model.named_parameters())[name]]["momentum_buffer"].flatten()
         for i in range(len(mask)):
             new = i in grown and not mask[i]

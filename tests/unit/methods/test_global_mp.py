@@ -76,13 +76,17 @@ def test_a_floor_that_no_layer_needs_changes_nothing():
 
 
 def test_an_empty_layer_is_what_the_floor_prevents():
-    kept = [[m.kept(n) for n in m] for m in (ow.prune(uneven(1e-3), global_mp(0.1, minimum=x)).masks for x in (0.0, 0.01))]
+    kept = [
+        [m.kept(n) for n in m] for m in (ow.prune(uneven(1e-3), global_mp(0.1, minimum=x)).masks for x in (0.0, 0.01))
+    ]
     assert kept[0][1] == 0
     assert kept[1][1] == 9
 
 
 def test_a_floor_beyond_the_budget_is_refused():
-    with pytest.raises(RecipeError, match="a floor of 94 units in each of 3 tensors needs 228 units, but the budget is 19 of 940"):
+    with pytest.raises(
+        RecipeError, match="a floor of 94 units in each of 3 tensors needs 228 units, but the budget is 19 of 940"
+    ):
         ow.prune(uneven(), global_mp(0.02, minimum=0.1))
 
 

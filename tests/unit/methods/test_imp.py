@@ -47,7 +47,9 @@ def test_rounds(rewind):
         if old is not None:
             assert all(bool((old[n] | ~masks[n]).all()) for n in masks)
         # by hand: the largest trained survivors of the whole model
-        values = torch.cat([trained[n].abs().flatten().masked_fill(~(old[n] if old else masks[n] | True).flatten(), -1) for n in masks])
+        values = torch.cat(
+            [trained[n].abs().flatten().masked_fill(~(old[n] if old else masks[n] | True).flatten(), -1) for n in masks]
+        )
         chosen = torch.cat([m.flatten() for m in masks.values()]).nonzero().flatten().tolist()
         assert set(chosen) == kept_by_hand(values.tolist(), len(chosen))
         start = point if rewind == "weights" else trained

@@ -57,7 +57,14 @@ def test_structures_with_quotas_get_a_scope_that_serves_them(name, structure):
 
 @pytest.mark.parametrize(
     ("name", "scope"),
-    [("magnitude", "global"), ("acdc", "global"), ("imp", "global"), ("random", "erk"), ("set", "erk"), ("rigl", "erk")],
+    [
+        ("magnitude", "global"),
+        ("acdc", "global"),
+        ("imp", "global"),
+        ("random", "erk"),
+        ("set", "erk"),
+        ("rigl", "erk"),
+    ],
 )
 def test_a_scope_over_tensors_is_refused_for_quotas_at_once(name, scope):
     """AC/DC would otherwise say it at its first sparse phase, a tenth of the training later."""
@@ -86,7 +93,10 @@ def test_words_that_are_modes_are_checked():
         (lambda: methods.gradual_magnitude(masked="no"), "masked must be 'zero' or 'freeze', got 'no'"),
         (lambda: methods.imp(rate=1.0), r"rate must be a share in \(0, 1\), got 1.0"),
         (lambda: methods.imp(rewind="all"), "rewind must be 'none', 'weights' or 'lr', got 'all'"),
-        (lambda: methods.sequential_attention_pp(schedule="cifar"), "schedule must be 'imagenet', 'criteo' or stretches"),
+        (
+            lambda: methods.sequential_attention_pp(schedule="cifar"),
+            "schedule must be 'imagenet', 'criteo' or stretches",
+        ),
     ):
         with pytest.raises(RecipeError, match=message):
             call()

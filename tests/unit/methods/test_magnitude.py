@@ -31,7 +31,9 @@ def test_blocks_of_one_weight_are_single_weights():
     torch.manual_seed(0)
     model = nn.Linear(11, 9)
     for norm in ("l1", "l2"):
-        masks = [ow.prune(model, magnitude(0.4, s, norm=norm), dry_run=True).masks for s in (ow.Element(), ow.Block(1, 1))]
+        masks = [
+            ow.prune(model, magnitude(0.4, s, norm=norm), dry_run=True).masks for s in (ow.Element(), ow.Block(1, 1))
+        ]
         assert masks[0].distance(masks[1]) == 0
 
 

@@ -166,13 +166,19 @@ def test_selection_follows_the_logits_and_not_the_weights():
         for p in optimizer.param_groups[0]["params"]:
             p.grad = torch.zeros_like(p)
         optimizer.step()
-    assert run.finish().units["weight"].nonzero().flatten().tolist() == sorted((order >= 15).nonzero().flatten().tolist())
+    assert run.finish().units["weight"].nonzero().flatten().tolist() == sorted(
+        (order >= 15).nonzero().flatten().tolist()
+    )
 
 
 def test_the_attention_does_not_see_the_scale_of_features():
     """Multiply a feature by c and divide its weights by c: the gradients of the logits do not change (item 3)."""
     torch.manual_seed(0)
-    x, w, y = torch.randn(16, 12, dtype=torch.float64), torch.randn(6, 12, dtype=torch.float64), torch.randn(16, 6, dtype=torch.float64)
+    x, w, y = (
+        torch.randn(16, 12, dtype=torch.float64),
+        torch.randn(6, 12, dtype=torch.float64),
+        torch.randn(16, 6, dtype=torch.float64),
+    )
     scale = 2.0 ** torch.randint(-6, 7, (12,)).double()
     part = Tiles("weight", linear_view((6, 12)), (2, 1))
     slopes, norms = [], []
@@ -229,9 +235,14 @@ def kinds(recipe):
 def test_the_tables_of_the_paper():
     # tried: nine cycles for Criteo -> the fractions do not sum to one -> red
     imagenet = kinds(sequential_attention_pp(0.1, steps=300))
-    assert imagenet == [("dense", 30)] + [(k, 10) for _ in range(6) for k in ("soften", "sparse", "dense")] + [("soften", 45), ("sparse", 45)]
+    assert imagenet == [("dense", 30)] + [(k, 10) for _ in range(6) for k in ("soften", "sparse", "dense")] + [
+        ("soften", 45),
+        ("sparse", 45),
+    ]
     criteo = kinds(sequential_attention_pp(0.1, steps=500, schedule="criteo"))
-    assert criteo == [("dense", 100)] + [(k, 10) for _ in range(10) for k in ("soften", "sparse", "dense")] + [("sparse", 100)]
+    assert criteo == [("dense", 100)] + [(k, 10) for _ in range(10) for k in ("soften", "sparse", "dense")] + [
+        ("sparse", 100)
+    ]
     ablation = kinds(sequential_attention_pp(0.1, steps=600, sparsification=False))
     assert not [k for k, _ in ablation if k == "soften"]
     assert ablation[:5] == [("dense", 60), ("dense", 10), ("sparse", 10), ("sparse", 20), ("dense", 20)]

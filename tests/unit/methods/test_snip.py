@@ -14,7 +14,9 @@ def mask_slopes(model, batch, shapes):
     """dL/dc at c = 1 by autograd, with c of the given shape multiplied onto every weight."""
     masks = {n: torch.ones(s, dtype=torch.float64, requires_grad=True) for n, s in shapes.items()}
     params = dict(model.named_parameters())
-    loss = F.cross_entropy(functional_call(model, {n: params[n].detach() * c for n, c in masks.items()}, batch[0]), batch[1])
+    loss = F.cross_entropy(
+        functional_call(model, {n: params[n].detach() * c for n, c in masks.items()}, batch[0]), batch[1]
+    )
     return dict(zip(masks, torch.autograd.grad(loss, list(masks.values())), strict=True))
 
 
@@ -43,7 +45,9 @@ def test_signed_scores_sum_to_the_same_in_every_layer_without_biases():
     """A ReLU network without biases is homogeneous in each layer: sum w dL/dw does not depend on the layer."""
     model, batch = plain_net(8, 12, 10, 6, 4), labelled(8, 4)
     slopes = mask_slopes(model, batch, {n: p.shape for n, p in model.named_parameters()})
-    found = scores(model, snip(0.5, ow.Block(99, 1)), [batch], F.cross_entropy)  # |column sums|, to tie the two together
+    found = scores(
+        model, snip(0.5, ow.Block(99, 1)), [batch], F.cross_entropy
+    )  # |column sums|, to tie the two together
     sums = [float(s.sum()) for s in slopes.values()]
     assert max(sums) - min(sums) < 1e-12
     assert abs(sums[0]) > 1e-3
@@ -70,7 +74,9 @@ def test_the_scale_of_the_loss_does_not_matter():
 def test_snip_and_taylor_rank_single_weights_alike():
     model, batch = plain_net(8, 12, 4), labelled(8, 4)
     given = {"data": [batch], "loss": F.cross_entropy, "dry_run": True}
-    assert ow.prune(model, snip(0.3), **given).masks.distance(ow.prune(model, taylor(0.3, batches=1), **given).masks) == 0
+    assert (
+        ow.prune(model, snip(0.3), **given).masks.distance(ow.prune(model, taylor(0.3, batches=1), **given).masks) == 0
+    )
 
 
 def test_batches_may_cancel_unless_they_are_summed_by_size():

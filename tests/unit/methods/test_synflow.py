@@ -25,10 +25,14 @@ def flow(model, *shape):
 def conv_net():
     torch.manual_seed(0)
     layers = [nn.Conv2d(2, 5, 3, bias=False), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(5, 4, 2, bias=False), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(16, 6, bias=False), nn.ReLU(), nn.Linear(6, 3, bias=False)).double()
+    return nn.Sequential(
+        *layers, nn.Flatten(), nn.Linear(16, 6, bias=False), nn.ReLU(), nn.Linear(6, 3, bias=False)
+    ).double()
 
 
-@pytest.mark.parametrize(("model", "shape"), [(plain_net(8, 12, 9, 4), (8,)), (conv_net(), (2, 8, 8))], ids=["mlp", "conv"])
+@pytest.mark.parametrize(
+    ("model", "shape"), [(plain_net(8, 12, 9, 4), (8,)), (conv_net(), (2, 8, 8))], ids=["mlp", "conv"]
+)
 def test_every_layer_carries_the_whole_flow(model, shape):
     # tried: signed weights; an input of two samples -> red each time
     total = flow(model, *shape)
@@ -54,7 +58,10 @@ def test_biases_add_their_own_flow():
 
 def test_what_flows_into_a_unit_flows_out_of_it():
     model = plain_net(8, 12, 9, 4)
-    found = [s.view(m.weight.shape) for s, m in zip(scores(model, synflow(0.5, input_shape=(8,))).values(), model[::2], strict=True)]
+    found = [
+        s.view(m.weight.shape)
+        for s, m in zip(scores(model, synflow(0.5, input_shape=(8,))).values(), model[::2], strict=True)
+    ]
     for before, after in zip(found, found[1:], strict=False):
         torch.testing.assert_close(before.sum(1), after.sum(0), rtol=1e-10, atol=0)
 

@@ -73,7 +73,13 @@ def test_rounds():
     assert (schedule.last, schedule.drive) == (2, "cycle")
 
 
-SA = (Stretch("dense", 0.2), Stretch("soften", 0.3), Stretch("sparse", 0.1), Stretch("dense", 0.1), Stretch("sparse", 0.3))
+SA = (
+    Stretch("dense", 0.2),
+    Stretch("soften", 0.3),
+    Stretch("sparse", 0.1),
+    Stretch("dense", 0.1),
+    Stretch("sparse", 0.3),
+)
 
 
 def test_phases_by_hand():
@@ -103,7 +109,10 @@ def test_restarts(restart, steps):
 def test_bounds_cover_all_steps_whatever_the_rounding(steps):
     # tried: the last edge left to rounding -> red for fractions that sum to 1 - 1e-7
     third = 0.1 / 3
-    stretches = (*(Stretch(k, third) for _ in range(9) for k in ("soften", "sparse", "dense")), Stretch("sparse", 0.0999999))
+    stretches = (
+        *(Stretch(k, third) for _ in range(9) for k in ("soften", "sparse", "dense")),
+        Stretch("sparse", 0.0999999),
+    )
     bounds = Phases(0.1, steps, stretches).bounds
     assert bounds[0][0] == 0
     assert bounds[-1][1] == steps

@@ -135,7 +135,9 @@ def test_the_hessian_of_a_linear_loss_is_zero():
 def test_synaptic_flow_is_conserved_from_layer_to_layer():
     # tried: signs left in the weights -> red
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(5, 7, bias=False), nn.ReLU(), nn.Linear(7, 6, bias=False), nn.ReLU(), nn.Linear(6, 3, bias=False))
+    model = nn.Sequential(
+        nn.Linear(5, 7, bias=False), nn.ReLU(), nn.Linear(7, 6, bias=False), nn.ReLU(), nn.Linear(6, 3, bias=False)
+    )
     ctx = context(model)
     masks = {n: torch.rand(p.shape) < 0.6 for n, p in weights_of(ctx).items()}
     grads = SynapticFlow((5,)).measure(ctx)(masks)
@@ -197,7 +199,9 @@ def test_input_squares_never_takes_token_ids_for_inputs():
     model = nn.Sequential(nn.Embedding(5, 3))
     parts, _ = partition(model, Element(), ow.Select(include=("0",)))
     ctx = Measuring(model, parts, Feed([torch.arange(5)[None]], CPU), None)
-    with pytest.raises(MissingStatistic, match="Embedding: input norms are known for linear and convolution layers only"):
+    with pytest.raises(
+        MissingStatistic, match="Embedding: input norms are known for linear and convolution layers only"
+    ):
         InputSquares(1).measure(ctx)
 
 
@@ -212,7 +216,13 @@ def frozen_form(model):
     )
 
 
-STATS = [LossGradient(2, mode="train"), GradientFlow(1, mode="train"), InputSquares(2), SynapticFlow(), MaskLoss("train")]
+STATS = [
+    LossGradient(2, mode="train"),
+    GradientFlow(1, mode="train"),
+    InputSquares(2),
+    SynapticFlow(),
+    MaskLoss("train"),
+]
 
 
 @pytest.mark.parametrize("stat", STATS, ids=repr)
@@ -225,7 +235,9 @@ def test_measuring_changes_nothing(stat, fails):
     model.conv.bias.requires_grad_(False)
     a = frozen_form(model)
     rule = SimpleNamespace(needs=frozenset({stat}))
-    data = batches() if not fails else [(torch.ones(2, 9, 4, 4, dtype=torch.float64), torch.zeros(2, dtype=torch.int64))]
+    data = (
+        batches() if not fails else [(torch.ones(2, 9, 4, 4, dtype=torch.float64), torch.zeros(2, dtype=torch.int64))]
+    )
     ctx = context(model, data)
     masks = {n: torch.ones_like(p) for n, p in weights_of(ctx).items()}
     try:

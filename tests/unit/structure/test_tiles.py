@@ -52,7 +52,9 @@ def test_laws_of_partitions(structure, name):
     assert int(part.cost.sum()) == torch.Size(shape).numel()
     torch.testing.assert_close(part.pool({"w": spread}, "mean"), units, rtol=1e-12, atol=1e-12)
     assert torch.equal(part.pool({"w": spread}, "max"), units)
-    torch.testing.assert_close(part.pool({"w": spread}, "norm"), units.abs() * part.cost.double().sqrt(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        part.pool({"w": spread}, "norm"), units.abs() * part.cost.double().sqrt(), rtol=1e-12, atol=0
+    )
     numbers = part.spread(torch.arange(part.n_units))["w"]
     assert torch.equal(torch.bincount(numbers.flatten(), minlength=part.n_units), part.cost)
     assert torch.equal(part.pool({"w": numbers}, "max"), torch.arange(part.n_units))
@@ -78,7 +80,13 @@ def test_blocks_hold_neighbouring_inputs_of_one_kernel_position():
 def test_runs_of_n_of_m_lie_along_the_channels_or_along_the_outputs():
     # tried: flipped ignored in spread -> red
     torch.manual_seed(0)
-    for name, dim, of in (("conv", 1, 4), ("conv", 0, 3), ("transposed conv", 0, 2), ("linear", 0, 6), ("experts", 0, 3)):
+    for name, dim, of in (
+        ("conv", 1, 4),
+        ("conv", 0, 3),
+        ("transposed conv", 0, 2),
+        ("linear", 0, 6),
+        ("experts", 0, 3),
+    ):
         part = fit(ow.NM(1, of, dim=dim), name)
         values = torch.randn(VIEWS[name].shape)
         kept = part.spread(keep_top(part.pool({"w": values.abs()}), 1, part.scope()))["w"]
@@ -123,7 +131,9 @@ def test_a_structure_says_how_it_fits():
     with pytest.raises(StructureError, match="Shape does not say how it fits a tensor"):
         Shape().fit(Target("w", (2, 2), views.linear_view((2, 2))))
     assert isinstance(Shape().density, type(None))
-    with pytest.raises(StructureError, match=r"w: 1 of 4 needs dimension 1 divisible by 4, but it is 6 \(shape \(2, 6\)\)"):
+    with pytest.raises(
+        StructureError, match=r"w: 1 of 4 needs dimension 1 divisible by 4, but it is 6 \(shape \(2, 6\)\)"
+    ):
         ow.NM(1, 4).fit(Target("w", (2, 6), views.linear_view((2, 6))))
     with pytest.raises(StructureError, match=r"w: Block\(3, 9\) must fit into the 2 x 6 matrix"):
         ow.Block(3, 9).fit(Target("w", (2, 6), views.linear_view((2, 6))))

@@ -72,9 +72,7 @@ def test_a_factory_is_offered_shape_and_classes(module):
 
 def test_code_named_in_a_file_is_not_imported_unasked(module):
     source = {"kind": "factory", "name": f"{module}:make", "options": {}}
-    with pytest.raises(
-        RecipeError, match=rf"built by {module}:make; .* is your decision: pass allow_factory=True"
-    ):
+    with pytest.raises(RecipeError, match=rf"built by {module}:make; .* is your decision: pass allow_factory=True"):
         rebuild_model(source)
     assert module not in sys.modules
 
