@@ -124,7 +124,7 @@ def selection(rounds: int) -> list[dict[str, Any]]:
 
 
 _MEMORY = """
-import resource, sys, torch
+import sys, torch
 from torch.nn import functional as F
 torch.set_num_threads(1)
 import openwork as ow
@@ -132,14 +132,16 @@ from openwork.zoo import build_model
 from openwork.methods import spode
 model = build_model("resnet20", (3, 32, 32), 10)
 x, y = torch.randn(256, 3, 32, 32), torch.randint(0, 10, (256,))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():  # not ru_maxrss: a child inherits the peak of the process that started it
+    return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
+before = peak()
 if sys.argv[1] == "dense":
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     for _ in range(4):
         optimizer.zero_grad(); F.cross_entropy(model(x), y).backward(); optimizer.step()
 else:
     ow.prune(model, spode(density=0.5, steps=4), data=[(x, y)], loss=F.cross_entropy)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(peak() - before)
 """
 
 
