@@ -63,3 +63,22 @@ def ratio(times: Mapping[str, Sequence[float]], one: str, base: str) -> dict[str
     ratios = sorted(a / b for a, b in zip(times[one], times[base], strict=True))
     n = len(ratios)
     return {"ratio": median(ratios), "low": ratios[n // 4], "high": ratios[(3 * n) // 4], "rounds": n}
+
+
+def accuracies(results: Sequence[Any], stage: str = "finetuned") -> dict[str, Any]:
+    """Spread of the test accuracy of several runs at one stage."""
+    return spread([r.metrics[stage]["accuracy"] for r in results])
+
+
+def row(setting: str, density: float, method: str, results: Sequence[Any]) -> dict[str, Any]:
+    """One printed row of a table of accuracies."""
+    found = accuracies(results)
+    print(f"{setting:28} {density:6g} {method:32} {100 * found['mean']:6.2f} {found['values']}", flush=True)
+    smallest = min(t["kept"] for r in results for t in r.tensors if t["units"])
+    return {
+        "setting": setting,
+        "density": density,
+        "method": method,
+        "accuracy": found,
+        "smallest_layer": smallest,
+    }

@@ -134,6 +134,14 @@ def benchmarks() -> str:
                 ),
             )
         )
+    for name in ("init_digits", "rounds_digits", "floor_digits", "growth_fashion"):
+        if found := load(name):
+            rows = [
+                [r["setting"], f"{r['density']:g}", r["method"], percent(r["accuracy"]), str(r["smallest_layer"])]
+                for r in found["rows"]
+            ]
+            columns = ["setting", "density", "method", "accuracy", "smallest layer keeps"]
+            parts.append(_section(found["title"], found, found["command"], found["note"], table(columns, rows)))
     if found := load("speed"):
         rows = [
             [
