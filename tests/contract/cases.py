@@ -18,11 +18,12 @@ STEPS = 60
 
 @dataclass(frozen=True)
 class Case:
-    """``options`` keep the method small; ``regions`` says whether N:M makes sense for it."""
+    """``options`` keep the method small; ``regions`` says whether N:M makes sense for it, ``groups`` whether blocks do."""
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
     regions: bool = True
+    groups: bool = True
 
     def recipe(self, density: float | None = 0.3, structure: Any = None, **more: Any) -> ow.Recipe:
         structure = structure if structure is not None else ow.Element()
@@ -52,6 +53,10 @@ CASES = [
     Case("set", {"steps": STEPS, "every": 5}, regions=False),
     Case("rigl", {"steps": STEPS, "every": 5}, regions=False),
     Case("sequential_attention_pp", {"steps": STEPS, "min_blocks": 2}, regions=False),
+    Case("powerpropagation", {"steps": STEPS, "prune_at": 0.5}),
+    Case("str", {"steps": STEPS, "end": 0.5}, regions=False, groups=False),
+    Case("probmask", {"steps": STEPS, "learning_rate_of_s": 0.1}),
+    Case("woodfisher", {"samples": 8, "block": 100}, groups=False),
 ]
 
 

@@ -42,6 +42,8 @@ def test_density_is_exact(case, structure):
     # tried: count_kept with int() instead of ceil -> red
     if isinstance(structure, ow.NM) and not case.regions:
         pytest.skip("this method moves units over whole tensors")
+    if not case.groups and not isinstance(structure, ow.Element | ow.NM):
+        pytest.skip("this method removes single weights")
     for density in (0.5,) if isinstance(structure, ow.NM) else (0.3, 0.61):
         model = net()
         result = perform(case, case.recipe(density, structure, where=where_for(structure)), model)
@@ -191,7 +193,7 @@ def test_rounds_can_stop_between(case):
 
 @every
 def test_recipes_are_data(case):
-    for structure in (ow.Element(), ow.Block(4, 2)):
+    for structure in (ow.Element(), ow.Block(4, 2)) if case.groups else (ow.Element(),):
         recipe = case.recipe(0.3, structure, where=ow.Select(include=("h*",)))
         assert ow.Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
         assert ow.Recipe.from_dict(yaml.safe_load(yaml.safe_dump(recipe.to_dict()))) == recipe
@@ -293,6 +295,8 @@ REFUSED = [
 def test_what_cannot_be_done_is_refused_and_nothing_is_touched(case, change, error, message):
     if "structure" in change and case.name == "sequential_attention_pp":
         message = "fits none of the 4 selected tensors"  # its layers may be small: they are left out, with a reason
+    if "structure" in change and case.name == "str":
+        error, message = RecipeError, "thresholds single weights"
     model = net()
     before = fingerprint(model)
     with pytest.raises(error, match=message):

@@ -143,6 +143,8 @@ def test_steps_that_a_scaler_skips_do_not_count(case):
 @attached
 def test_accumulated_gradients_are_the_gradient(case):
     """Two halves of a batch against the whole, in float64; also what RigL grows by."""
+    if case.name == "probmask":
+        pytest.skip("this method draws a mask at every forward pass, so two halves see two masks")
     made = []
     for cut in (1, 2):
         torch.manual_seed(0)

@@ -133,7 +133,13 @@ class Schedule(Protocol):
 
 
 class Relaxation(Protocol):
-    """How a weight and a mask give the weight used in forward and backward."""
+    """How a weight and a mask give the weight used in forward and backward.
+
+    Optional, looked up by the engine: ``group`` (options of the optimiser group of the gate parameters),
+    ``optimizer(params)`` (gate parameters step with an optimiser of their own) and
+    ``at_step(gates, weights, optimizer, step)`` (called before the first step, after every step and after loading, so
+    it must be idempotent; ``weights`` are the tensors under the gates).
+    """
 
     def gate(self, part: Partition, density: float) -> Gate | None:
         """A gate for one partition, or None when masks are written into the weights."""
@@ -143,9 +149,20 @@ class Relaxation(Protocol):
 class Gate(nn.Module):
     """A torch parametrisation owned by the engine; its parameters join the optimiser until ``finish`` folds it."""
 
+    reparametrises: ClassVar[bool] = False
+    """True: what lies under the gate is not the weight itself; ``invert`` and ``bare`` then map between the two."""
+
     def set_units(self, units: Tensor) -> None:
         raise OpenworkError(f"{type(self).__name__} has no units")
 
     def learned(self) -> Tensor | None:
         """``[n_units]`` scores read by criteria, or None."""
         return None
+
+    def invert(self, weight: Tensor) -> Tensor:
+        """What must lie underneath for the training to start from ``weight``."""
+        return weight
+
+    def bare(self, raw: Tensor) -> Tensor:
+        """The weight without its mask."""
+        return raw

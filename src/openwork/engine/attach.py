@@ -88,7 +88,7 @@ class Attached:
             if self._phase.update:
                 self._update(self._phase)
         except BaseException:
-            self._gates.remove()
+            self._gates.restore()
             raise
         self._clock = Clock(optimizer, self._before_step, self._after_step)
 
@@ -159,7 +159,7 @@ class Attached:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on: step, units, rule state, generator, log. Gates travel in the model's state."""
-        return {**self._session.state_dict(), "step": self.step}
+        return {**self._session.state_dict(), "step": self.step, "gates": self._gates.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state_dict``; the model's and the optimiser's own states are loaded by the caller.
@@ -171,11 +171,12 @@ class Attached:
         self._phase = self.recipe.schedule(self.step)
         self._pruned = inverted(self._session.masks())
         self._gates.set_units(self._session.units)
+        self._gates.load_state_dict(state["gates"], self.step)
 
     # what the optimiser calls ------------------------------------------------------------------------
 
     def _now(self, grads: Mapping[str, Tensor] = EMPTY) -> Now:
-        return self._session.now(self.step, grads, self._gates.learned())
+        return self._session.now(self.step, grads, self._gates.learned(), weights=self._gates.weights())
 
     def _before_step(self) -> None:
         params, rule = self._session.params, self.recipe.rule
@@ -187,9 +188,11 @@ class Attached:
                 params[name].grad = grad.detach()
         if not self._gates.active:
             zero_gradients(params, self._pruned)
+        self._gates.before_step()
 
     def _after_step(self) -> None:
         self.step += 1
+        self._gates.after_step(self.step)
         if not self._gates.active:
             zero_weights(self._session.params, self._pruned)
         self._phase = self.recipe.schedule(self.step)
@@ -201,9 +204,9 @@ class Attached:
     def _update(self, phase: Phase) -> None:
         session = self._session
         with torch.enable_grad():
-            update = session.decide(phase, self.step, self._grads, self._gates.learned())
+            update = session.decide(phase, self.step, self._grads, self._gates.learned(), self._gates.weights())
         self._grads = {}
-        write_edits(session.params, update.edits)
+        write_edits(session.params, self._gates.under(update.edits))
         self._pruned = inverted(session.masks())
         if self._gates.active:
             self._gates.set_units(session.units)

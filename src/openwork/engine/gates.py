@@ -20,7 +20,11 @@ class Gates:
 
     def __init__(self, model: nn.Module, session: Session, relaxation: Relaxation | None, optimizer: Optimizer):
         self._model, self._session, self._optimizer = model, session, optimizer
+        self._relaxation = relaxation
         self._gates: dict[str, Gate] = {}
+        self._before: dict[str, Tensor] = {}
+        self._own: Optimizer | None = None
+        self._kept: list[tuple[nn.Parameter, Tensor | None]] = []
         self._joined: list[nn.Parameter] = []
         self._groups: list[dict[str, Any]] = []
         if relaxation is None:
@@ -34,11 +38,19 @@ class Gates:
                 self._gates[name] = gate.to(session.device)
         try:
             for name, gate in self._gates.items():
-                self._join(name, session.params[name], gate, getattr(relaxation, "learning_rate", 1.0))
-                for module, leaf in _owners(model, session.params[name]):
+                param = session.params[name]
+                self._join(name, param, gate)
+                if gate.reparametrises:
+                    self._before[name] = param.detach().clone()
+                    with torch.no_grad():
+                        param.copy_(gate.invert(param))
+                for module, leaf in _owners(model, param):
                     parametrize.register_parametrization(module, leaf, gate, unsafe=True)
+            if hasattr(relaxation, "optimizer"):
+                self._own = relaxation.optimizer([p for g in self._gates.values() for p in g.parameters()])
+            self.at_step(0)
         except BaseException:
-            self.remove()
+            self.restore()
             raise
 
     @property
@@ -54,32 +66,89 @@ class Gates:
         found = {name: gate.learned() for name, gate in self._gates.items()}
         return {name: value for name, value in found.items() if value is not None}
 
+    def weights(self) -> dict[str, Tensor]:
+        """Parameter name -> the weight as the network would use it without masks."""
+        return {n: self._bare(n, p.detach()) for n, p in self._session.params.items()}
+
+    def under(self, edits: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """New weights -> what must be written underneath."""
+        return {n: self._gates[n].invert(v) if n in self._gates else v for n, v in edits.items()}
+
+    def before_step(self) -> None:
+        """Keep the gradients of self-optimised gates away from the user's optimiser, which has just unscaled them."""
+        if self._own is not None:
+            self._kept = [(p, p.grad) for g in self._gates.values() for p in g.parameters()]
+            for param, _ in self._kept:
+                param.grad = None
+
+    def after_step(self, step: int) -> None:
+        """Step the gates' own optimiser, then whatever the relaxation does between steps."""
+        if self._own is not None:
+            for param, grad in self._kept:
+                param.grad = grad
+            self._own.step()
+            self._own.zero_grad()
+            self._kept = []
+        self.at_step(step)
+
+    def at_step(self, step: int) -> None:
+        """Let the relaxation settle what follows from the step alone: temperatures, projections, thresholds."""
+        settle = getattr(self._relaxation, "at_step", None)
+        if self._gates and settle is not None:
+            weights = {n: self._session.params[n].detach() for n in self._gates}
+            with torch.no_grad():
+                settle(self._gates, weights, self._own, step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the gates' own optimiser; their parameters travel with the model."""
+        return self._own.state_dict() if self._own is not None else {}
+
+    def load_state_dict(self, state: Mapping[str, Any], step: int) -> None:
+        if self._own is not None:
+            self._own.load_state_dict(dict(state))
+        self.at_step(step)
+
     def fold(self) -> None:
         """Write the effective weights into the parameters and take every gate away."""
-        self._leave(fold=True)
+        self._leave({n: gate(self._session.params[n]).detach() for n, gate in self._gates.items()})
 
     def remove(self) -> None:
-        """Take every gate away and keep the underlying weights."""
-        self._leave(fold=False)
+        """Take every gate away and keep the weights, without masks."""
+        self._leave({n: self._bare(n, self._session.params[n].detach()).clone() for n in self._gates})
 
-    def _leave(self, fold: bool) -> None:
-        for name, gate in self._gates.items():
+    def restore(self) -> None:
+        """Take every gate away and leave everything as it was before the first step."""
+        self._leave({n: self._before.get(n, self._session.params[n].detach().clone()) for n in self._gates})
+
+    def _bare(self, name: str, raw: Tensor) -> Tensor:
+        gate = self._gates.get(name)
+        if gate is None or not gate.reparametrises:
+            return raw
+        with torch.no_grad():
+            return gate.bare(raw)
+
+    def _leave(self, values: Mapping[str, Tensor]) -> None:
+        for name in self._gates:
             param = self._session.params[name]
-            with torch.no_grad():
-                value = gate(param) if fold else param.detach().clone()
             for module, leaf in _owners(self._model, param):
                 _unregister(module, leaf, param, self._orders[id(module)])
             with torch.no_grad():
-                param.copy_(value)
+                param.copy_(values[name])
         self._gates = {}
         self._part()
 
-    def _join(self, name: str, weight: nn.Parameter, gate: Gate, rate: float) -> None:
-        """Gate parameters join the optimiser group of their weight, so they share its learning rate and decay."""
+    def _join(self, name: str, weight: nn.Parameter, gate: Gate) -> None:
+        """Gate parameters join the optimiser group of their weight, so they share its learning rate and decay.
+
+        A relaxation with a ``learning_rate`` factor or ``group`` options gets a group of its own. Self-optimised gates
+        join too, so that gradient scalers and clipping see them.
+        """
+        rate = getattr(self._relaxation, "learning_rate", 1.0)
+        own = dict(getattr(self._relaxation, "group", {}))
         group = next(g for g in self._optimizer.param_groups if any(p is weight for p in g["params"]))
         mine = {f"{name}.{leaf}": param for leaf, param in gate.named_parameters()}
         names = {"param_names": list(mine)} if "param_names" in group else {}
-        if rate == 1.0 or not mine:
+        if (rate == 1.0 and not own) or not mine:
             group["params"].extend(mine.values())
             if names:
                 group["param_names"].extend(names["param_names"])
@@ -89,7 +158,7 @@ class Gates:
                     f"{name}: gates with a learning rate of their own ({rate:g}) need a parameter group "
                     "that no earlier scheduler knows; make the scheduler after ow.attach"
                 )
-            options = {k: v for k, v in group.items() if k not in ("params", "param_names")}
+            options = {k: v for k, v in group.items() if k not in ("params", "param_names")} | own
             lr = group["lr"] * rate
             self._optimizer.add_param_group(
                 {**options, "params": list(mine.values()), "lr": lr} | ({"params": list(mine.items())} if names else {})

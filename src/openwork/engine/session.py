@@ -44,15 +44,25 @@ class Session:
         self.log: list[dict[str, Any]] = []
 
     def now(
-        self, step: int, grads: Mapping[str, Tensor] = EMPTY, learned: Mapping[str, Tensor] = EMPTY, stats: Any = EMPTY
+        self,
+        step: int,
+        grads: Mapping[str, Tensor] = EMPTY,
+        learned: Mapping[str, Tensor] = EMPTY,
+        stats: Any = EMPTY,
+        weights: Mapping[str, Tensor] | None = None,
     ) -> Now:
-        """The situation at one step, for rules to read."""
-        weights = {n: p.detach() for n, p in self.params.items()}
+        """The situation at one step, for rules to read. ``weights`` replaces the parameters where gates stand."""
+        weights = weights if weights is not None else {n: p.detach() for n, p in self.params.items()}
         phase = self.recipe.schedule(step).name
         return Now(self.parts, self.units, weights, stats, grads, learned, step, phase, self.rng)
 
     def decide(
-        self, phase: Phase, step: int, grads: Mapping[str, Tensor] = EMPTY, learned: Mapping[str, Tensor] = EMPTY
+        self,
+        phase: Phase,
+        step: int,
+        grads: Mapping[str, Tensor] = EMPTY,
+        learned: Mapping[str, Tensor] = EMPTY,
+        weights: Mapping[str, Tensor] | None = None,
     ) -> Update:
         """Ask the rule for new units, remember them and its state, and log what changed.
 
@@ -63,7 +73,7 @@ class Session:
             update = Update({n: torch.ones_like(u) for n, u in self.units.items()}, state=self.state)
         else:
             stats = measure(self.recipe.rule, self.measuring)
-            update = self.recipe.rule.update(self.now(step, grads, learned, stats), phase, self.state)
+            update = self.recipe.rule.update(self.now(step, grads, learned, stats, weights), phase, self.state)
         for name, units in self.units.items():
             new = update.units.get(name)
             if new is None or new.shape != units.shape or new.dtype != torch.bool:

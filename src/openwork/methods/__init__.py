@@ -11,6 +11,8 @@ from openwork.methods.index import find as find
 from openwork.methods.index import get as get
 from openwork.methods.index import names as names
 from openwork.methods.magnitude import magnitude as magnitude
+from openwork.methods.powerpropagation import powerpropagation as powerpropagation
+from openwork.methods.probmask import probmask as probmask
 from openwork.methods.random import random as random
 from openwork.methods.rigl import rigl as rigl
 from openwork.methods.sequential_attention_pp import sequential_attention_pp as sequential_attention_pp
@@ -18,10 +20,14 @@ from openwork.methods.set_ import set_ as set_
 from openwork.methods.snip import snip as snip
 from openwork.methods.spode import spode as spode
 from openwork.methods.spode_iterative import spode_iterative as spode_iterative
+from openwork.methods.str_ import str_ as str_
 from openwork.methods.synflow import synflow as synflow
 from openwork.methods.taylor import taylor as taylor
+from openwork.methods.woodfisher import woodfisher as woodfisher
 
 set = set_
 """The index name of SET; ``set_`` is the same function under a name that hides nothing."""
+str = str_
+"""The index name of STR, likewise."""
 
 __all__ = [*names()]  # noqa: PLE0604  (all strings)

@@ -29,7 +29,7 @@ class Method:
 
     @property
     def module(self) -> str:
-        return "set_" if self.name == "set" else self.name
+        return f"{self.name}_" if self.name in ("set", "str") else self.name
 
 
 ANY = "any"
@@ -53,6 +53,12 @@ METHODS: tuple[Method, ...] = (
     Method("rigl", "Drop the smallest, grow by gradient", "Evci et al., ICML 2020", "attach", "training", FREE),
     Method("sequential_attention_pp", "Softmax attention over blocks, phases of search",
            "Yasuda et al., NeurIPS 2024", "attach", "training", FREE),
+    Method("powerpropagation", "Train a root of the weights", "Schwarz et al., NeurIPS 2021", "attach", "training",
+           ANY),
+    Method("str", "Soft thresholds learned per layer", "Kusupati et al., ICML 2020", "attach", "training", "element"),
+    Method("probmask", "Keep-probabilities under one budget", "Zhou et al., CVPR 2021", "attach", "training", ANY),
+    Method("woodfisher", "Second order, survivors are corrected", "Singh and Alistarh, NeurIPS 2020", "prune",
+           "data, loss", "element, N:M"),
 )
 # fmt: on
 

@@ -12,7 +12,7 @@ from openwork.allocation import Uniform
 from openwork.core.now import Now, Phase, Update
 from openwork.core.protocols import Allocation, Criterion, Rule, Stat
 from openwork.core.select import keep_top
-from openwork.errors import DivergedError, RecipeError
+from openwork.errors import DensityMissed, DivergedError, RecipeError
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,14 @@ class TopK(Rule):
     """Score every unit, let the allocation count, keep the top of each region.
 
     ``nested=True`` chooses among the units alive (dropped ones stay off) as long as there are enough of them.
+    ``positive=True`` refuses to keep units that score zero or less: for learned sparsity, which may have gone further
+    than the density asked for.
     """
 
     criterion: Criterion
     allocation: Allocation = field(default_factory=Uniform)
     nested: bool = False
+    positive: bool = False
 
     @property
     def needs(self) -> frozenset[Stat]:  # type: ignore[override]
@@ -41,7 +44,16 @@ class TopK(Rule):
             units = self._choose(now, alive, phase.share)
             if not any(bool((u & ~now.units[n]).any()) for n, u in units.items()):
                 return Update(units, state=state)
-        return Update(self._choose(now, scores, phase.share), state=state)
+        units = self._choose(now, scores, phase.share)
+        if self.positive:
+            empty = sum(int((scores[n][u] <= 0).sum()) for n, u in units.items())
+            if empty:
+                share = sum(int((s > 0).sum()) for s in scores.values()) / sum(s.numel() for s in scores.values())
+                raise DensityMissed(
+                    f"only {share:.4f} of the units are still above their learned threshold, but density "
+                    f"{phase.share:g} is promised; lower the decay or start from a lower threshold"
+                )
+        return Update(units, state=state)
 
     def _choose(self, now: Now, scores: dict[str, Tensor], share: float) -> dict[str, Tensor]:
         counts = self.allocation(now, scores, share)

@@ -5,3 +5,4 @@ from openwork.stats.gradients import GradientFlow as GradientFlow
 from openwork.stats.gradients import LossGradient as LossGradient
 from openwork.stats.inputs import InputSquares as InputSquares
 from openwork.stats.mask_loss import MaskLoss as MaskLoss
+from openwork.stats.samples import SampleGradients as SampleGradients
