@@ -90,7 +90,7 @@ def main(quick: bool) -> None:
         training_, one_shot = (
             replace(b, epochs=4, finetune_epochs=min(b.finetune_epochs, 2)) for b in (TRAINING, ONE_SHOT)
         )
-    rows = powers(data, seeds, training_, (0.1,) if quick else (1.0, 0.2, 0.1, 0.05, 0.02))
+    rows = powers(data, seeds, training_, (0.1,) if quick else (0.9, 0.2, 0.1, 0.05, 0.02))
     rows += surgery(data, seeds, one_shot, (0.2,) if quick else (0.3, 0.2, 0.1))
     rows += training(data, seeds, training_, (0.1,) if quick else (0.1, 0.05, 0.02, 0.01))
     write(

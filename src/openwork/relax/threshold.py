@@ -57,8 +57,9 @@ class SoftThreshold:
     """Learned thresholds. ``control`` says what steers the density.
 
     ``"budget"``: every ``every`` steps all thresholds are multiplied by the one factor at which the share of a cubic
-    curve (from 1 to the density between ``begin`` and ``end``) is alive; how the layers divide it is learned. ``"decay"``: only gradient and weight decay ``decay`` on ``s`` move the thresholds, as in the
-    paper, which has no exact target.
+    curve (from 1 to the density between ``begin`` and ``end``) is alive; how the layers divide it is learned.
+    ``"decay"``: only gradient and weight decay ``decay`` on ``s`` move the thresholds, as in the paper, which has no
+    exact target.
     """
 
     begin: int = 0

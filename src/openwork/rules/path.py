@@ -21,7 +21,7 @@ Field = TypeVar("Field", Tensor, list[Tensor], dict[str, Tensor])
 
 MEASURES = ("l1", "l2")
 PATHS = ("exp", "lin", "invexp", "hess")
-RADII = ("fixed", "invexp", "hess")
+RADII = ("fixed", "invexp", "hess", "search")
 WIDEST = 4.0  # the radius at which `invexp` ends, and 1 + the slope of `hess`, in the paper's code
 
 # A float64 copy of a whole model costs more in fresh memory than in arithmetic; pieces of this length stay in cache.
@@ -185,11 +185,13 @@ def hess_step(remaining: float, steepness: Sequence[float], left: int) -> float:
 def radius_at(kind: str, radius: float, k: int, steps: int, steep: float) -> float:
     """The radius of step ``k``: ``fixed``; ``invexp``, from ``radius`` to 4; ``hess``, larger where the loss is steep.
 
+    ``search`` starts from ``radius`` at every step.
+
     Examples:
         >>> radius_at("invexp", 1.0, 0, 2, 0.0), radius_at("invexp", 1.0, 1, 2, 0.0), radius_at("hess", 1.1, 0, 2, 1.0)
         (2.0, 4.0, 4.0)
     """
-    if kind == "fixed":
+    if kind in ("fixed", "search"):
         return radius
     if kind == "invexp":
         return WIDEST * (radius / WIDEST) ** (1 - (k + 1) / steps)

@@ -24,6 +24,8 @@ from openwork.schedules.shapes import check_density
 from openwork.stats import MaskLoss
 
 Row = dict[str, Any]
+Spread = dict[str, Tensor]
+SEARCHED = (0.25, 1.0, 4.0, 16.0)
 CHOICES = {
     "polariser": KINDS,
     "measure": MEASURES,
@@ -42,8 +44,9 @@ class SpODE(Rule):
     ``radius > 1`` says how far from magnitude the path may turn. ``scope`` is where densities hold (polariser and final
     cut), ``field_scope`` where ``F`` is solved. ``density_from="measure"`` polarises at ``G(m)`` as the paper's code
     does; the default follows the schedule, since after a binary start the l2 measure is the square root of the density.
-    ``momentum`` accumulates the score ``|m| sum |w|``; ``clamp`` keeps masks in [0, 1]; ``floor`` units stay in every
-    tensor.
+    ``radius_path="search"`` tries ``SEARCHED`` multiples of ``radius - 1`` at every step and takes the one whose hard
+    mask at the next density has the smallest loss on the same batches. ``momentum`` accumulates the score
+    ``|m| sum |w|``; ``clamp`` keeps masks in [0, 1]; ``floor`` units stay in every tensor.
 
     ``log["path"]`` has a row per step: ``k``; ``density``, which the step leads to; ``dt``; ``radius``; at its start
     ``G``, ``energy``, ``kept`` (share of the polarised mask), ``e_norm``, ``g_norm``, ``cos_Fe``, ``cos_Fg``; and what
@@ -56,7 +59,7 @@ class SpODE(Rule):
     polariser: Literal["ohh", "ohm", "oh", "qt", "qtm", "gau", "id"] = "ohh"
     measure: Literal["l1", "l2"] = "l2"
     path: Literal["exp", "lin", "invexp", "hess"] = "exp"
-    radius_path: Literal["fixed", "invexp", "hess"] = "fixed"
+    radius_path: Literal["fixed", "invexp", "hess", "search"] = "fixed"
     scope: Literal["global", "local"] = "global"
     field_scope: Literal["global", "local"] = "global"
     momentum: float = 0.0
@@ -191,7 +194,9 @@ class _Run:
             left = rule.steps - k
             to = plan[k + 1] if plan else density - hess_step(density - end, steepness, left) if left > 1 else end
             wide = radius_at(rule.radius_path, radius, k, rule.steps, steepness[-1])
-            step = _joined([direction(pull[s], slope[s], wide) for s, _ in self.fields])
+            if rule.radius_path == "search":
+                wide = self.searched(pull, slope, wide, density - to, to, k)
+            step = self.field(pull, slope, wide)
             row = {"k": k, "density": to, "dt": density - to, "radius": wide, "G": value}
             row |= {"energy": energy, "kept": kept, **_angles(step, pull, slope, steepness[-1])}
             self.mask = self.mask.add_(step, alpha=density - to)
@@ -203,6 +208,20 @@ class _Run:
             rows.append(row | {"negative": int(torch.count_nonzero(self.mask < 0))})
             density = to
         return rows
+
+    def field(self, pull: Tensor, slope: Tensor, radius: float) -> Tensor:
+        """``F``, solved wherever the field scope says."""
+        return _joined([direction(pull[s], slope[s], radius) for s, _ in self.fields])
+
+    def searched(self, pull: Tensor, slope: Tensor, radius: float, dt: float, density: float, k: int) -> float:
+        """The radius whose hard mask after this step has the smallest loss on the batches of this step."""
+        found: list[tuple[float, float]] = []
+        for factor in SEARCHED:
+            wide = 1 + factor * (radius - 1)
+            mask = self.mask.add(self.field(pull, slope, wide), alpha=dt)
+            hard = self.choose(mask.abs_().mul_(self.mass), density).to(self.dtype)
+            found.append((self.energy(hard, k, again=True)[0], wide))
+        return min(found)[1]
 
     def choose(self, context: Tensor, density: float) -> Tensor:
         """The hard mask of that density, by the counts of the scope."""
@@ -223,13 +242,7 @@ class _Run:
         kind = self.rule.polariser
         made = [polarise(kind, self.mask[s], context[s], density, alive[s]) for s in self.spans]
         mask = _joined([b for b, _ in made])
-        spreads = [p.spread(b) for p, b in zip(self.parts, mask.split(self.sizes), strict=True)]
-        masks: dict[str, Tensor] = {}
-        for spread in spreads:
-            for name, b in spread.items():
-                masks[name] = masks[name] * b if name in masks else b
-        weights = self.now.weights
-        energy, grads = self.now[self.rule.energy]({n: b.to(weights[n].dtype) for n, b in masks.items()}, k)
+        energy, grads, spreads = self.energy(mask, k)
         slopes = []
         for i, part in enumerate(self.parts):
             others = [s for j, s in enumerate(spreads) if j != i]  # product rule where partitions overlap
@@ -239,6 +252,18 @@ class _Run:
         back = _joined([turn(slope[s]) for s, (_, turn) in zip(self.spans, made, strict=True)])
         kept = float((alive if kind in ("ohh", "ohm", "oh") else mask).sum(dtype=torch.float64))
         return float(energy), kept / self.n, back.neg()
+
+    def energy(self, mask: Tensor, k: int, again: bool = False) -> tuple[float, dict[str, Tensor], list[Spread]]:
+        """Loss and its gradient at a mask of units, and that mask spread over the tensors of each partition."""
+        spreads = [p.spread(b) for p, b in zip(self.parts, mask.split(self.sizes), strict=True)]
+        masks: Spread = {}
+        for spread in spreads:
+            for name, b in spread.items():
+                masks[name] = masks[name] * b if name in masks else b
+        weights = self.now.weights
+        cast = {n: b.to(weights[n].dtype) for n, b in masks.items()}
+        energy, grads = self.now[self.rule.energy](cast, k, again)
+        return energy, grads, spreads
 
 
 def _runs(part: Partition) -> int:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from openwork.core.batches import loss_on
 from openwork.core.measuring import Measuring, Mode, seeded, weights_of
 from openwork.core.protocols import Stat
+from openwork.errors import RecipeError
 from openwork.stats.gradients import grads_of
 
-Energy = Callable[[Mapping[str, Tensor], int], tuple[float, dict[str, Tensor]]]
+Energy = Callable[..., tuple[float, dict[str, Tensor]]]
+"""``(masks, step, again=False)``; ``again`` evaluates on the batches of the call before instead of fresh ones."""
 
 
 @dataclass(frozen=True)
 class MaskLoss(Stat):
-    """``E(b) = loss(b * w)`` and ``dE/db`` for tensor-shaped soft masks ``b``; one fresh batch a call.
+    """``E(b) = loss(b * w)`` and ``dE/db`` for tensor-shaped soft masks ``b``; the mean over ``batches`` fresh ones.
 
     The value is a function ``(masks, step) -> (energy, {name: dE/db})``. Weights stay frozen, running statistics are
     not touched. In ``train`` mode normalisation layers use batch statistics, as in the paper's code.
@@ -26,17 +28,29 @@ class MaskLoss(Stat):
 
     needs_loss: ClassVar[bool] = True
     mode: Mode = "train"
+    batches: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batches < 1:
+            raise RecipeError(f"MaskLoss: batches must be at least 1, got {self.batches}")
 
     def measure(self, ctx: Measuring) -> Energy:
-        def energy(masks: Mapping[str, Tensor], step: int) -> tuple[float, dict[str, Tensor]]:
-            with seeded(ctx.seed + step):  # a loader that shuffles draws its order from the recipe's seed
-                batch = ctx.feed.next(f"step {step} of the path")
+        seen: list[Any] = []
+
+        def energy(masks: Mapping[str, Tensor], step: int, again: bool = False) -> tuple[float, dict[str, Tensor]]:
+            if not again:
+                with seeded(ctx.seed + step):  # a loader that shuffles draws its order from the recipe's seed
+                    seen[:] = [ctx.feed.next(f"step {step} of the path") for _ in range(self.batches)]
             weights = weights_of(ctx)
             # dE/db = w * dE/d(w b): one gradient with respect to the product serves both
             leaves = {n: (weights[n] * masks[n]).requires_grad_() for n in masks}
             with ctx.calling(self.mode) as call, seeded(ctx.seed + step):
-                loss = loss_on(lambda *a, **k: call(leaves, *a, **k), batch, ctx.loss, step=step)
-                slopes = {n: weights[n] * g for n, g in zip(leaves, grads_of(loss, leaves), strict=True)}
-            return float(loss.detach()), slopes
+                total, slopes = 0.0, dict[str, Tensor]()
+                for batch in seen:
+                    loss = loss_on(lambda *a, **k: call(leaves, *a, **k), batch, ctx.loss, step=step) / len(seen)
+                    for n, g in zip(leaves, grads_of(loss, leaves), strict=True):
+                        slopes[n] = slopes[n].add_(g) if n in slopes else g
+                    total += float(loss.detach())
+            return total, {n: weights[n] * g for n, g in slopes.items()}
 
         return energy

@@ -236,7 +236,7 @@ def test_sigmoids_take_their_quantiles_where_the_scope_says():
         rule, seen = SpODE(steps=2, polariser="qt", scope=scope), []
         now = situation(model, rule, batches)
 
-        def energy(masks, step, seen=seen):
+        def energy(masks, step, again=False, seen=seen):
             seen.append({n: float((m > 0.5).float().mean()) for n, m in masks.items()})
             return 0.0, masks
 
@@ -327,7 +327,7 @@ def test_a_dead_unit_comes_back_when_the_loss_asks_for_it():
     now = replace(situation(model, rule, batches), units=half)
     dead = int((now.weights["0.weight"].flatten().abs() * ~half["0.weight"]).argmax())
 
-    def energy(masks, step):
+    def energy(masks, step, again=False):
         wish = {n: torch.zeros_like(m) for n, m in masks.items()}
         wish["0.weight"].view(-1)[dead] = -1.0
         return 0.0, wish
@@ -436,7 +436,7 @@ def test_spode_beats_magnitude_before_fine_tuning(digits):
     ({"polariser": "hard"}, "SpODE: polariser must be one of ohh, ohm, oh, qt, qtm, gau, id, got 'hard'"),
     ({"measure": "l0"}, "SpODE: measure must be one of l1, l2, got 'l0'"),
     ({"path": "cosine"}, "SpODE: path must be one of exp, lin, invexp, hess, got 'cosine'"),
-    ({"radius_path": "exp"}, "SpODE: radius_path must be one of fixed, invexp, hess, got 'exp'"),
+    ({"radius_path": "exp"}, "SpODE: radius_path must be one of fixed, invexp, hess, search, got 'exp'"),
     ({"scope": "layer"}, "SpODE: scope must be one of global, local, got 'layer'"),
     ({"field_scope": "layer"}, "SpODE: field_scope must be one of global, local, got 'layer'"),
     ({"density_from": "G"}, "SpODE: density_from must be one of schedule, measure, got 'G'"),
@@ -488,7 +488,7 @@ def test_a_nan_gradient_names_its_step(value):
     rule = SpODE(steps=5)
     now = situation(model, rule, batches)
 
-    def energy(masks, step):
+    def energy(masks, step, again=False):
         return 1.0, {n: torch.full_like(m, value if step == 3 else 1.0) for n, m in masks.items()}
 
     with pytest.raises(
@@ -502,7 +502,7 @@ def test_a_zero_gradient_follows_magnitude():
     rule = SpODE(steps=5)
     now = situation(model, rule, batches)
     flat = replace(
-        now, stats={rule.energy: lambda masks, step: (0.0, {n: torch.zeros_like(m) for n, m in masks.items()})}
+        now, stats={rule.energy: lambda masks, step, again: (0.0, {n: torch.zeros_like(m) for n, m in masks.items()})}
     )
     units, rows = integrate(rule, flat, 0.3, 1.1)
     scores = torch.cat([now.weights[n].abs().flatten() for n in now.parts])
