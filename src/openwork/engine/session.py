@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from openwork.core.batches import Feed, Loss, device_of
+from openwork.core.distributed import refuse_wrapped
 from openwork.core.masks import masks_of
 from openwork.core.measuring import Measuring, measure, refuse_missing
 from openwork.core.now import EMPTY, Now, Phase, Update
@@ -25,6 +26,7 @@ class Session:
             raise RecipeError(
                 f"a recipe must be a Recipe, got {type(recipe).__name__}; call a method, e.g. magnitude(density=0.1)"
             )
+        refuse_wrapped(model)
         self.model, self.recipe, self.seed = model, recipe, seed
         self.parts, self.coverage = partition(model, recipe.structure, recipe.where)
         named = dict(model.named_parameters())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from openwork.core.batches import Loss, logits_of, loss_on
+from openwork.core.distributed import averaged
 from openwork.core.measuring import Measuring, Mode, seeded, weights_of
 from openwork.core.protocols import Stat
 from openwork.errors import DataError, MissingStatistic, RecipeError
@@ -48,7 +49,9 @@ class LossGradient(Stat):
             with ctx.calling(self.mode) as call, seeded(ctx.seed):
                 for i, batch in enumerate(seen):
                     loss = loss_on(lambda *a, **k: call(leaves, *a, **k), batch, ctx.loss, step=i)
-                    for n, g in zip(leaves, grads_of(loss, leaves), strict=True):
+                    grads = grads_of(loss, leaves)
+                    averaged(grads)
+                    for n, g in zip(leaves, grads, strict=True):
                         total[n] += g.abs() if self.absolute else g
             return total
 
@@ -95,6 +98,7 @@ class GradientFlow(Stat):
                 for i, batch in enumerate(seen):
                     for n, d in zip(leaves, grads_of(run(i, batch), leaves), strict=True):
                         g[n] += d
+                averaged(g.values())
                 hg = {n: torch.zeros_like(w) for n, w in leaves.items()}
                 for i, batch in enumerate(seen):
                     grads = grads_of(run(i, batch), leaves, graph=True)
@@ -102,6 +106,7 @@ class GradientFlow(Stat):
                     if z.requires_grad:  # else the loss is linear in the weights and H is zero
                         for n, h in zip(leaves, grads_of(z, leaves), strict=True):
                             hg[n] += h
+                averaged(hg.values())
             return g, hg
 
         return flow

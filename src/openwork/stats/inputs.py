@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from openwork.core.batches import forward
+from openwork.core.distributed import summed
 from openwork.core.measuring import Measuring, weights_of
 from openwork.core.protocols import Stat
 from openwork.core.targets import is_transposed_linear
@@ -52,6 +53,7 @@ class InputSquares(Stat):
                 f"{sorted(missing)[0]}: its inputs were never seen ({len(missing)} tensors); it is not the weight of a "
                 "layer that the forward pass calls, leave it out with Select(exclude=...)"
             )
+        summed(total[n] for n in sorted(total))
         return {n: total[n].expand(w.shape) for n, w in weights_of(ctx).items()}
 
 

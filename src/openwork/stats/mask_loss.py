@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from openwork.core.batches import loss_on
+from openwork.core.distributed import averaged, mean_of
 from openwork.core.measuring import Measuring, Mode, seeded, weights_of
 from openwork.core.protocols import Stat
 from openwork.errors import RecipeError
@@ -51,6 +52,7 @@ class MaskLoss(Stat):
                     for n, g in zip(leaves, grads_of(loss, leaves), strict=True):
                         slopes[n] = slopes[n].add_(g) if n in slopes else g
                     total += float(loss.detach())
-            return total, {n: weights[n] * g for n, g in slopes.items()}
+            averaged(slopes.values())
+            return mean_of(total), {n: weights[n] * g for n, g in slopes.items()}
 
         return energy

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from openwork.core.batches import loss_on
+from openwork.core.distributed import rows_of_all, world
 from openwork.core.measuring import Measuring, seeded
 from openwork.core.protocols import Stat
 from openwork.errors import DataError, DivergedError, RecipeError
@@ -23,7 +24,7 @@ class SampleGradients(Stat):
     """``[samples, numel]`` float32 gradients per tensor, of the mean loss over ``batch`` inputs each.
 
     The value is a function of (weights, masks); the inputs are drawn once. Runs in eval mode, so BatchNorm uses its
-    running statistics and every row depends on its own inputs only.
+    running statistics and every row depends on its own inputs only. Several processes share the work.
 
     Raises:
         DataError: too few inputs, or batches that cannot be cut into single inputs.
@@ -53,6 +54,7 @@ class SampleGradients(Stat):
                         found[n][i] = g.flatten()
                         if not bool(torch.isfinite(found[n][i]).all()):
                             raise DivergedError(f"{n}: the gradient of sample {i} is NaN or infinite; check the data")
+            found = {n: rows_of_all(g) for n, g in found.items()}
             return {n: g.mul_(masks[n].flatten()) if n in masks else g for n, g in found.items()}
 
         return gradients
@@ -60,7 +62,8 @@ class SampleGradients(Stat):
     def _draw(self, ctx: Measuring) -> list[tuple[Tensor, ...]]:
         what = f"{self.samples} gradients of {self.batch} inputs each"
         rows: list[tuple[Tensor, ...]] = []
-        while len(rows) < self.samples:
+        wanted = -(-self.samples // world())
+        while len(rows) < wanted:
             batch = ctx.feed.next(what)
             if not isinstance(batch, tuple | list) or not all(isinstance(t, Tensor) for t in batch):
                 raise DataError(f"SampleGradients cuts batches into rows, so they must be tuples of tensors; {what}")
@@ -68,4 +71,4 @@ class SampleGradients(Stat):
                 raise DataError(f"SampleGradients: batches must hold at least {self.batch} inputs, got {len(batch[0])}")
             starts = range(0, len(batch[0]) - self.batch + 1, self.batch)
             rows.extend(tuple(t[at : at + self.batch] for t in batch) for at in starts)
-        return rows[: self.samples]
+        return rows[:wanted]

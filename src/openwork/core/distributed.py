@@ -1,0 +1,62 @@
+"""Statistics that are the same on every rank, whatever the number of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, distributed, nn
+
+from openwork.errors import RecipeError
+
+
+def world() -> int:
+    """Number of processes; 1 without ``torch.distributed``."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def rank() -> int:
+    """The number of this process; 0 is the one that writes files."""
+    return distributed.get_rank() if world() > 1 else 0
+
+
+def summed(tensors: Iterable[Tensor]) -> None:
+    """Replace each tensor by its sum over the ranks, in place; bit-identical on all of them."""
+    if world() > 1:
+        for tensor in tensors:
+            distributed.all_reduce(tensor)
+
+
+def averaged(tensors: Iterable[Tensor]) -> None:
+    """Replace each tensor by its mean over the ranks, in place: equal shards give the value of the whole batch."""
+    if world() > 1:
+        for tensor in tensors:
+            distributed.all_reduce(tensor)
+            tensor.div_(world())
+
+
+def mean_of(value: float) -> float:
+    """The mean of one number over the ranks."""
+    if world() == 1:
+        return value
+    tensor = torch.tensor(value, dtype=torch.float64)
+    averaged([tensor])
+    return float(tensor)
+
+
+def rows_of_all(rows: Tensor) -> Tensor:
+    """``[n, ...]`` rows of every rank, one below the other, in the order of the ranks; ``n`` must be equal on all."""
+    if world() == 1:
+        return rows
+    parts = [torch.empty_like(rows) for _ in range(world())]
+    distributed.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)
+
+
+def refuse_wrapped(model: nn.Module) -> None:
+    """DDP renames parameters and does not see gates that are added later."""
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        raise RecipeError(
+            "the model is wrapped in DistributedDataParallel; give openwork the module inside, before wrapping it: "
+            "run = ow.attach(net, ...); net_ddp = DDP(net)"
+        )
