@@ -29,7 +29,7 @@ from openwork.errors import (
     VerificationFailed,
 )
 from openwork.ship import load, save
-from openwork.structure import NM, Block, Column, Element, Filter, GroupOf, Kernel, Row
+from openwork.structure import NM, Block, Column, Element, Filter, GroupOf, InputChannel, Kernel, Row
 from openwork.version import __version__ as __version__
 from openwork.zoo.registry import build_model
 
@@ -48,6 +48,7 @@ __all__ = [
     "FileError",
     "Filter",
     "GroupOf",
+    "InputChannel",
     "Kernel",
     "Masks",
     "MissingStatistic",

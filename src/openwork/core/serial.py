@@ -17,7 +17,8 @@ KINDS: dict[str, str] = {
     "Select": "openwork.core.targets",
     **dict.fromkeys(("Chain", "On", "During"), "openwork.core.compose"),
     **dict.fromkeys(
-        ("Element", "Row", "Column", "Block", "NM", "Filter", "Kernel", "GroupOf"), "openwork.structure.shapes"
+        ("Element", "Row", "Column", "Block", "NM", "Filter", "Kernel", "InputChannel", "GroupOf"),
+        "openwork.structure.shapes",
     ),
     **dict.fromkeys(("OneShot", "Linear", "Cubic", "Exponential", "Periodic", "Rounds"), "openwork.schedules.shapes"),
     **dict.fromkeys(("Phases", "Stretch"), "openwork.schedules.phases"),

@@ -45,6 +45,7 @@ def sequential_attention_pp(
     every: int = 1,
     clip: bool = True,
     sparsification: bool = True,
+    decay_logits: bool = True,
 ) -> Recipe:
     """Train once from scratch; a softmax over the blocks of each layer learns which ones stay.
 
@@ -63,6 +64,7 @@ def sequential_attention_pp(
         every: steps between updates inside a soften phase.
         clip: keep A in [density, 1 / density].
         sparsification: False replaces soften phases by dense and sparse halves (the paper's ablation).
+        decay_logits: False keeps the optimiser's weight decay off the logits (an ablation; the paper decays them).
 
     Differences:
         The paper prints the clipping range as [n density, n / density], which does not fit mean(A) = 1; thirds inside a
@@ -96,7 +98,7 @@ def sequential_attention_pp(
         where = replace(where, min_units=min_blocks)
     rule = TopK(Learned(), Uniform("floor", at_least=1), nested=True)
     phases = Phases(share, steps, stretches, exponent, every, "all")
-    return Recipe("sequential_attention_pp", structure, rule, phases, SoftmaxAttention(clip), where)
+    return Recipe("sequential_attention_pp", structure, rule, phases, SoftmaxAttention(clip, decay=decay_logits), where)
 
 
 def _without(stretch: Stretch) -> tuple[Stretch, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
 from typing import Any, Literal, cast
 
@@ -12,6 +13,8 @@ from openwork.errors import RecipeError, did_you_mean
 from openwork.methods._common import has_regions, settle_density
 from openwork.rules.spode import SpODE
 from openwork.schedules import OneShot
+from openwork.schedules.shapes import check_density
+from openwork.stats import MaskLoss
 from openwork.structure import Element
 
 
@@ -24,6 +27,9 @@ def spode(
     polariser: Literal["ohh", "ohm", "oh", "qt", "qtm", "gau", "id"] = "ohh",
     measure: Literal["l1", "l2"] = "l2",
     scope: Literal["auto", "global", "local"] = "auto",
+    batches: int = 1,
+    density_of: Literal["units", "parameters"] = "units",
+    preset: Literal["default", "paper"] = "default",
     **options: Any,
 ) -> Recipe:
     """Let the mask of a trained network travel to the target density along the locally loss-optimal direction.
@@ -42,6 +48,11 @@ def spode(
         polariser: ``ohh`` binary straight-through (default), ``ohm``, ``oh``, ``qt``, ``qtm``, ``gau``, ``id``.
         measure: soft density, ``l2`` (paper) or ``l1``.
         scope: where densities hold; ``auto`` is global, or local for N:M and per-row structures.
+        batches: mini-batches whose mean loss is the energy of one step.
+        density_of: ``parameters`` reads ``density`` as the share of parameters left when both neighbouring layers lose
+            their channels: sqrt(density) of the units is kept (the paper's structured setting: ``InputChannel()``,
+            local).
+        preset: ``paper`` is the official code: the polariser follows G, and layers may empty.
         options: further fields of ``openwork.rules.spode.SpODE`` (path, radius_path, field_scope, momentum,
             density_from, clamp, floor).
 
@@ -68,7 +79,18 @@ def spode(
         Mo, Shi, Pan. Pruning via Sparsity-indexed ODE: A Continuous Sparsity Viewpoint. ICML 2023, PMLR 202.
     """
     share = settle_density(density, structure, 0.1)
-    rule = path_rule(structure, scope, steps=steps, radius=radius, polariser=polariser, measure=measure, **options)
+    if density_of not in ("units", "parameters") or preset not in ("default", "paper"):
+        raise RecipeError(
+            f"spode: density_of must be 'units' or 'parameters' and preset 'default' or 'paper', got {density_of!r} "
+            f"and {preset!r}"
+        )
+    if density_of == "parameters":
+        check_density(share, "spode")
+        share = math.sqrt(share)
+    if preset == "paper":
+        options = {"density_from": "measure", "floor": 0, **options}
+    path = {"steps": steps, "radius": radius, "polariser": polariser, "measure": measure}
+    rule = path_rule(structure, scope, **{"energy": MaskLoss(batches=batches), **path, **options})
     return Recipe("spode", structure, rule, OneShot(share), None, where)
 
 

@@ -35,7 +35,7 @@ class AttentionGate(Gate):
         return a.clamp(*self.bounds) if self.bounds else a
 
     def set_units(self, units: Tensor) -> None:
-        self.mask = units.to(self.logits.device)
+        self.mask.copy_(units)  # in place: a compiled step keeps reading the same tensor
 
     def learned(self) -> Tensor:
         """The logits order blocks exactly as the attention does, without the ties that clipping makes."""
@@ -53,15 +53,22 @@ class AttentionGate(Gate):
 class SoftmaxAttention:
     """One logit per unit, trained with the weights; ``clip`` bounds the attention to ``[density, 1 / density]``.
 
-    ``learning_rate`` scales the learning rate of the logits relative to the weights of their layer.
+    ``learning_rate`` scales the learning rate of the logits relative to the weights of their layer. ``decay=False``
+    takes the logits out of the weight decay, which the paper finds to help.
     """
 
     clip: bool = True
     learning_rate: float = 1.0
+    decay: bool = True
 
     def __post_init__(self) -> None:
         if not self.learning_rate > 0:
             raise RecipeError(f"SoftmaxAttention: learning_rate must be positive, got {self.learning_rate}")
+
+    @property
+    def group(self) -> dict[str, float]:
+        """Options of the optimiser group of the logits."""
+        return {} if self.decay else {"weight_decay": 0.0}
 
     def gate(self, part: Partition, density: float) -> Gate:
         return AttentionGate(part, part.members[0], density, self.clip)

@@ -8,6 +8,7 @@ from openwork.structure.shapes import Column as Column
 from openwork.structure.shapes import Element as Element
 from openwork.structure.shapes import Filter as Filter
 from openwork.structure.shapes import GroupOf as GroupOf
+from openwork.structure.shapes import InputChannel as InputChannel
 from openwork.structure.shapes import Kernel as Kernel
 from openwork.structure.shapes import Row as Row
 from openwork.structure.tiles import Tiles as Tiles

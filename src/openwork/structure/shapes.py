@@ -149,6 +149,20 @@ class Kernel(Shape):
 
 
 @dataclass(frozen=True)
+class InputChannel(Shape):
+    """All weights that one input channel meets: every output and every kernel position (input features, if linear).
+
+    In a grouped convolution a unit is the same input of every group.
+    """
+
+    def fit(self, target: Target) -> Tiles:
+        if not target.conv:
+            return Column().fit(target)
+        view = kernel_view(target.view)
+        return Tiles(target.name, view, (view.folded[1], view.inner))
+
+
+@dataclass(frozen=True)
 class GroupOf(Shape):
     """Groups of ``size`` consecutive weights along the inputs (``dim=1``) or the outputs (``dim=0``).
 

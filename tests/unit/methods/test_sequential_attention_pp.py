@@ -1,4 +1,4 @@
-"""sequential-attention-pp.md, "Must hold" 1 and 3, and the tables of C1 to C3."""
+"""What is exact in SequentialAttention++: the start, phases, counts, scale invariance, and the paper's tables."""
 
 import math
 

@@ -24,6 +24,7 @@ VIEWS = {
 SHAPES = [
     ow.Element(), ow.Element("row"), ow.Row(), ow.Column(), ow.Block(2, 2), ow.Block(4, 5), ow.Block(1, 100),
     ow.NM(1, 4), ow.NM(2, 3, dim=0), ow.GroupOf(2), ow.GroupOf(4, dim=0), ow.Filter(), ow.Kernel(),
+    ow.InputChannel(),
 ]  # fmt: skip
 
 
@@ -107,6 +108,10 @@ def test_rows_filters_kernels_and_groups_by_hand():
     kernel = fit(ow.Kernel(), "transposed conv")
     pairs = torch.arange(24).reshape(6, 4)  # (out, in)
     assert torch.equal(kernel.spread(torch.arange(24))["w"], pairs.T[:, :, None].expand(4, 6, 3))
+    channel = fit(ow.InputChannel(), "conv")
+    assert torch.equal(channel.spread(torch.arange(4))["w"], torch.arange(4)[None, :, None, None].expand(6, 4, 3, 2))
+    channel = fit(ow.InputChannel(), "transposed conv")
+    assert torch.equal(channel.spread(torch.arange(4))["w"], torch.arange(4)[:, None, None].expand(4, 6, 3))
     group = fit(ow.GroupOf(4), "linear")
     assert torch.equal(group.spread(torch.arange(12))["w"], torch.arange(12).repeat_interleave(4).reshape(6, 8))
     column = fit(ow.Column(), "experts")
