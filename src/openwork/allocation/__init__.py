@@ -1,5 +1,6 @@
 """Scores and a share become counts. Allocations never make masks."""
 
+from openwork.allocation.borrowed import Borrowed as Borrowed
 from openwork.allocation.erdos import ErdosRenyi as ErdosRenyi
 from openwork.allocation.erdos import erk_densities as erk_densities
 from openwork.allocation.overall import Global as Global
