@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from statistics import median
 from typing import Any
@@ -20,7 +21,7 @@ import openwork as ow
 from openwork.core.batches import Feed
 from openwork.core.measuring import Measuring, measure
 from openwork.core.now import Now, Phase
-from openwork.methods import magnitude, sequential_attention_pp, spode
+from openwork.methods import magnitude, sequential_attention_pp, spode, woodfisher
 from openwork.structure import Block, Element, partition
 from openwork.zoo import build_model
 
@@ -123,6 +124,17 @@ def selection(rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
+def surgery(samples: int) -> list[dict[str, Any]]:
+    """WoodFisher on ResNet-20: gradients, selection and update together."""
+    model = build_model("resnet20", (3, 32, 32), 10)
+    batch = (torch.randn(samples, 3, 32, 32), torch.randint(0, 10, (samples,)))
+    began = time.perf_counter()
+    ow.prune(model, woodfisher(density=0.1, samples=samples), data=[batch], loss=F.cross_entropy)
+    seconds = time.perf_counter() - began
+    what = f"WoodFisher, ResNet-20, {samples} gradients, blocks of 2000 (seconds)"
+    return [{"what": what, "goal": 300, "seconds": seconds}]
+
+
 _MEMORY = """
 import sys, torch
 from torch.nn import functional as F
@@ -185,6 +197,7 @@ def main(quick: bool) -> None:
     torch.set_num_threads(1)
     rounds = 5 if quick else 21
     rows = importing(3) + selection(3) + training_steps(rounds) + path_step(3 if quick else 9) + memory()
+    rows += surgery(40 if quick else 400)
     for row in rows:
         value = row.get("ratio", row.get("seconds"))
         print(f"{row['what']:60} {value:8.4f}  goal {row['goal']}")
