@@ -7,7 +7,11 @@ from __future__ import annotations
 
 CLAIMS: dict[str, tuple[tuple[str, str], ...]] = {
     "magnitude": (
-        ("one ranking over the model beats equal layer shares at 95 % sparsity on unequal layers", "open"),
+        (
+            "one ranking over the model beats equal layer shares at 95 % sparsity on unequal layers",
+            "held: 86.1 against 83.1 on ResNet-8 and Fashion-MNIST; on a network with one layer of small weights only with "
+            "a minimum per layer",
+        ),
         ("equal layer shares beat one ranking for blocks when the ranking empties a layer", "open"),
     ),
     "random": (
@@ -15,7 +19,10 @@ CLAIMS: dict[str, tuple[tuple[str, str], ...]] = {
         ("the gap to the dense network shrinks as the network gets wider", "open"),
     ),
     "global_mp": (
-        ("beats equal layer shares by 0.5 points at 95 % sparsity", "open"),
+        (
+            "beats equal layer shares by 0.5 points at 95 % sparsity",
+            "held: 86.1 against 83.1 on ResNet-8, Fashion-MNIST",
+        ),
         (
             "the floor restores a network whose layer would empty at 99.5 % sparsity",
             "held: 90.2 with it, 10.3 (chance) without, digits MLP with one layer of small weights",
