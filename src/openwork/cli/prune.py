@@ -12,6 +12,7 @@ from openwork.cli.output import Bars, console, say, write_json
 from openwork.cli.parse import FORMS, options_of, structure_of
 from openwork.core.recipe import Recipe
 from openwork.core.targets import Select
+from openwork.data.registry import LOADERS
 from openwork.errors import FileError, RecipeError
 from openwork.lab import Job, Runner
 from openwork.lab.budget import default_budget
@@ -25,9 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     add = parser.add_argument
     add("--model", default="mlp", help="zoo name, folder with config.json (Hugging Face), or package.module:factory")
-    add(
-        "--data", default="digits", help="digits, fashion-mnist, photopatch-27, cifar10-jpeg, or package.module:factory"
-    )
+    add("--data", default="digits", help=f"{', '.join(LOADERS)}, or package.module:factory")
     add("--root", help="folder that holds the data")
     add("--method", default="magnitude", help="a name of `openwork methods`")
     add("--structure", help=FORMS)

@@ -1,8 +1,8 @@
-"""Small data sets read from files that are already there. Nothing here downloads unless told to."""
+"""Data sets read from files that are already there, in memory or streamed. Nothing here downloads unless told to."""
 
 from openwork.data.batches import Batches
-from openwork.data.dataset import DataSet
+from openwork.data.dataset import DataSet, StreamedSet
 from openwork.data.registry import load_data
 from openwork.data.split import split_off
 
-__all__ = ["Batches", "DataSet", "load_data", "split_off"]
+__all__ = ["Batches", "DataSet", "StreamedSet", "load_data", "split_off"]

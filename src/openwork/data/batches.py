@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from openwork.data.augment import Augment, augmented, check_augment
+from openwork.data.augment import Augment, check_augment
 from openwork.data.seeds import stream
+from openwork.data.sources import Source, TensorSource
 from openwork.errors import DataError
 
 
@@ -38,21 +39,49 @@ class Batches:
         drop_last: bool = False,
         augment: Augment = None,
     ):
-        if len(x) == 0:
-            raise DataError("Batches needs at least one sample, got none")
         if len(x) != len(y):
             raise DataError(f"Batches: x and y must have one length, got {len(x)} and {len(y)}")
-        if batch_size < 1:
-            raise DataError(f"Batches: batch_size must be at least 1, got {batch_size}")
-        if drop_last and batch_size > len(x):
-            raise DataError(
-                f"Batches: batch_size {batch_size} with drop_last leaves no batch of {len(x)} samples; "
-                "lower it or keep the last batch"
-            )
         check_augment(augment, "Batches")
         if augment and x.dim() != 4:
             raise DataError(f"Batches: augment={augment!r} needs pictures [N, C, H, W], got {tuple(x.shape)}")
-        self.x, self.y, self.batch_size, self.seed = x, y, batch_size, seed
+        self._begin(TensorSource(x, y, augment), batch_size, seed, shuffle, drop_last, augment is not None)
+
+    @classmethod
+    def over(
+        cls,
+        source: Source,
+        batch_size: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        augment: bool = True,
+    ) -> Batches:
+        """Batches of a source, which may lie on disk; ``augment`` lets it change samples as training does.
+
+        Raises:
+            DataError: no sample, or a batch size that gives no batch.
+
+        Examples:
+            >>> from openwork.data import load_data
+            >>> x, y = Batches.over(load_data("digits").train, batch_size=32).batch(7)
+            >>> x.shape
+            torch.Size([32, 1, 8, 8])
+        """
+        batches = cls.__new__(cls)
+        batches._begin(source, batch_size, seed, shuffle, drop_last, augment)
+        return batches
+
+    def _begin(self, source: Source, batch_size: int, seed: int, shuffle: bool, drop_last: bool, augment: bool) -> None:
+        if len(source) == 0:
+            raise DataError("Batches needs at least one sample, got none")
+        if batch_size < 1:
+            raise DataError(f"Batches: batch_size must be at least 1, got {batch_size}")
+        if drop_last and batch_size > len(source):
+            raise DataError(
+                f"Batches: batch_size {batch_size} with drop_last leaves no batch of {len(source)} samples; "
+                "lower it or keep the last batch"
+            )
+        self.source, self.batch_size, self.seed = source, batch_size, seed
         self.shuffle, self.drop_last, self.augment = shuffle, drop_last, augment
         self.epoch = 0
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))  # the epoch last used and its order
@@ -60,7 +89,7 @@ class Batches:
     @property
     def steps_per_epoch(self) -> int:
         """How many batches one epoch has."""
-        whole, rest = divmod(len(self.x), self.batch_size)
+        whole, rest = divmod(len(self.source), self.batch_size)
         return whole + (rest > 0 and not self.drop_last)
 
     def __len__(self) -> int:
@@ -80,15 +109,11 @@ class Batches:
         if step < 0:
             raise DataError(f"Batches: step must be at least 0, got {step}")
         epoch, index = divmod(step, self.steps_per_epoch)
-        chosen = slice(index * self.batch_size, (index + 1) * self.batch_size)
-        if not self.shuffle:
-            x, y = self.x[chosen], self.y[chosen]
-        else:
-            order = self._order_of(epoch)[chosen].to(self.x.device)
-            x, y = self.x[order], self.y[order]
-        return augmented(x, self.augment, stream(self.seed, "augment", step)) if self.augment else x, y
+        chosen = slice(index * self.batch_size, min((index + 1) * self.batch_size, len(self.source)))
+        numbers = self._order_of(epoch)[chosen] if self.shuffle else chosen
+        return self.source.read(numbers, stream(self.seed, "augment", step) if self.augment else None)
 
     def _order_of(self, epoch: int) -> Tensor:
         if self._order[0] != epoch:
-            self._order = epoch, torch.randperm(len(self.x), generator=stream(self.seed, "order", epoch))
+            self._order = epoch, self.source.order(stream(self.seed, "order", epoch))
         return self._order[1]

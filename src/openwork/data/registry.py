@@ -10,11 +10,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from openwork.data.cifar import cifar10, cifar100
 from openwork.data.cifar10_jpeg import cifar10_jpeg
+from openwork.data.criteo import criteo
 from openwork.data.dataset import DataSet
 from openwork.data.digits import digits
 from openwork.data.factory import call_factory
 from openwork.data.fashion_mnist import fashion_mnist
+from openwork.data.folders import imagefolder, imagenet, tiny_imagenet
+from openwork.data.movielens import movielens_100k
 from openwork.data.photopatch import photopatch27
 from openwork.data.places import Root
 from openwork.errors import DataError, did_you_mean
@@ -24,6 +28,13 @@ LOADERS: dict[str, Callable[..., DataSet]] = {
     "fashion-mnist": fashion_mnist,
     "photopatch-27": photopatch27,
     "cifar10-jpeg": cifar10_jpeg,
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "imagenet": imagenet,
+    "imagefolder": imagefolder,
+    "tiny-imagenet": tiny_imagenet,
+    "criteo": criteo,
+    "movielens-100k": movielens_100k,
 }
 
 
@@ -32,6 +43,7 @@ def load_data(name_or_factory: str, root: Root = None, **options: Any) -> DataSe
 
     A function is called with ``root`` (when given) and the options. It returns a ``DataSet``, the tensors or
     arrays ``(x_train, y_train, x_test, y_test)``, or a pair ``(train, test)`` of torch data sets or loaders.
+    Data sets too large for memory come as a ``StreamedSet``, whose samples stay in their files.
 
     Raises:
         DataError: unknown name, unknown option, data not found, or a result of another kind.

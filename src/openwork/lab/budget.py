@@ -58,6 +58,15 @@ DEFAULTS: dict[str, Budget] = {
     "fashion-mnist": Budget(epochs=3, finetune_epochs=1, batch_size=128, lr=0.1, finetune_lr=0.05),
     "photopatch-27": Budget(epochs=6, finetune_epochs=2, batch_size=128, lr=0.1, finetune_lr=0.05),
     "cifar10-jpeg": Budget(epochs=20, finetune_epochs=5, batch_size=128, lr=0.1, finetune_lr=0.02),
+    # Those of papers on pruning: hours to days even on an accelerator, so lower the epochs to try.
+    "cifar10": Budget(epochs=160, finetune_epochs=40, batch_size=128, lr=0.1, finetune_lr=0.02),
+    "cifar100": Budget(epochs=160, finetune_epochs=40, batch_size=128, lr=0.1, finetune_lr=0.02),
+    "tiny-imagenet": Budget(epochs=100, finetune_epochs=30, batch_size=256, lr=0.2, finetune_lr=0.02),
+    "imagenet": Budget(
+        epochs=90, finetune_epochs=30, batch_size=2048, lr=0.8, finetune_lr=0.08, weight_decay=1e-4, warmup=5 / 90
+    ),
+    "criteo": Budget(1, 0.5, batch_size=2048, lr=1e-3, finetune_lr=5e-4, weight_decay=0.0, optimizer="adamw"),
+    "movielens-100k": Budget(4, 2, batch_size=256, lr=1e-3, finetune_lr=5e-4, weight_decay=1.0, optimizer="adamw"),
 }
 
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from openwork.data.sources import Source, TensorSource
+
 
 def logits_of(output: Any) -> Tensor:
     """Plain models return logits, transformers' models an object that holds them."""
@@ -19,19 +21,34 @@ def cross_entropy(output: Any, target: Tensor) -> Tensor:
     return F.cross_entropy(logits_of(output), target)
 
 
-@torch.no_grad()
 def evaluate(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 1000) -> dict[str, float]:
     """``{"accuracy": share in [0, 1], "loss": mean cross-entropy}`` in eval mode; the mode is put back."""
+    return evaluate_source(model, TensorSource(x, y), batch_size)
+
+
+@torch.no_grad()
+def evaluate_source(model: nn.Module, source: Source, batch_size: int | None = None) -> dict[str, float]:
+    """The same of a source, in batches of its ``chunk``; for two classes the loss is the log loss of click data.
+
+    A sample that a source leaves out, as a picture that does not decode, counts neither as right nor as wrong.
+
+    Args:
+        model: takes x float32 ``[n, *shape]``, gives logits ``[n, classes]``.
+        source: the test side of a data set.
+        batch_size: samples a batch; None takes ``source.chunk``.
+    """
+    size = batch_size or source.chunk
     was = [(m, m.training) for m in model.modules()]
     model.eval()
-    right, total = 0, 0.0
+    right, count, total = 0, 0, 0.0
     try:
-        for i in range(0, len(x), batch_size):
-            logits = logits_of(model(x[i : i + batch_size]))
-            target = y[i : i + batch_size]
+        for i in range(0, len(source), size):
+            x, target = source.read(slice(i, min(i + size, len(source))))
+            logits = logits_of(model(x))
             right += int((logits.argmax(1) == target).sum())
+            count += len(target)
             total += float(F.cross_entropy(logits, target, reduction="sum"))
     finally:
         for module, training in was:
             module.training = training
-    return {"accuracy": right / len(x), "loss": total / len(x)}
+    return {"accuracy": right / count, "loss": total / count}

@@ -19,10 +19,11 @@ from openwork.engine.attach import Attached
 from openwork.engine.result import Result
 from openwork.errors import DivergedError, FileError, RecipeError
 from openwork.lab.checkpoint import load_state, save_state
-from openwork.lab.evaluate import cross_entropy, evaluate
+from openwork.lab.evaluate import cross_entropy, evaluate_source
 from openwork.lab.job import Job
 from openwork.lab.state import result_from_state, result_to_state
 from openwork.zoo import build_model
+from openwork.zoo.registry import table_options
 
 Watch = Callable[[str, int, int, float], None]
 """Called as (stage, step, steps, loss)."""
@@ -64,12 +65,11 @@ class Runner:
     ):
         self.job, self.work, self.watch, self.save_every = job, work, watch, save_every
         self.data = data or load_data(job.data, root=job.root, **job.data_options)
+        options = {**table_options(job.model, self.data.sizes), **job.model_options}
         with seeded(job.seed):
-            self.model = build_model(job.model, self.data.input_shape, self.data.classes, **job.model_options)
+            self.model = build_model(job.model, self.data.input_shape, self.data.classes, **options)
         budget = job.budget
-        self.batches = Batches(
-            self.data.x_train, self.data.y_train, budget.batch_size, job.seed, augment=self.data.augment
-        )
+        self.batches = Batches.over(self.data.train, budget.batch_size, job.seed)
         per_epoch = self.batches.steps_per_epoch
         self.dense_steps = max(1, round(budget.epochs * per_epoch))
         self.finetune_steps = round(budget.finetune_epochs * per_epoch)
@@ -116,7 +116,7 @@ class Runner:
         self._measure("dense")
 
     def _prune(self, name: str, saved: Any) -> None:
-        score = Batches(self.data.x_train, self.data.y_train, min(512, len(self.data.x_train)), self.job.seed + 1)
+        score = self._score_batches()
         self._state.result = prune(self.model, self.recipe, score, cross_entropy, seed=self.job.seed)
         self._measure("pruned")
         if self.job.at == "pretrained" and recalibrate(self.model, score):
@@ -137,7 +137,7 @@ class Runner:
     def _train_sparse(self, name: str, saved: Any) -> None:
         steps, budget = self.dense_steps + self.finetune_steps, self.job.budget
         optimizer = self._optimizer()
-        score = Batches(self.data.x_train, self.data.y_train, min(512, len(self.data.x_train)), self.job.seed + 1)
+        score = self._score_batches()
         needs = {"data": score, "loss": cross_entropy} if self.recipe.rule.needs else {}
         run = attach(self.model, self.recipe, optimizer, seed=self.job.seed, **needs)  # type: ignore[arg-type]
         self._train(name, steps, 0, lambda s: budget.rate(s, steps, budget.lr), saved, optimizer, run)
@@ -228,8 +228,12 @@ class Runner:
             self.model.parameters(), lr=b.lr, momentum=b.momentum, weight_decay=b.weight_decay, nesterov=b.momentum > 0
         )
 
+    def _score_batches(self) -> Batches:
+        size = min(512, self.data.train.chunk, len(self.data.train))
+        return Batches.over(self.data.train, size, self.job.seed + 1, augment=False)
+
     def _measure(self, stage: str) -> None:
-        self._state.metrics[stage] = evaluate(self.model, self.data.x_test, self.data.y_test)
+        self._state.metrics[stage] = evaluate_source(self.model, self.data.test)
 
     # rewinding ---------------------------------------------------------------------------------------
 
@@ -248,7 +252,7 @@ class Runner:
                 point = getattr(self, "_rewind_point", None)
                 if point is None and self.work is not None:
                     point = load_state(self.work / "rewind.safetensors")
-            score = Batches(self.data.x_train, self.data.y_train, min(512, len(self.data.x_train)), self.job.seed + 1)
+            score = self._score_batches()
             self._cycle = Cycle(
                 self.model, self.recipe, rewind_to=point, data=score, loss=cross_entropy, seed=self.job.seed
             )

@@ -11,10 +11,13 @@ from torch import nn
 
 from openwork.data.factory import call_factory
 from openwork.errors import RecipeError, did_you_mean
+from openwork.zoo.click_mlp import click_mlp
+from openwork.zoo.deep_resnet import resnet18, resnet50
 from openwork.zoo.hugging_face import from_config, from_folder
 from openwork.zoo.lenet import lenet
 from openwork.zoo.mlp import lenet300, mlp
 from openwork.zoo.resnet import resnet8, resnet20
+from openwork.zoo.vgg import vgg16_bn, vgg19_bn
 from openwork.zoo.vit import vit
 
 ZOO: dict[str, Callable[..., nn.Module]] = {
@@ -23,8 +26,24 @@ ZOO: dict[str, Callable[..., nn.Module]] = {
     "lenet": lenet,
     "resnet8": resnet8,
     "resnet20": resnet20,
+    "resnet18": resnet18,
+    "resnet50": resnet50,
+    "vgg16_bn": vgg16_bn,
+    "vgg19_bn": vgg19_bn,
     "vit": vit,
+    "click_mlp": click_mlp,
 }
+
+
+def table_options(name: str, sizes: Sequence[int]) -> dict[str, Any]:
+    """What a data set with categorical columns tells a model of the zoo that asks for their ``sizes``.
+
+    Examples:
+        >>> table_options("click_mlp", (3, 5)), table_options("mlp", (3, 5)), table_options("click_mlp", ())
+        ({'sizes': [3, 5]}, {}, {})
+    """
+    asks = name in ZOO and "sizes" in inspect.signature(ZOO[name]).parameters
+    return {"sizes": list(sizes)} if asks and sizes else {}
 
 
 def build_model(

@@ -136,7 +136,7 @@ def test_a_module_that_cannot_import_says_what_is_missing(module):
 
 
 def test_names_and_options_are_checked():
-    with pytest.raises(DataError, match=r"unknown data 'digit'; did you mean 'digits'.* known: cifar10-jpeg"):
+    with pytest.raises(DataError, match=r"unknown data 'digit'; did you mean 'digits'.* known: cifar10, cifar10-jpeg"):
         load_data("digit")
     with pytest.raises(DataError, match="digits has no option 'sed'; did you mean 'seed'"):
         load_data("digits", sed=1)
