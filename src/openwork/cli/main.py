@@ -10,11 +10,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from openwork.cli import demo, inspect, methods, prune
+from openwork.cli import compare, demo, inspect, methods, prune
 from openwork.errors import DensityMissed, OpenworkError, VerificationFailed
 from openwork.version import __version__
 
-VERBS = {"demo": demo, "prune": prune, "inspect": inspect, "methods": methods}
+VERBS = {"demo": demo, "prune": prune, "compare": compare, "inspect": inspect, "methods": methods}
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -125,9 +125,12 @@ def line_chart(title: str, x: Axis, *panels: Panel, bands: Sequence[Band] = ()) 
     return _chart(title, x, panels, bands, lines=True)
 
 
-def scatter_chart(title: str, x: Axis, panel: Panel, mark: Number = None) -> str:
-    """Markers with error bars; series are moved apart a little. ``mark`` is a dashed line at a height."""
-    return _chart(title, x, [panel], (), lines=False, mark=mark)
+def scatter_chart(title: str, x: Axis, panel: Panel, mark: Number = None, joined: bool = False) -> str:
+    """Markers with error bars; series are moved apart a little. ``mark`` is a dashed line at a height.
+
+    ``joined`` draws a faint line through the markers of each series.
+    """
+    return _chart(title, x, [panel], (), lines=False, mark=mark, joined=joined)
 
 
 def bar_chart(title: str, bars: Sequence[Bar]) -> str:
@@ -194,7 +197,13 @@ def thin(points: Sequence[_Point], most: int = MOST_POINTS) -> list[_Point]:
 
 
 def _chart(
-    title: str, x: Axis, panels: Sequence[Panel], bands: Sequence[Band], lines: bool, mark: Number = None
+    title: str,
+    x: Axis,
+    panels: Sequence[Panel],
+    bands: Sequence[Band],
+    lines: bool,
+    mark: Number = None,
+    joined: bool = False,
 ) -> str:
     drawn = [[(s.name, _points(s, x, p.y)) for s in p.series] for p in panels]
     every = [q for panel in drawn for _, points in panel for q in points]
@@ -214,6 +223,8 @@ def _chart(
             parts.append(f'<line class="mark" x1="{LEFT}%" x2="{LEFT + WIDE}%" y1="{at}" y2="{at}"/>')
         for i, (name, points) in enumerate(named):
             draw = _line if lines else _markers
+            if joined:
+                parts.append(_join(points, colour + i, across, up, top, (i, len(named))))
             parts.append(draw(name, points, colour + i, across, up, top, (i, len(named))))
         colour, top = colour + len(named), top + TALL + BETWEEN
     bottom = top - BETWEEN
@@ -241,11 +252,7 @@ def _line(name: str, points: list[_Point], colour: int, x: _Scale, y: _Scale, to
     """A polyline in a stretched coordinate system, and unstretched spots that tell their values."""
     colour %= COLOURS
     some = thin(points)
-    path = " ".join(f"{1000 * x.at(q.x):.1f},{TALL * (1 - y.at(q.y)):.1f}" for q in some)
-    drawn = (
-        f'<svg class="plot" x="{LEFT}%" y="{top}" width="{WIDE}%" height="{TALL}" viewBox="0 0 1000 {TALL}" '
-        f'preserveAspectRatio="none"><polyline class="line s{colour}" points="{path}"/></svg>'
-    )
+    drawn = _polyline(some, colour, x, y, top)
     every = -(-len(some) // MOST_HITS) or 1
     radius = 3 if len(points) <= 25 else 0
     for q in some[::every]:
@@ -256,11 +263,28 @@ def _line(name: str, points: list[_Point], colour: int, x: _Scale, y: _Scale, to
     return drawn
 
 
+def _polyline(points: Sequence[_Point], colour: int, x: _Scale, y: _Scale, top: int) -> str:
+    path = " ".join(f"{1000 * x.at(q.x):.1f},{TALL * (1 - y.at(q.y)):.1f}" for q in points)
+    return (
+        f'<svg class="plot" x="{LEFT}%" y="{top}" width="{WIDE}%" height="{TALL}" viewBox="0 0 1000 {TALL}" '
+        f'preserveAspectRatio="none"><polyline class="line s{colour}" points="{path}"/></svg>'
+    )
+
+
+def _shift(place: tuple[int, int]) -> float:
+    rank, of = place
+    return (rank - (of - 1) / 2) * min(14, 160 / of)
+
+
+def _join(points: Sequence[_Point], colour: int, x: _Scale, y: _Scale, top: int, place: tuple[int, int]) -> str:
+    line = _polyline(sorted(points, key=lambda q: q.x), colour % COLOURS, x, y, top)
+    return f'<g opacity=".45" transform="translate({_shift(place):.1f} 0)">{line}</g>'
+
+
 def _markers(
     name: str, points: list[_Point], index: int, x: _Scale, y: _Scale, top: int, place: tuple[int, int]
 ) -> str:
-    rank, of = place
-    shift = (rank - (of - 1) / 2) * min(14, 160 / of)
+    shift = _shift(place)
     drawn = ""
     for q in points:
         high, mid, low = (_y(y, max(v, 10**y.low) if y.log else v, top) for v in (q.y + q.error, q.y, q.y - q.error))

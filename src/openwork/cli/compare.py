@@ -1,0 +1,125 @@
+"""Run a suite of methods, densities and seeds with its controls; one table, one page, resumable."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from openwork.cli.output import console, say, write_json
+from openwork.errors import RecipeError
+from openwork.lab.compare import compare, plan, rehearsal
+from openwork.lab.suite_file import load_suite
+from openwork.report.numbers import count, seconds
+from openwork.report.suite_page import HEADS, cells_of_row, rows_of
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    add = parser.add_argument
+    add("suite", help="a suite file (YAML)")
+    add("--out", metavar="DIR", help="folder of the comparison (default: the name of the suite, -comparison)")
+    add("--jobs", type=int, metavar="N", help="processes of one thread each (default: one for each core)")
+    add("--resume", action="store_true", help="go on with a stopped comparison; nothing is lost or run twice")
+    add("--overwrite", action="store_true", help="replace an earlier comparison")
+    add("--save-every", type=float, default=20.0, metavar="SECONDS", help="time between checkpoints of a running cell")
+    add("--dry-run", action="store_true", help="check everything, print the cells and an estimate, run nothing")
+    add("--quick", action="store_true", help="a rehearsal: one seed, two densities, one epoch at most")
+    add("--quiet", action="store_true", help="print the last line only")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run it; returns 0 when every cell has a result, 1 when cells failed."""
+    if args.resume and args.overwrite:
+        raise RecipeError("--resume keeps what is there and --overwrite discards it: choose one of the two")
+    out = console(args.json)
+    suite = load_suite(Path(args.suite))
+    suite = rehearsal(suite) if args.quick else suite
+    if args.dry_run:
+        return _dry_run(out, plan(suite, args.jobs), args)
+    folder = Path(args.out or f"{Path(args.suite).stem}-comparison")
+    command = f"openwork compare {shlex.quote(Path(args.suite).name)}{' --quick' if args.quick else ''}"
+    with _Progress(out, args.quiet) as progress:
+        results = compare(
+            suite, folder, args.jobs, args.resume, args.overwrite, args.save_every, progress.watch, command
+        )
+    if not args.quiet:
+        for setting in results["settings"]:
+            _print_table(out, results, setting["name"])
+    for rule in results["rules"]:
+        if not rule["met"] and not args.quiet:
+            say(out, f"incomplete: {rule['rule']}{': ' + rule['detail'] if rule['detail'] else ''}")
+    failed = sum(r["failed"] for r in results["rows"])
+    told = [f"{count(len(results['cells']))} cells", f"{sum(r['collapsed'] for r in results['rows'])} collapsed"]
+    label = "complete" if results["complete"] else "INCOMPLETE as a comparison, see the rules in the report"
+    say(out, f"{', '.join(told)}, {failed} failed; {label}; {folder / 'report.html'}, {folder / 'results.json'}")
+    write_json(args.json, results)
+    return 1 if failed else 0
+
+
+def _dry_run(out: Console, found: dict[str, Any], args: argparse.Namespace) -> int:
+    if not args.quiet:
+        for cell in found["cells"]:
+            say(out, f"  {cell['kind']:<6} {cell['key']}  ({count(cell['steps'])} steps)")
+        for gap in found["missing"]:
+            say(out, f"  none   {gap['setting']} | small dense | {gap['density']:g}  ({gap['why']})")
+    jobs = args.jobs or os.cpu_count() or 1
+    say(
+        out,
+        f"dry run: {count(len(found['cells']))} cells, about {seconds(found['seconds'])} of training with {jobs} "
+        "processes; nothing was trained or written",
+    )
+    write_json(args.json, found)
+    return 0
+
+
+def _print_table(out: Console, results: Mapping[str, Any], setting: str) -> None:
+    table = Table(title=setting, box=None, pad_edge=False, title_justify="left")
+    for i, head in enumerate(HEADS):
+        table.add_column(head, justify="right" if i else "left", no_wrap=i > 0)
+    for row in rows_of(results, setting):
+        table.add_row(*cells_of_row(row), style="dim" if row["role"] == "control" else None)
+    out.print(table, markup=False)
+
+
+class _Progress:
+    """One bar over all cells on a terminal; lines about trouble everywhere."""
+
+    def __init__(self, out: Console, quiet: bool):
+        hidden = quiet or not out.is_terminal or "CI" in os.environ
+        columns = (TextColumn("cells"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._out, self._quiet = out, quiet
+        self._bar = Progress(
+            *columns, TextColumn("{task.description}", markup=False), console=out, disable=hidden, transient=True
+        )
+        self._task: Any = None
+
+    def __enter__(self) -> _Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def watch(self, event: str, what: Mapping[str, Any]) -> None:
+        """One event of the pool."""
+        if event == "cells":
+            self._task = self._bar.add_task("", total=what["total"], completed=what["done"])
+            if what["done"] and not self._quiet:
+                say(self._out, f"{what['done']} of {what['total']} cells are done already")
+        elif event == "done":
+            self._bar.advance(self._task)
+            if what["status"] != "done" and not self._quiet:
+                say(self._out, f"  {what['status']}: {what['key']}{': ' + what['error'] if what['error'] else ''}")
+        elif event == "died" and not self._quiet:
+            say(self._out, f"  a process ended (code {what['code']}); {what['key']} starts again")
+        elif event == "progress":
+            step = f"{what['stage']} {what['step']}/{what['steps']}"
+            self._bar.update(self._task, description=f"{what['key']}, {step}")

@@ -1,0 +1,301 @@
+"""A suite becomes cells: one job each, with the cells that must be done before it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from openwork.core.protocols import Structure
+from openwork.core.targets import Select
+from openwork.data import DataSet, load_data
+from openwork.data.dataset import StreamedSet
+from openwork.data.split import split_off
+from openwork.errors import RecipeError
+from openwork.lab.controls import random_like_global, small_dense
+from openwork.lab.job import Job
+from openwork.lab.suite import DENSE, EXTRA, LONG, RANDOM, SMALL, Setting, Suite, common, job_of, structure_in, where_in
+from openwork.methods._common import has_regions
+from openwork.structure import partition
+from openwork.structure.words import word_of
+from openwork.zoo import build_model
+from openwork.zoo.registry import table_options
+
+TUNE_SEED = 0
+Peak = Literal["lr", "finetune_lr", ""]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a setting turns out to be once its data and model are there."""
+
+    input_shape: tuple[int, ...]
+    classes: int
+    chance: float
+    fingerprint: str
+    dense_steps: int
+    finetune_steps: int
+    total: int
+    targeted: int
+    small: Mapping[float, tuple[dict[str, Any], int] | str]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the grid.
+
+    ``start`` is the key of the dense cell whose weights it begins with, ``tuned`` the keys of the runs on the
+    validation split among which the learning rate is chosen, and ``peak`` the field of the budget that holds it.
+    """
+
+    key: str
+    kind: Literal["dense", "tune", "run"]
+    setting: str
+    method: str
+    role: Literal["method", "control"]
+    structure: str
+    density: float
+    seed: int
+    job: Job
+    peak: Peak = ""
+    lr: float | None = None
+    start: str | None = None
+    tuned: tuple[str, ...] = ()
+    held_out: float = 0.0
+    """Share of the training set that is held out and takes the place of the test set."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The keys of all cells that must be done before."""
+        return (*((self.start,) if self.start else ()), *self.tuned)
+
+    @property
+    def file(self) -> str:
+        """A file name for the key: readable, and different for different keys."""
+        readable = re.sub(r"[^A-Za-z0-9.]+", "-", self.key).strip("-")[:80]
+        return f"{readable}-{hashlib.sha256(self.key.encode()).hexdigest()[:8]}"
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One method or control at one density in one setting; the seeds come later."""
+
+    method: str
+    role: Literal["method", "control"]
+    structure: str
+    density: float
+    job: Job
+    pretrained: bool
+    peak: Peak
+
+
+def facts_of(suite: Suite) -> dict[str, Facts]:
+    """Load the data and build the model of every setting, and fit every structure to it.
+
+    Raises:
+        OpenworkError: data that is not there, or that has no validation split; a model or a structure that does not
+            fit.
+    """
+    found = {}
+    for setting in suite.settings:
+        data = load_data(setting.data, root=setting.root, **setting.data_options)
+        if suite.lr and isinstance(data, StreamedSet):
+            raise RecipeError(
+                f"settings.{setting.name}: tune needs data in memory to hold a validation split out, got the streamed "
+                f"{setting.data}; leave tune out"
+            )
+        options = {**table_options(setting.model, data.sizes), **setting.model_options}
+        model = build_model(setting.model, data.input_shape, data.classes, **options)
+        total = sum(p.numel() for p in model.parameters())
+        covers = _groups(suite, setting) or [(setting.structure, setting.where)]
+        sizes = []
+        for structure, where in covers:
+            coverage = partition(model, structure, where)[1]
+            sizes.append(sum(c.numel for c in coverage if c.units))
+        batches = -(-len(data.train) // setting.budget.batch_size)
+        small = {}
+        for density in suite.densities:
+            stay = total - round((1 - density) * sizes[0])
+            small[density] = small_dense(setting.model, options, data.input_shape, data.classes, stay)
+        found[setting.name] = Facts(
+            data.input_shape,
+            data.classes,
+            chance_of(data),
+            data.fingerprint(),
+            max(1, round(setting.budget.epochs * batches)),
+            round(setting.budget.finetune_epochs * batches),
+            total,
+            sizes[0],
+            small,
+        )
+    return found
+
+
+def chance_of(data: DataSet) -> float:
+    """The accuracy of always answering the most frequent class of the test set; streamed sets count as balanced."""
+    if isinstance(data, StreamedSet):
+        return 1 / data.classes
+    return float(data.y_test.flatten().bincount().max()) / data.y_test.numel()
+
+
+def with_validation(data: DataSet, share: float) -> DataSet:
+    """The data set without its test set: a share of the training samples takes its place."""
+    (x, y), (x_valid, y_valid) = split_off(data.x_train, data.y_train, share, TUNE_SEED)
+    return replace(data, name=f"{data.name}, validation", x_train=x, y_train=y, x_test=x_valid, y_test=y_valid)
+
+
+def cells_of(suite: Suite, facts: Mapping[str, Facts]) -> list[Cell]:
+    """Every cell in an order in which each comes after those that it needs."""
+    return [c for setting in suite.settings for c in _setting_cells(suite, setting, facts[setting.name])]
+
+
+def _setting_cells(suite: Suite, setting: Setting, facts: Facts) -> Iterator[Cell]:
+    lines = list(_lines(suite, setting, facts))
+    name, at_all = setting.name, any(line.pretrained for line in lines)
+    tuned = [line for line in lines if suite.lr and line.peak]
+    if at_all or "dense" in suite.controls:
+        for seed in suite.seeds:
+            yield _dense(setting, seed, 0.0)
+    if any(line.pretrained for line in tuned) and setting.checkpoint is None:
+        yield _dense(setting, TUNE_SEED, suite.validation)
+    for line in tuned:
+        for lr in suite.lr:
+            start = _dense_key(setting, TUNE_SEED, True) if line.pretrained and setting.checkpoint is None else None
+            job = replace(line.job, seed=TUNE_SEED)
+            key = f"{name} | {line.method} | {line.density} | tune lr {lr}"
+            yield _cell(key, "tune", name, line, with_rate(job, line.peak, lr), lr, start, (), suite.validation)
+    for line in lines:
+        rates = suite.lr if line.peak else ()
+        choices = tuple(f"{name} | {line.method} | {line.density} | tune lr {lr}" for lr in rates)
+        for seed in suite.seeds:
+            start = _dense_key(setting, seed, False) if line.pretrained and setting.checkpoint is None else None
+            key = f"{name} | {line.method} | {line.density} | seed {seed}"
+            peak = getattr(line.job.budget, line.peak) if line.peak else None
+            yield _cell(key, "run", name, line, replace(line.job, seed=seed), peak, start, choices, 0.0)
+
+
+def with_rate(job: Job, peak: Peak, lr: float) -> Job:
+    """The job with another learning rate in the stage that is tuned."""
+    if not peak:
+        return job
+    budget = replace(job.budget, lr=lr) if peak == "lr" else replace(job.budget, finetune_lr=lr)
+    return replace(job, budget=budget)
+
+
+def _cell(
+    key: str,
+    kind: Literal["tune", "run"],
+    setting: str,
+    line: _Line,
+    job: Job,
+    lr: float | None,
+    start: str | None,
+    tuned: tuple[str, ...],
+    held_out: float,
+) -> Cell:
+    return Cell(
+        key,
+        kind,
+        setting,
+        line.method,
+        line.role,
+        line.structure,
+        line.density,
+        job.seed,
+        job,
+        line.peak,
+        lr,
+        start,
+        tuned,
+        held_out,
+    )
+
+
+def _dense_key(setting: Setting, seed: int, validation: bool) -> str:
+    return f"{setting.name} | {DENSE} | 1 | {'validation, ' if validation else ''}seed {seed}"
+
+
+def _dense(setting: Setting, seed: int, held_out: float) -> Cell:
+    """Dense training as a job that prunes nothing at initialisation, so that nothing is recalibrated.
+
+    Weights that are given are only measured.
+    """
+    budget = replace(setting.budget, finetune_epochs=0)
+    at: Literal["pretrained", "init"] = "pretrained" if setting.checkpoint else "init"
+    job = Job(
+        **common(setting),
+        density=1.0,
+        where=setting.where,
+        at=at,
+        budget=budget,
+        seed=seed,
+        checkpoint=setting.checkpoint,
+    )
+    key = _dense_key(setting, seed, held_out > 0)
+    return Cell(key, "dense", setting.name, DENSE, "control", "-", 1.0, seed, job, held_out=held_out)
+
+
+def _groups(suite: Suite, setting: Setting) -> list[tuple[Structure, Select]]:
+    return list(dict.fromkeys((structure_in(setting, m), where_in(setting, m)) for m in suite.taking_part(setting)))
+
+
+def _lines(suite: Suite, setting: Setting, facts: Facts) -> Iterator[_Line]:
+    steps = facts.dense_steps + facts.finetune_steps
+    fine: Peak = "finetune_lr" if facts.finetune_steps else ""
+    whole = {**common(setting), "budget": setting.budget}
+    start = setting.checkpoint
+    methods = []
+    for density in suite.densities:
+        for m in suite.taking_part(setting):
+            job = job_of(setting, m, density, 0)
+            rewinds = getattr(job.build_recipe(steps).schedule, "rewind", "none") != "none"
+            pretrained = not rewinds and m.drive != "attach" and m.at == "pretrained"
+            job = replace(job, checkpoint=start if pretrained else None)
+            word = word_of(structure_in(setting, m))
+            methods.append(_Line(m.name, "method", word, density, job, pretrained, fine if pretrained else "lr"))
+    if "extra" in suite.controls:
+        if any(line.pretrained for line in methods):
+            job = Job(**whole, density=1.0, where=setting.where, checkpoint=start)
+            yield _Line(EXTRA, "control", "-", 1.0, job, True, fine)
+        if any(not line.pretrained for line in methods):
+            job = Job(**whole, density=1.0, where=setting.where, at="init")
+            yield _Line(LONG, "control", "-", 1.0, job, False, "lr")
+    for density in suite.densities if "random" in suite.controls else ():
+        yield from _random(suite, setting, density, methods, fine)
+    for density in suite.densities if "small" in suite.controls else ():
+        found = facts.small[density]
+        if not isinstance(found, str):
+            job = Job(**{**whole, "model_options": found[0]}, density=1.0, at="init")
+            yield _Line(SMALL, "control", "-", density, job, False, "lr")
+    yield from methods
+
+
+def _random(suite: Suite, setting: Setting, density: float, methods: list[_Line], fine: Peak) -> Iterator[_Line]:
+    groups = _groups(suite, setting)
+    whole = {**common(setting), "budget": setting.budget, "density": density, "method": "random"}
+    for structure, where in groups:
+        tail = "" if len(groups) == 1 else f" {word_of(structure)}"
+        if len({word_of(s) for s, _ in groups}) < len(groups):
+            tail += f" #{groups.index((structure, where)) + 1}"
+        here = {**whole, "structure": structure, "where": where}
+        mine = [m for m in methods if m.density == density and (m.job.structure, m.job.where) == (structure, where)]
+        word, start = word_of(structure), setting.checkpoint
+        if any(m.pretrained for m in mine):
+            job = Job(**here, options={"scope": "layer"}, checkpoint=start)
+            yield _Line(RANDOM[0] + tail, "control", word, density, job, True, fine)
+            if not has_regions(structure):
+                recipe = random_like_global(density, structure, where)
+                job = Job(**here, recipe=recipe, checkpoint=start)
+                yield _Line(RANDOM[1] + tail, "control", word, density, job, True, fine)
+        if any(not m.pretrained for m in mine):
+            scope = "layer" if has_regions(structure) else "erk"
+            job = Job(**here, options={"scope": scope}, at="init")
+            yield _Line(RANDOM[2].replace("erk", scope) + tail, "control", word, density, job, False, "lr")
+
+
+def weights_file(folder: Path, cell: Cell) -> Path:
+    """Where a dense cell leaves its weights."""
+    return folder / "dense" / f"{cell.file}.safetensors"

@@ -1,0 +1,191 @@
+"""From the records of all cells to rows, and to the rules of an honest comparison that they keep or break."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+
+from openwork.lab.cells import Facts
+from openwork.lab.suite import DENSE, EXTRA, LONG, RANDOM, SMALL, Suite
+from openwork.version import __version__
+
+FORMAT = "openwork-comparison-1"
+MOMENTS = ("pruned", "recalibrated", "finetuned")
+LEAST_DENSITIES, LEAST_SEEDS = 5, 3
+
+
+def results_of(
+    suite: Suite, facts: Mapping[str, Facts], records: Sequence[Mapping[str, Any]], command: str = ""
+) -> dict[str, Any]:
+    """Everything about a comparison as plain data, in an order that does not depend on how it was run."""
+    rows = _rows(suite, facts, records)
+    plain = suite.plain()
+    rules = rules_of(suite, rows)
+    return {
+        "format": FORMAT,
+        "suite": plain,
+        "manifest": {
+            "openwork": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            "command": command,
+            "seeds": list(suite.seeds),
+            "suite_sha256": hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16],
+            "data": {name: f.fingerprint for name, f in facts.items()},
+        },
+        "complete": all(r["met"] for r in rules),
+        "rules": rules,
+        "settings": [
+            {
+                "name": s.name,
+                "model": s.model,
+                "data": s.data,
+                "chance": facts[s.name].chance,
+                "parameters": facts[s.name].total,
+                "targeted": facts[s.name].targeted,
+                "steps": [facts[s.name].dense_steps, facts[s.name].finetune_steps],
+            }
+            for s in suite.settings
+        ],
+        "rows": rows,
+        "cells": sorted(records, key=lambda r: r["key"]),
+        "seconds": round(sum(r.get("seconds") or 0.0 for r in records), 1),
+    }
+
+
+def without_times(results: Any) -> Any:
+    """The same without its durations: equal for equal runs.
+
+    Examples:
+        >>> without_times({"a": [{"seconds": 3, "b": 1}]})
+        {'a': [{'b': 1}]}
+    """
+    if isinstance(results, Mapping):
+        return {k: without_times(v) for k, v in results.items() if k != "seconds"}
+    return [without_times(v) for v in results] if isinstance(results, list) else results
+
+
+def spread(values: Sequence[float]) -> dict[str, Any] | None:
+    """Mean, sample standard deviation (None for one value) and the values; None for no values."""
+    if not values:
+        return None
+    return {"mean": mean(values), "std": stdev(values) if len(values) > 1 else None, "values": list(values)}
+
+
+def _rows(suite: Suite, facts: Mapping[str, Facts], records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    rows = []
+    for setting in suite.settings:
+        runs = [r for r in records if r["setting"] == setting.name and _counts(r)]
+        dense = {r["seed"]: _accuracy(r, "finetuned") for r in runs if r["method"] == DENSE}
+        groups = dict.fromkeys((r["method"], r["density"]) for r in runs)
+        for method, density in groups:
+            mine = [r for r in runs if (r["method"], r["density"]) == (method, density)]
+            rows.append(_row(suite, mine, dense, facts[setting.name].total))
+        if "small" in suite.controls:
+            found = facts[setting.name].small
+            missing = [(d, why) for d, why in found.items() if isinstance(why, str)]
+            rows += [_absent(setting.name, density, why) for density, why in missing]
+    return rows
+
+
+def _counts(record: Mapping[str, Any]) -> bool:
+    """True for runs on the test set."""
+    return record["kind"] == "run" or (record["kind"] == "dense" and "validation" not in record["key"].split(" | ")[-1])
+
+
+def _row(
+    suite: Suite, runs: Sequence[Mapping[str, Any]], dense: Mapping[int, float | None], total: int
+) -> dict[str, Any]:
+    first, kept = runs[0], [r for r in runs if r["status"] != "failed"]
+    told = {m: [a for r in kept if (a := _accuracy(r, m)) is not None] for m in MOMENTS}
+    drops = [
+        base - own
+        for r in kept
+        if (base := dense.get(r["seed"])) is not None and (own := _accuracy(r, "finetuned")) is not None
+    ]
+    counted = [r["counts"] for r in kept if "counts" in r]
+    sizes = [r["parameters"] for r in kept if "parameters" in r]
+    lr, is_dense = first["lr"], first["method"] == DENSE
+    reached: dict[str, Any] | None = None
+    if counted:
+        reached = {k: mean(c[k] for c in counted) for k in ("targeted", "prunable", "total")}
+    if reached is not None and first["method"] == SMALL:  # nothing is pruned: its size against the full model
+        reached = {"targeted": None, "prunable": None, "total": mean(sizes) / total}
+    return {
+        **{k: first[k] for k in ("setting", "method", "role", "structure", "density", "pretrained")},
+        "missing": None,
+        "seeds": len(runs),
+        "collapsed": sum(r["status"] == "collapsed" for r in runs),
+        "failed": sum(r["status"] == "failed" for r in runs),
+        "errors": sorted({r["error"] for r in runs if r["error"]}),
+        "lr": lr,
+        "lr_at_edge": len(suite.lr) > 1 and lr in (suite.lr[0], suite.lr[-1]) and not is_dense,
+        "reached": reached,
+        "parameters": mean(sizes) if sizes else None,
+        **{m: spread(told[m]) for m in MOMENTS},
+        "drop": None if is_dense else spread(drops),
+        "seconds": mean(r.get("seconds") or 0.0 for r in runs),
+    }
+
+
+def _absent(setting: str, density: float, why: str) -> dict[str, Any]:
+    empty = dict.fromkeys(("lr", "reached", "parameters", *MOMENTS, "drop"))
+    place = {"setting": setting, "method": SMALL, "role": "control", "structure": "-", "density": density}
+    counts = {"pretrained": False, "seeds": 0, "collapsed": 0, "failed": 0, "errors": [], "lr_at_edge": False}
+    return {**place, "missing": why, **counts, **empty, "seconds": 0.0}
+
+
+def _accuracy(record: Mapping[str, Any], moment: str) -> float | None:
+    found = (record.get("metrics") or {}).get(moment)
+    return None if found is None else float(found["accuracy"])
+
+
+def rules_of(suite: Suite, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rules of an honest comparison, whether each is kept, and what is missing."""
+    names = [s.name for s in suite.settings]
+    grid = [(n, d) for n in names for d in suite.densities]
+
+    def have(*methods: str) -> set[tuple[str, float]]:
+        return {(r["setting"], r["density"]) for r in rows if r["method"].startswith(methods) and r["finetuned"]}
+
+    dense = {r["setting"] for r in rows if r["method"] == DENSE and r["finetuned"]}
+    extra = {n for n, _ in have(EXTRA, LONG)}
+    random, small = have(*(r.split(" (")[0] + " (" for r in RANDOM)), have(SMALL)
+    why = sorted({r["missing"] for r in rows if r["missing"]})
+    pretrained = [r for r in rows if r["role"] == "method" and r["pretrained"] and r["finetuned"]]
+    unfinished = sorted({r["setting"] for r in pretrained if not r["pruned"]})
+    idle = sorted(s.name for s in suite.settings if s.budget.finetune_epochs <= 0)
+    return [
+        _rule("dense control", [n for n in names if n not in dense]),
+        _rule("dense control with the extra budget", [n for n in names if n not in extra]),
+        _rule("random masks with fair layer shares", _places(g for g in grid if g not in random)),
+        _rule("small dense model of as many parameters", _places(g for g in grid if g not in small), "; ".join(why)),
+        _count(f"at least {LEAST_DENSITIES} densities", len(suite.densities), LEAST_DENSITIES),
+        _count(f"at least {LEAST_SEEDS} seeds", len(suite.seeds), LEAST_SEEDS),
+        {
+            "rule": "learning rates tuned on a validation split",
+            "met": len(suite.lr) > 1,
+            "detail": "" if len(suite.lr) > 1 else "tune.lr lists fewer than two learning rates",
+        },
+        _rule("accuracy after pruning, recalibration and fine-tuning", unfinished + idle),
+    ]
+
+
+def _places(cells: Iterable[tuple[str, float]]) -> list[str]:
+    return [f"{n} at {d:g}" for n, d in cells]
+
+
+def _rule(rule: str, missing: Sequence[str], why: str = "") -> dict[str, Any]:
+    told = ", ".join(missing[:6]) + (f" and {len(missing) - 6} more" if len(missing) > 6 else "")
+    return {"rule": rule, "met": not missing, "detail": f"missing: {told}{f' ({why})' if why else ''}" if told else ""}
+
+
+def _count(rule: str, found: int, least: int) -> dict[str, Any]:
+    return {"rule": rule, "met": found >= least, "detail": "" if found >= least else f"found {found}"}

@@ -1,0 +1,196 @@
+"""A process of one thread that runs cells: tasks come in on standard input, short lines of JSON go back."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors.torch import save
+
+from openwork.data import DataSet, load_data
+from openwork.engine.result import Result
+from openwork.errors import DivergedError, FileError
+from openwork.lab.cells import Cell, chance_of, weights_file, with_rate, with_validation
+from openwork.lab.job import Job
+from openwork.lab.runner import Runner
+from openwork.lab.store import write_record
+from openwork.ship.atomic import write_file
+from openwork.version import __version__
+
+COLLAPSED_WITHIN = 0.01  # of chance
+STAGES = ("dense", "pruned", "recalibrated", "finetuned")
+Tell = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A cell whose needs are done: its dense weights and its learning rate are known."""
+
+    cell: Cell
+    folder: Path
+    weights: Path | None = None
+    lr: float | None = None
+    save_every: float = 20.0
+
+    @property
+    def job(self) -> Job:
+        """The job to run."""
+        job = self.cell.job
+        if self.weights is not None:
+            job = replace(job, checkpoint=str(self.weights))
+        return job if self.lr is None else with_rate(job, self.cell.peak, self.lr)
+
+
+def execute(task: Task, data: DataSet, tell: Tell | None = None) -> dict[str, Any]:
+    """Run one cell and leave its record in the folder; whatever goes wrong becomes part of the record.
+
+    A cell that was stopped goes on from its own checkpoint.
+    """
+    cell, began = task.cell, time.monotonic()
+    if cell.held_out:
+        data = with_validation(data, cell.held_out)
+    chance = chance_of(data)
+    record = blank(cell, task.lr)
+    record |= {"chance": chance, "data_fingerprint": data.fingerprint(), "openwork": __version__}
+    record["torch"], record["threads"] = torch.__version__, torch.get_num_threads()
+    work = task.folder / "work" / cell.file
+    try:
+        model, result, seconds = _run(task, data, work, tell)
+        record |= _measured(cell, result)
+        record["seconds"] = seconds
+        record["parameters"] = _nonzero(model)
+        if cell.kind == "dense":
+            weights = weights_file(task.folder, cell)
+            weights.parent.mkdir(parents=True, exist_ok=True)
+            write_file(weights, save({k: v.contiguous() for k, v in model.state_dict().items()}))
+        accuracy = record["metrics"]["finetuned"]["accuracy"]
+        record["status"] = "collapsed" if accuracy <= chance + COLLAPSED_WITHIN else "done"
+    except DivergedError as problem:
+        # counted with the accuracy of guessing: leaving it out would flatter the method
+        metrics = {"finetuned": {"accuracy": chance, "loss": None}}
+        record |= {"status": "collapsed", "error": str(problem), "metrics": metrics}
+    except Exception as problem:
+        record |= {"status": "failed", "error": f"{type(problem).__name__}: {problem}"}
+    record.setdefault("seconds", round(time.monotonic() - began, 2))
+    write_record(task.folder, cell, record)
+    shutil.rmtree(work, ignore_errors=True)
+    return record
+
+
+def blank(cell: Cell, lr: float | None) -> dict[str, Any]:
+    """The record of a cell before anything is known about its outcome."""
+    return {
+        "key": cell.key,
+        "kind": cell.kind,
+        "setting": cell.setting,
+        "method": cell.method,
+        "role": cell.role,
+        "structure": cell.structure,
+        "density": cell.density,
+        "seed": cell.seed,
+        "lr": lr if lr is not None else cell.lr,
+        "pretrained": cell.start is not None or cell.job.checkpoint is not None,
+        "status": "",
+        "error": None,
+        "metrics": {},
+    }
+
+
+def _run(task: Task, data: DataSet, work: Path, tell: Tell | None) -> tuple[torch.nn.Module, Result, float]:
+    work.mkdir(parents=True, exist_ok=True)
+    last = [0.0]
+
+    def watch(stage: str, step: int, steps: int, loss: float) -> None:
+        now = time.monotonic()
+        if tell is not None and now - last[0] > 0.3:
+            last[0] = now
+            tell({"stage": stage, "step": step, "steps": steps})
+
+    def runner() -> Runner:
+        return Runner(task.job, work, data=data, watch=watch, save_every=task.save_every)
+
+    made = runner()
+    try:
+        model, result = made.run(resume=True)
+    except FileError:  # the checkpoint is of an older attempt under other circumstances: begin anew
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        made = runner()
+        model, result = made.run()
+    return model, result, float(result.manifest["seconds"])
+
+
+def _measured(cell: Cell, result: Result) -> dict[str, Any]:
+    metrics = {s: dict(result.metrics[s]) for s in STAGES if s in result.metrics}
+    if cell.job.at == "init":
+        for stage in ("dense", "pruned", "recalibrated"):
+            metrics.pop(stage, None)  # of an untrained network
+    if cell.kind == "dense" and cell.job.checkpoint is not None:
+        metrics = {"finetuned": metrics["dense"]}
+    layers = [{k: t[k] for k in ("name", "numel", "kept")} for t in result.tensors if t["units"]]
+    return {"metrics": metrics, "counts": result.counts.to_dict(), "layers": layers}
+
+
+def _nonzero(model: torch.nn.Module) -> int:
+    return sum(int((p.detach() != 0).sum()) for p in model.parameters())
+
+
+# the process -----------------------------------------------------------------------------------------
+
+
+def send(stream: Any, task: Task) -> None:
+    """Write one task; the other end is a worker."""
+    body = pickle.dumps(task)
+    stream.write(struct.pack("<Q", len(body)) + body)
+    stream.flush()
+
+
+def serve(source: BinaryIO, tell: Tell, leave: Callable[[], None]) -> None:
+    """Run tasks one after another. When the other end is gone, leave at once: nobody would count the result."""
+    torch.set_num_threads(1)
+    tasks: list[Task] = []
+    arrived = threading.Condition()
+
+    def read() -> None:
+        while len(head := source.read(8)) == 8:
+            body = source.read(struct.unpack("<Q", head)[0])
+            with arrived:
+                tasks.append(pickle.loads(body))
+                arrived.notify()
+        leave()
+
+    threading.Thread(target=read, daemon=True).start()
+    sets: dict[str, DataSet] = {}
+    while True:
+        with arrived:
+            while not tasks:
+                arrived.wait()
+            task = tasks.pop(0)
+        job = task.cell.job
+        name = repr((job.data, job.root, sorted(job.data_options.items())))
+        if name not in sets:
+            sets.clear()
+            sets[name] = load_data(job.data, root=job.root, **job.data_options)
+        record = execute(task, sets[name], tell)
+        tell({"done": task.cell.key, "status": record["status"]})
+
+
+def _main() -> None:
+    lines = os.fdopen(os.dup(1), "w", buffering=1)  # whatever else prints goes to standard error
+    os.dup2(2, 1)
+    serve(sys.stdin.buffer, lambda message: print(json.dumps(message), file=lines), lambda: os._exit(0))
+
+
+if __name__ == "__main__":
+    _main()
