@@ -16,6 +16,7 @@ from openwork.data.registry import LOADERS
 from openwork.errors import FileError, RecipeError
 from openwork.lab import Job, Runner
 from openwork.lab.budget import default_budget
+from openwork.lab.ranks import device_of_rank, ranks, speaks, wait
 from openwork.report import report_text
 from openwork.ship import read_result, save
 
@@ -54,6 +55,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--optimizer", choices=("sgd", "adamw"))
     add("--seed", type=int, default=0)
     add("--threads", type=int, help="torch threads")
+    add("--device", default="auto", help="cpu, cuda, cuda:N, or auto; under torchrun one GPU per process")
     add("--out", metavar="DIR", help="result folder")
     add("--overwrite", action="store_true", help="replace an earlier result or a stopped run")
     add("--resume", action="store_true", help="continue a stopped run, bit for bit")
@@ -79,12 +81,19 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.dry_run:
         return _dry_run(args, job)
-    work = _work_folder(folder, args)
-    with Bars(out, args.quiet) as bars:
-        runner = Runner(job, work, watch=bars.step, save_every=args.save_every)
+    with ranks(device_of_rank(args.device)):
+        work = _work_folder(folder, args)
+        wait()
         if work is not None:
             work.mkdir(parents=True, exist_ok=True)
-        model, result = runner.run(resume=args.resume)
+        with Bars(out, args.quiet or not speaks()) as bars:
+            runner = Runner(job, work, watch=bars.step, save_every=args.save_every, device=args.device)
+            model, result = runner.run(resume=args.resume)
+        wait()
+        leads = speaks()
+    if not leads:
+        return 0
+    model.cpu()
     if folder is not None:
         save(model, result, folder, overwrite=args.overwrite)
         if work is not None:
@@ -141,7 +150,7 @@ def _work_folder(folder: Path | None, args: argparse.Namespace) -> Path | None:
     if work.exists() and not args.resume:
         if not args.overwrite:
             raise FileError(f"{work}: holds a stopped run; continue it with --resume or discard it with --overwrite")
-        shutil.rmtree(work)
+        shutil.rmtree(work, ignore_errors=True)  # other ranks may be at it too
     return work
 
 

@@ -55,8 +55,11 @@ class Batches:
         shuffle: bool = True,
         drop_last: bool = False,
         augment: bool = True,
+        part: tuple[int, int] = (0, 1),
     ) -> Batches:
         """Batches of a source, which may lie on disk; ``augment`` lets it change samples as training does.
+
+        ``part=(i, n)`` reads only every n-th sample of each batch, from the i-th on: the share of one of n processes.
 
         Raises:
             DataError: no sample, or a batch size that gives no batch.
@@ -69,6 +72,9 @@ class Batches:
         """
         batches = cls.__new__(cls)
         batches._begin(source, batch_size, seed, shuffle, drop_last, augment)
+        if batch_size < part[1]:
+            raise DataError(f"Batches: batch_size {batch_size} is smaller than {part[1]} processes; raise it")
+        batches.part = part
         return batches
 
     def _begin(self, source: Source, batch_size: int, seed: int, shuffle: bool, drop_last: bool, augment: bool) -> None:
@@ -83,7 +89,7 @@ class Batches:
             )
         self.source, self.batch_size, self.seed = source, batch_size, seed
         self.shuffle, self.drop_last, self.augment = shuffle, drop_last, augment
-        self.epoch = 0
+        self.epoch, self.part = 0, (0, 1)
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))  # the epoch last used and its order
 
     @property
@@ -111,7 +117,16 @@ class Batches:
         epoch, index = divmod(step, self.steps_per_epoch)
         chosen = slice(index * self.batch_size, min((index + 1) * self.batch_size, len(self.source)))
         numbers = self._order_of(epoch)[chosen] if self.shuffle else chosen
-        return self.source.read(numbers, stream(self.seed, "augment", step) if self.augment else None)
+        mine, parts = self.part
+        if parts > 1:
+            numbers = torch.arange(len(self.source))[numbers][mine::parts]
+        names = ("augment", step) if parts == 1 else ("augment", step, mine)
+        return self.source.read(numbers, stream(self.seed, *names) if self.augment else None)
+
+    def size(self, step: int) -> int:
+        """How many samples the batch of a step has over all parts."""
+        left = len(self.source) - (step % self.steps_per_epoch) * self.batch_size
+        return min(self.batch_size, left)
 
     def _order_of(self, epoch: int) -> Tensor:
         if self._order[0] != epoch:

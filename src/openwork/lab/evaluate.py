@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from openwork.core.batches import device_of
+from openwork.core.distributed import rank, summed, world
 from openwork.data.sources import Source, TensorSource
 
 
@@ -30,7 +32,8 @@ def evaluate(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 1000) -> 
 def evaluate_source(model: nn.Module, source: Source, batch_size: int | None = None) -> dict[str, float]:
     """The same of a source, in batches of its ``chunk``; for two classes the loss is the log loss of click data.
 
-    A sample that a source leaves out, as a picture that does not decode, counts neither as right nor as wrong.
+    A sample that a source leaves out, as a picture that does not decode, counts neither as right nor as wrong. Several
+    processes share the batches.
 
     Args:
         model: takes x float32 ``[n, *shape]``, gives logits ``[n, classes]``.
@@ -40,15 +43,20 @@ def evaluate_source(model: nn.Module, source: Source, batch_size: int | None = N
     size = batch_size or source.chunk
     was = [(m, m.training) for m in model.modules()]
     model.eval()
+    device = device_of(model)
     right, count, total = 0, 0, 0.0
     try:
-        for i in range(0, len(source), size):
+        for i in range(rank() * size, len(source), world() * size):
             x, target = source.read(slice(i, min(i + size, len(source))))
-            logits = logits_of(model(x))
+            target = target.to(device)
+            logits = logits_of(model(x.to(device)))
             right += int((logits.argmax(1) == target).sum())
             count += len(target)
             total += float(F.cross_entropy(logits, target, reduction="sum"))
     finally:
         for module, training in was:
             module.training = training
-    return {"accuracy": right / count, "loss": total / count}
+    sums = torch.tensor([right, count, total], dtype=torch.float64, device=device)
+    summed([sums])
+    right_, count_, total_ = sums.tolist()
+    return {"accuracy": right_ / count_, "loss": total_ / count_}

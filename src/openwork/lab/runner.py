@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from openwork.core.distributed import rank, world
 from openwork.core.masks import Masks
 from openwork.core.measuring import seeded
 from openwork.data import Batches, DataSet, load_data
@@ -21,6 +22,7 @@ from openwork.errors import DivergedError, FileError, RecipeError
 from openwork.lab.checkpoint import load_state, save_state
 from openwork.lab.evaluate import cross_entropy, evaluate_source
 from openwork.lab.job import Job
+from openwork.lab.ranks import device_of_rank, share_buffers, speaks, together, wait
 from openwork.lab.state import result_from_state, result_to_state
 from openwork.zoo import build_model
 from openwork.zoo.registry import table_options
@@ -50,6 +52,8 @@ class Runner:
         data: the loaded data set, when the caller has it already.
         watch: called after every training step.
         save_every: seconds between checkpoints.
+        device: ``cpu``, ``cuda``, ``cuda:1`` or ``auto``. Inside ``ranks`` every process trains on its share of each
+            batch, rank 0 keeps the checkpoint, and all end with the same masks.
 
     Raises:
         OpenworkError: from ``run``, anything that the job cannot do as asked.
@@ -62,14 +66,19 @@ class Runner:
         data: DataSet | None = None,
         watch: Watch | None = None,
         save_every: float = 20.0,
+        device: str = "cpu",
     ):
         self.job, self.work, self.watch, self.save_every = job, work, watch, save_every
         self.data = data or load_data(job.data, root=job.root, **job.data_options)
         options = {**table_options(job.model, self.data.sizes), **job.model_options}
         with seeded(job.seed):
             self.model = build_model(job.model, self.data.input_shape, self.data.classes, **options)
-        budget = job.budget
-        self.batches = Batches.over(self.data.train, budget.batch_size, job.seed)
+        self.device = device_of_rank(device)
+        self.model.to(self.device)
+        budget, left = job.budget, len(self.data.train) % job.budget.batch_size
+        self.batches = Batches.over(
+            self.data.train, budget.batch_size, job.seed, drop_last=0 < left < world(), part=(rank(), world())
+        )
         per_epoch = self.batches.steps_per_epoch
         self.dense_steps = max(1, round(budget.epochs * per_epoch))
         self.finetune_steps = round(budget.finetune_epochs * per_epoch)
@@ -85,6 +94,7 @@ class Runner:
     def run(self, resume: bool = False) -> tuple[nn.Module, Result]:
         """Run to the end; returns the pruned model and the result with its metrics, curve and manifest."""
         saved = self._restore() if resume else None
+        wait()  # rank 0 must not write the next checkpoint before all have read this one
         stages = self._stages()
         for index, (name, stage) in enumerate(stages):
             if index < self._state.stage:
@@ -183,6 +193,7 @@ class Runner:
     ) -> None:
         """``steps`` optimiser steps on the batches from ``offset`` on; continues from ``saved`` when it is given."""
         optimizer = optimizer or self._optimizer()
+        forward = together(self.model, gates=run is not None)
         keep_rewind = name == "dense" and self.recipe.drive == "cycle" and self._rewinds()
         start = 0
         if saved is not None and saved["step"] > 0:
@@ -190,6 +201,8 @@ class Runner:
             self.model.load_state_dict(saved["model"])
             optimizer.load_state_dict(saved["optimizer"])
             torch.set_rng_state(saved["torch_rng"])
+            if self.device.type == "cuda" and saved.get("cuda_rng") is not None:
+                torch.cuda.set_rng_state(saved["cuda_rng"], self.device)
             if run is not None:
                 run.load_state_dict(saved["run"])
         else:
@@ -198,10 +211,12 @@ class Runner:
         for step in range(start, steps):
             if keep_rewind and step == round(self.job.budget.rewind * self.dense_steps):
                 self._keep_rewind()
-            x, y = self.batches.batch(offset + step)
+            x, y = (t.to(self.device) for t in self.batches.batch(offset + step))
             for group in optimizer.param_groups:
                 group["lr"] = rate(step)
-            loss = cross_entropy(self.model(x), y)
+            loss = cross_entropy(forward(x), y)
+            if world() > 1:  # ranks average gradients; the last batch of an epoch may be shared unequally
+                loss = loss * (len(y) * world() / self.batches.size(offset + step))
             if run is not None:
                 loss = loss + run.penalty()
             if not bool(torch.isfinite(loss)):
@@ -229,10 +244,13 @@ class Runner:
         )
 
     def _score_batches(self) -> Batches:
-        size = min(512, self.data.train.chunk, len(self.data.train))
-        return Batches.over(self.data.train, size, self.job.seed + 1, augment=False)
+        size = min(512, self.data.train.chunk, len(self.data.train)) // world() * world()
+        return Batches.over(
+            self.data.train, size, self.job.seed + 1, augment=False, drop_last=world() > 1, part=(rank(), world())
+        )
 
     def _measure(self, stage: str) -> None:
+        share_buffers(self.model)
         self._state.metrics[stage] = evaluate_source(self.model, self.data.test)
 
     # rewinding ---------------------------------------------------------------------------------------
@@ -242,7 +260,7 @@ class Runner:
 
     def _keep_rewind(self) -> None:
         self._rewind_point: Mapping[str, Tensor] = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-        if self.work is not None:
+        if self.work is not None and speaks():
             save_state(self.work / "rewind.safetensors", dict(self._rewind_point))
 
     def _rounds(self) -> Cycle:
@@ -267,7 +285,7 @@ class Runner:
 
     def _save(self, extra: dict[str, Any]) -> None:
         self._saved_at = time.monotonic()
-        if self.work is None:
+        if self.work is None or not speaks():
             return
         s = self._state
         s.seconds += self._saved_at - self._started
@@ -283,6 +301,7 @@ class Runner:
             "cycle": self._cycle.state_dict() if self._cycle is not None else None,
             "model": self.model.state_dict(),
             "torch_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             **extra,
         }
         save_state(self.work / "checkpoint.safetensors", state)
@@ -317,9 +336,12 @@ class Runner:
             **job,
             "data_fingerprint": self.data.fingerprint(),
             "threads": torch.get_num_threads(),
+            "processes": world(),
+            "device": str(self.device),
             "seconds": round(seconds, 2),
         }
-        result.masks = Masks(result.masks)
+        result.masks = Masks({n: m.cpu() for n, m in result.masks.items()})
+        result.units = {n: u.cpu() for n, u in result.units.items()}
         return result
 
 

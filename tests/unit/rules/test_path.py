@@ -229,5 +229,5 @@ def test_radii():
     assert curve[-1] == 4
     assert radius_at("hess", 1.1, 0, 10, 0.01) == 1.1
     assert radius_at("hess", 1.1, 0, 10, 0.5) == 2.5
-    with pytest.raises(RecipeError, match="radius_path must be one of fixed, invexp, hess, got 'wide'"):
+    with pytest.raises(RecipeError, match="radius_path must be one of fixed, invexp, hess, search, got 'wide'"):
         radius_at("wide", 1.1, 0, 10, 0.0)
