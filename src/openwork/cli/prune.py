@@ -83,11 +83,11 @@ def run(args: argparse.Namespace) -> int:
         return _dry_run(args, job)
     with ranks(device_of_rank(args.device)):
         work = _work_folder(folder, args)
-        wait()
-        if work is not None:
-            work.mkdir(parents=True, exist_ok=True)
         with Bars(out, args.quiet or not speaks()) as bars:
             runner = Runner(job, work, watch=bars.step, save_every=args.save_every, device=args.device)
+            wait()
+            if work is not None:  # only now: a refused job leaves nothing behind
+                work.mkdir(parents=True, exist_ok=True)
             model, result = runner.run(resume=args.resume)
         wait()
         leads = speaks()

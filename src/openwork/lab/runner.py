@@ -24,6 +24,7 @@ from openwork.lab.evaluate import cross_entropy, evaluate_source
 from openwork.lab.job import Job
 from openwork.lab.ranks import device_of_rank, share_buffers, speaks, together, wait
 from openwork.lab.state import result_from_state, result_to_state
+from openwork.structure import partition
 from openwork.zoo import build_model
 from openwork.zoo.registry import table_options
 
@@ -83,6 +84,7 @@ class Runner:
         self.dense_steps = max(1, round(budget.epochs * per_epoch))
         self.finetune_steps = round(budget.finetune_epochs * per_epoch)
         self.recipe = job.build_recipe(self.dense_steps + self.finetune_steps)
+        partition(self.model, self.recipe.structure, self.recipe.where)  # refuses now what it would after the training
         self._state = _State()
         self._cycle: Cycle | None = None
         self._saved_at = self._started = time.monotonic()

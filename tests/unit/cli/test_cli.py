@@ -75,8 +75,11 @@ def test_bad_input_is_one_line_and_exit_code_2(args, message, tmp_path, capsys, 
     import re
 
     monkeypatch.chdir(tmp_path)
+    # tried: the folder of the run made before the job was checked; patterns checked after the training -> red
+    monkeypatch.setattr("openwork.lab.runner.Runner.run", lambda *_, **__: pytest.fail("trained"))
     data = [] if "--data" in args else ["--data", "digits"]
-    assert main(["prune", *data, "--finetune-epochs", "1", *args]) == 2
+    out = [] if "--resume" in args else ["--out", "r"]
+    assert main(["prune", *data, *out, *args]) == 2
     error = capsys.readouterr().err
     assert re.search(message, error), error
     assert error.startswith("openwork prune: ")
