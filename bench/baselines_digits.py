@@ -13,6 +13,7 @@ import torch
 from common import accuracies, write
 
 from openwork.data import load_data
+from openwork.errors import DivergedError
 from openwork.lab import Budget, Job, Runner
 
 TRAINING = Budget(epochs=60, finetune_epochs=20, batch_size=60, lr=0.1, finetune_lr=0.05)
@@ -27,17 +28,30 @@ def row(setting: str, density: float, method: str, results: list[Any], stage: st
     return {"setting": setting, "density": density, "method": method, "accuracy": found, "smallest_layer": smallest}
 
 
+def attempt(job: Job, data: Any) -> Any:
+    """The result, or None when the training diverged."""
+    try:
+        return Runner(job, data=data).run()[1]
+    except DivergedError as problem:
+        print(problem)
+        return None
+
+
 def powers(data: Any, seeds: range, budget: Budget, densities: tuple[float, ...]) -> list[dict[str, Any]]:
     """No retraining: the mask is written after the last step."""
     rows = []
-    for alpha in (1.0, 2.0, 3.0, 4.0):
+    for alpha in (1.0, 2.0, 3.0, 4.0):  # 4 diverges for some seeds; see "diverged"
         for density in densities:
             jobs = [
                 Job("mlp", "digits", "powerpropagation", density, options={"alpha": alpha}, budget=budget, seed=s)
                 for s in seeds
             ]
-            found = [Runner(j, data=data).run()[1] for j in jobs]
+            found = [r for r in (attempt(j, data) for j in jobs) if r is not None]
+            if not found:
+                print(f"powerpropagation alpha {alpha:g} diverged with every seed")
+                continue
             rows.append(row("no retraining", density, f"powerpropagation alpha {alpha:g}", found))
+            rows[-1]["diverged"] = len(jobs) - len(found)
     return rows
 
 

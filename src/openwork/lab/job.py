@@ -54,13 +54,14 @@ class Job:
             return self.recipe
         make = methods.get(self.method)
         known = inspect.signature(make).parameters
+        open_ended = any(p.kind is p.VAR_KEYWORD for p in known.values())  # the method refuses what it does not know
         given: dict[str, Any] = {"where": self.where, **self.options}
         if self.density is not None:
             given["density"] = self.density
         if self.structure is not None:
             given["structure"] = self.structure
         for name in given:
-            if name not in known:
+            if name not in known and not open_ended:
                 raise RecipeError(f"{self.method} has no option {name!r}; {did_you_mean(name, known)}")
         if methods.find(self.method).drive == "attach":
             given = {**_clock(known, steps), **given}

@@ -103,7 +103,7 @@ def path_rule(structure: Structure, scope: str, **options: Any) -> SpODE:
     known = [f.name for f in fields(SpODE)]
     for name in options:
         if name not in known:
-            raise RecipeError(f"spode: unknown option {name!r}; {did_you_mean(name, known)}")
+            raise RecipeError(f"spode has no option {name!r}; {did_you_mean(name, known)}")
     if scope == "auto":
         scope = "local" if has_regions(structure) else "global"
     if scope == "global" and has_regions(structure):

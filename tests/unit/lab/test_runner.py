@@ -166,3 +166,9 @@ def test_learning_rate_warms_up_and_ends_at_zero():
     assert max(rates) == 1.0
     assert rates[-1] < 1e-3
     assert rates.index(1.0) == 4
+
+
+def test_open_ended_options_reach_the_method():
+    # tried: only named parameters accepted -> red
+    job = Job("mlp", "digits", "spode", 0.1, options={"radius_path": "search"})
+    assert job.build_recipe(10).rule.radius_path == "search"

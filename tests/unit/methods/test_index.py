@@ -80,7 +80,7 @@ def test_a_scope_over_tensors_is_refused_for_quotas_at_once(name, scope):
 def test_options_of_spode_are_checked(name):
     function = methods.get(name)
     assert function(0.1, momentum=0.9, clamp=True).rule.momentum == 0.9
-    with pytest.raises(RecipeError, match="spode: unknown option 'momentun'; did you mean 'momentum'"):
+    with pytest.raises(RecipeError, match="spode has no option 'momentun'; did you mean 'momentum'"):
         function(0.1, momentun=0.9)
     with pytest.raises(RecipeError, match="has quotas of its own, so scope must be 'local', got 'global'"):
         function(structure=NM(2, 4), scope="global")
