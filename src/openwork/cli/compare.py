@@ -25,6 +25,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     add = parser.add_argument
     add("suite", help="a suite file (YAML)")
+    add("--setting", action="append", default=[], metavar="NAME", help="only this setting of the suite (repeatable)")
     add("--out", metavar="DIR", help="folder of the comparison (default: the name of the suite, -comparison)")
     add("--jobs", type=int, metavar="N", help="processes of one thread each (default: one for each core)")
     add("--resume", action="store_true", help="go on with a stopped comparison; nothing is lost or run twice")
@@ -40,12 +41,13 @@ def run(args: argparse.Namespace) -> int:
     if args.resume and args.overwrite:
         raise RecipeError("--resume keeps what is there and --overwrite discards it: choose one of the two")
     out = console(args.json)
-    suite = load_suite(Path(args.suite))
+    suite = load_suite(Path(args.suite), args.setting)
     suite = rehearsal(suite) if args.quick else suite
     if args.dry_run:
         return _dry_run(out, plan(suite, args.jobs), args)
     folder = Path(args.out or f"{Path(args.suite).stem}-comparison")
     command = f"openwork compare {shlex.quote(Path(args.suite).name)}{' --quick' if args.quick else ''}"
+    command += "".join(f" --setting {shlex.quote(name)}" for name in args.setting)
     with _Progress(out, args.quiet) as progress:
         results = compare(
             suite, folder, args.jobs, args.resume, args.overwrite, args.save_every, progress.watch, command

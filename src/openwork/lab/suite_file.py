@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping
+import os
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,8 @@ from openwork.structure import Element
 from openwork.structure.words import structure_of
 
 
-def load_suite(path: Path) -> Suite:
-    """Read a suite file.
+def load_suite(path: Path, only: Sequence[str] = ()) -> Suite:
+    """Read a suite file; ``only`` names the settings to take, all when it is empty.
 
     Raises:
         FileError: no such file, or not YAML.
@@ -47,25 +48,30 @@ def load_suite(path: Path) -> Suite:
         where = getattr(problem, "problem_mark", None)
         at = f" at line {where.line + 1}" if where is not None else ""
         raise FileError(f"{path}: not a YAML file ({getattr(problem, 'problem', None) or problem}{at})") from None
-    return read_suite(data, path.stem, path.parent)
+    return read_suite(data, path.stem, path.parent, only)
 
 
-def read_suite(data: Any, name: str = "suite", folder: Path = Path()) -> Suite:
-    """A suite from the content of its file; relative checkpoints and roots lie beside the file.
+def read_suite(data: Any, name: str = "suite", folder: Path = Path(), only: Sequence[str] = ()) -> Suite:
+    """A suite from the content of its file.
+
+    Relative checkpoints and roots lie beside the file; ``$NAME`` in them is an environment variable.
 
     Raises:
         RecipeError: as for ``load_suite``.
     """
     top = _mapping("suite", data, ("settings", "methods", "densities", "seeds", "tune", "controls"))
     tune = _mapping("tune", top.get("tune") or {}, ("lr", "validation"))
-    settings = tuple(_setting(n, s, folder) for n, s in _named("settings", top.get("settings")).items())
+    named = _named("settings", top.get("settings"))
+    for wanted in only:
+        if wanted not in named:
+            raise RecipeError(f"suite: no setting is called {wanted!r}; {did_you_mean(wanted, named)}")
+    settings = tuple(_setting(n, s, folder) for n, s in named.items() if n in (only or named))
     contestants = tuple(_contestant(n, m) for n, m in _named("methods", top.get("methods")).items())
     for contestant in contestants:
         for wanted in contestant.settings:
-            if wanted not in {s.name for s in settings}:
+            if wanted not in named:
                 raise RecipeError(
-                    f"methods.{contestant.name}: there is no setting {wanted!r}; "
-                    f"{did_you_mean(wanted, [s.name for s in settings])}"
+                    f"methods.{contestant.name}: there is no setting {wanted!r}; {did_you_mean(wanted, named)}"
                 )
     validation = _number("tune.validation", tune.get("validation", 0.2))
     if not 0 < validation < 1:
@@ -77,7 +83,7 @@ def read_suite(data: Any, name: str = "suite", folder: Path = Path()) -> Suite:
     suite = Suite(
         name,
         settings,
-        contestants,
+        tuple(c for c in contestants if not c.settings or any(s.name in c.settings for s in settings)),
         tuple(sorted(_several("densities", top.get("densities"), _share), reverse=True)),
         tuple(_several("seeds", top.get("seeds"), _seed)),
         tuple(sorted(_several("tune.lr", tune["lr"], _rate))) if "lr" in tune else (),
@@ -194,7 +200,12 @@ def _structure(owner: str, data: Any) -> Structure | None:
 
 
 def _beside(folder: Path, place: Any) -> str | None:
-    return None if place is None else str((folder / Path(str(place)).expanduser()).resolve())
+    if place is None:
+        return None
+    whole = os.path.expandvars(str(place))
+    if "$" in whole:
+        raise RecipeError(f"suite: {place}: this environment variable is not set; set it or leave the setting out")
+    return str((folder / Path(whole).expanduser()).resolve())
 
 
 def _several(owner: str, data: Any, read: Callable[[Any], Any], may_be_empty: bool = False) -> list[Any]:

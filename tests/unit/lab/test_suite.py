@@ -121,3 +121,22 @@ def test_a_bad_file_is_refused(tmp_path):
     (tmp_path / "twice.yaml").write_text("methods:\n  spode: {}\n  spode: {}\n")
     with pytest.raises(RecipeError, match=r"'spode' is given twice .line 3.; rename one of them"):
         load_suite(tmp_path / "twice.yaml")
+
+
+def test_one_setting_of_a_file(tmp_path, monkeypatch):
+    # tried: settings read before they are chosen -> the unset variable of the other refuses the file
+    settings = {
+        **GOOD["settings"],
+        "other": {"model": "mlp", "data": "digits", "checkpoint": "$NO_SUCH_PLACE/w.safetensors"},
+    }
+    both = changed(settings=settings, methods={"magnitude": None, "spode": {"settings": ["other"]}})
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(both))
+    suite = load_suite(tmp_path / "s.yaml", ["digits"])
+    assert [s.name for s in suite.settings] == ["digits"]
+    assert [m.name for m in suite.methods] == ["magnitude"]
+    with pytest.raises(RecipeError, match=r"no setting is called 'digit'; did you mean 'digits'"):
+        load_suite(tmp_path / "s.yaml", ["digit"])
+    with pytest.raises(RecipeError, match=r"\$NO_SUCH_PLACE/w.safetensors: this environment variable is not set"):
+        load_suite(tmp_path / "s.yaml")
+    monkeypatch.setenv("NO_SUCH_PLACE", str(tmp_path))
+    assert load_suite(tmp_path / "s.yaml").settings[1].checkpoint == str(tmp_path / "w.safetensors")
