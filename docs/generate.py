@@ -134,7 +134,16 @@ def benchmarks() -> str:
                 ),
             )
         )
-    for name in ("init_digits", "rounds_digits", "floor_digits", "growth_fashion"):
+    if found := load("spode_variants"):
+        rows = [[f"{r['density']:g}", r["method"], percent(r["before"]), percent(r["after"])] for r in found["rows"]]
+        text = (
+            f"The same trained digits MLPs, {found['seeds']} seeds; after pruning and after 20 epochs at 0.01. More steps "
+            "and a search over the radius help a little before fine-tuning; the default follows the schedule's density "
+            "(`paper` follows G, which large radii break); hess and linear paths take too large last steps."
+        )
+        body = table(["density", "setting", "before fine-tuning", "after"], rows)
+        parts.append(_section("SpODE's settings", found, "python bench/spode_variants.py", text, body))
+    for name in ("init_digits", "rounds_digits", "floor_digits", "growth_fashion", "baselines_digits"):
         if found := load(name):
             rows = [
                 [r["setting"], f"{r['density']:g}", r["method"], percent(r["accuracy"]), str(r["smallest_layer"])]
