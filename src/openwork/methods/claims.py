@@ -74,7 +74,7 @@ CLAIMS: dict[str, tuple[tuple[str, str], ...]] = {
         ),
         (
             "a radius of 2 hurts at density 0.01 by 10 points after fine-tuning",
-            "held with the density taken from G: 59.3 against 83.3; not when it follows the schedule: 85.6 against 85.9",
+            "held with the density from G: 59.3 against 83.3; not when it follows the schedule: 85.6 against 85.9",
         ),
     ),
     "spode_iterative": (
