@@ -11,63 +11,20 @@ from itertools import pairwise
 
 import pytest
 import torch
+from tests.unit.rules.paths import COLLAPSE, F64, ROW_KEYS, kept, prune, situation, toy
 from torch import nn
 from torch.nn import functional as F
 
 from openwork.allocation import Global
-from openwork.core.batches import Feed
-from openwork.core.masks import masks_of
-from openwork.core.measuring import Measuring, measure, weights_of
-from openwork.core.now import Now, Phase
-from openwork.core.select import count_kept, keep_top
+from openwork.core.now import Phase
+from openwork.core.select import count_kept
 from openwork.core.serial import from_plain, to_plain
 from openwork.core.targets import Select, find_targets
 from openwork.criteria import Magnitude
-from openwork.errors import DivergedError, OpenworkError, RecipeError
 from openwork.rules.path import hess_step, radius_at
 from openwork.rules.spode import SpODE, _Run, integrate, total_regrowth
 from openwork.rules.topk import TopK
 from openwork.structure import NM, Block, Column, Element, Filter, Kernel, Row
-from openwork.structure.cover import partition
-
-F64 = torch.float64
-COLLAPSE = pytest.mark.filterwarnings("ignore:SpODE. no unit of")  # not the point of these tests
-ROW_KEYS = {"k", "density", "G", "energy", "kept", "g_norm", "e_norm", "cos_Fe", "cos_Fg", "radius", "dt"} | {
-    "regrown", "removed", "negative"
-}  # fmt: skip
-
-
-def situation(model, rule, batches, structure=None, loss=F.cross_entropy, seed=0, parts=None):
-    """What the engines hand to a rule, built by hand."""
-    parts = parts or partition(model, structure or Element(), Select())[0]
-    context = Measuring(model, parts, Feed(batches, torch.device("cpu")), loss, seed)
-    units = {n: torch.ones(p.n_units, dtype=torch.bool) for n, p in parts.items()}
-    return Now(parts, units, weights_of(context), measure(rule, context))
-
-
-def toy(dtype=torch.float32, conv=False):
-    generator = torch.Generator().manual_seed(1)
-    if conv:
-        model = nn.Sequential(
-            nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.Flatten(), nn.Linear(32, 4)
-        )
-        shape = (24, 2, 6, 6)
-    else:
-        model, shape = nn.Sequential(nn.Linear(8, 12), nn.Tanh(), nn.Linear(12, 4)), (24, 8)
-    x = [torch.randn(shape, generator=generator).to(dtype) for _ in range(3)]
-    return model.to(dtype), [(b, torch.randint(0, 4, (24,), generator=generator)) for b in x]
-
-
-def prune(model, rule, batches, share, structure=None, units=None, radius=None, **options):
-    now = situation(model, rule, batches, structure, **options)
-    now = replace(now, units=units) if units is not None else now
-    units, rows = integrate(rule, now, share, radius or rule.radius)
-    return now, units, rows
-
-
-def kept(units):
-    return sum(int(u.sum()) for u in units.values())
-
 
 # --- against a slow re-implementation -----------------------------------------------------------------------------
 
@@ -364,154 +321,3 @@ def test_the_same_seed_gives_the_same_path():
     assert runs[0][2] == runs[1][2]
     assert all(torch.equal(runs[0][1][n], runs[1][1][n]) for n in runs[0][1])
     assert runs[0][2][0]["energy"] != runs[2][2][0]["energy"]  # the drop-out draws differ
-
-
-# --- the digits network -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def digits():
-    """MLP 64-128-128-10, trained; shuffled batches of 512; a held-out part."""
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    x, y = torch.tensor(bunch.data, dtype=torch.float32) / 16, torch.tensor(bunch.target)
-    generator = torch.Generator().manual_seed(0)
-    order = torch.randperm(len(x), generator=generator)
-    train, test = order[:1350], order[1350:]
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
-    optimiser = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
-    for _ in range(30):
-        for batch in train[torch.randperm(1350, generator=generator)].split(64):
-            optimiser.zero_grad()
-            F.cross_entropy(model(x[batch]), y[batch]).backward()
-            optimiser.step()
-    picks = [train[torch.randperm(1350, generator=generator)[:512]] for _ in range(100)]
-    return model, [(x[p], y[p]) for p in picks], (x[test], y[test])
-
-
-def accuracy(model, masks, held_out):
-    tensors = {n: p * masks[n] for n, p in model.named_parameters() if n in masks}
-    with torch.no_grad():
-        return float(
-            (torch.func.functional_call(model, tensors, (held_out[0],)).argmax(1) == held_out[1]).float().mean()
-        )
-
-
-def test_regrowth_grows_with_sparsity(digits):
-    model, batches, _ = digits
-    counts = [total_regrowth(prune(model, SpODE(), batches, d)[2]) for d in (0.1, 0.05, 0.02)]
-    assert 0 < counts[0] < counts[1] < counts[2]
-    assert total_regrowth(prune(model, SpODE(), batches, 0.02, radius=1.0)[2]) == 0
-
-
-def test_survivor_only_gradients_regrow_less(digits):
-    model, batches, _ = digits
-    hard, soft = (total_regrowth(prune(model, SpODE(polariser=p), batches, 0.02)[2]) for p in ("ohh", "ohm"))
-    assert soft < hard / 2
-
-
-def test_spode_beats_magnitude_before_fine_tuning(digits):
-    model, batches, held_out = digits
-    found = {}
-    for radius in (1.0, 1.1):
-        now, units, _ = prune(model, SpODE(), batches, 0.05, radius=radius)
-        found[radius] = accuracy(model, masks_of(now.parts, units), held_out)
-    assert found[1.1] >= found[1.0] + 0.10
-
-
-# --- refusals -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("options", "message"), [
-    ({"steps": 0}, "SpODE: steps must be an integer of at least 1, got 0"),
-    ({"steps": 2.5}, r"SpODE: steps must be an integer of at least 1, got 2\.5"),
-    ({"radius": 1.0}, r"must be above 1 and finite, got 1\.0; at 1 it is global magnitude pruning, use magnitude"),
-    ({"radius": 0.5}, r"SpODE: radius must be above 1 and finite, got 0\.5"),
-    ({"radius": float("nan")}, "SpODE: radius must be above 1 and finite, got nan"),
-    ({"radius": float("inf")}, "SpODE: radius must be above 1 and finite, got inf"),
-    ({"momentum": 1.0}, r"SpODE: momentum must be in \[0, 1\), got 1\.0"),
-    ({"floor": -1}, "SpODE: floor must not be negative, got -1"),
-    ({"polariser": "hard"}, "SpODE: polariser must be one of ohh, ohm, oh, qt, qtm, gau, id, got 'hard'"),
-    ({"measure": "l0"}, "SpODE: measure must be one of l1, l2, got 'l0'"),
-    ({"path": "cosine"}, "SpODE: path must be one of exp, lin, invexp, hess, got 'cosine'"),
-    ({"radius_path": "exp"}, "SpODE: radius_path must be one of fixed, invexp, hess, search, got 'exp'"),
-    ({"scope": "layer"}, "SpODE: scope must be one of global, local, got 'layer'"),
-    ({"field_scope": "layer"}, "SpODE: field_scope must be one of global, local, got 'layer'"),
-    ({"density_from": "G"}, "SpODE: density_from must be one of schedule, measure, got 'G'"),
-], ids=str)  # fmt: skip
-def test_bad_fields_are_refused(options, message):
-    with pytest.raises(RecipeError, match=message):
-        SpODE(**options)
-
-
-@pytest.mark.parametrize("share", [0.0, -0.1, 5.0, float("nan")])
-def test_bad_shares_are_refused(share):
-    model, batches = toy()
-    rule = SpODE(steps=2)
-    with pytest.raises(RecipeError, match=r"SpODE: density must be a kept share in \(0, 1\]"):
-        rule.update(situation(model, rule, batches), Phase(share, True), None)
-
-
-def test_a_rising_density_is_refused():
-    model, batches = toy()
-    half = prune(model, SpODE(steps=2), batches, 0.5)[1]
-    with pytest.raises(
-        RecipeError, match=r"can only fall along the path, but 0\.5 of the units are alive and 0\.8 is asked"
-    ):
-        prune(model, SpODE(steps=2), batches, 0.8, units=half)
-
-
-def test_refusals_come_before_the_first_batch():
-    model, _ = toy()
-    with pytest.raises(
-        RecipeError, match=r"0\.weight: SpODE cannot rank a structure with its own regions .* scope='local'"
-    ):
-        prune(model, SpODE(steps=2), None, 0.5, NM(keep=2, of=4))
-    with pytest.raises(RecipeError, match="Global: a floor of 40 units in each of 2 tensors needs 80 units"):
-        prune(model, SpODE(steps=2, floor=40), None, 0.1)
-    with pytest.raises(RecipeError, match="SpODE: there is nothing to prune; no partition was given"):
-        integrate(SpODE(), Now({}, {}, {}), 0.5, 1.1)
-
-
-def test_a_nan_loss_names_its_step():
-    model, batches = toy()
-    bad = (torch.full_like(batches[0][0], float("nan")), batches[0][1])
-    with pytest.raises(DivergedError, match="the loss is nan at step 2"):
-        prune(model, SpODE(steps=5), [*batches[:2], bad], 0.5)
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_nan_gradient_names_its_step(value):
-    model, batches = toy()
-    rule = SpODE(steps=5)
-    now = situation(model, rule, batches)
-
-    def energy(masks, step, again=False):
-        return 1.0, {n: torch.full_like(m, value if step == 3 else 1.0) for n, m in masks.items()}
-
-    with pytest.raises(
-        DivergedError, match="gradient of the loss is NaN or infinite at step 3 of the path; check the model"
-    ):
-        integrate(rule, replace(now, stats={rule.energy: energy}), 0.5, 1.1)
-
-
-def test_a_zero_gradient_follows_magnitude():
-    model, batches = toy()
-    rule = SpODE(steps=5)
-    now = situation(model, rule, batches)
-    flat = replace(
-        now, stats={rule.energy: lambda masks, step, again: (0.0, {n: torch.zeros_like(m) for n, m in masks.items()})}
-    )
-    units, rows = integrate(rule, flat, 0.3, 1.1)
-    scores = torch.cat([now.weights[n].abs().flatten() for n in now.parts])
-    assert torch.equal(torch.cat(list(units.values())), keep_top(scores, count_kept(0.3, 144)))
-    assert [r["cos_Fe"] for r in rows] == [0.0] * 5
-
-
-def test_a_dead_tensor_has_no_field_of_its_own():
-    model, batches = toy()
-    dead = {"0.weight": torch.ones(96, dtype=torch.bool), "2.weight": torch.zeros(48, dtype=torch.bool)}
-    with pytest.raises(OpenworkError, match="the gradient of the density must not be zero; every mask entry is zero"):
-        prune(model, SpODE(steps=3, field_scope="local"), batches, 0.3, units=dead)
