@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from common import accuracies, write
+from common import row, table, write
 
 from openwork.data import load_data
 from openwork.errors import DivergedError
@@ -18,14 +18,6 @@ from openwork.lab import Budget, Job, Runner
 
 TRAINING = Budget(epochs=60, finetune_epochs=20, batch_size=60, lr=0.1, finetune_lr=0.05)
 ONE_SHOT = replace(TRAINING, finetune_epochs=0.01)
-
-
-def row(setting: str, density: float, method: str, results: list[Any], stage: str = "finetuned") -> dict[str, Any]:
-    """One printed row; ``stage`` is the moment of the accuracy."""
-    found = accuracies(results, stage)
-    print(f"{setting:34} {density:6g} {method:28} {100 * found['mean']:6.2f} {found['values']}", flush=True)
-    smallest = min(t["kept"] for r in results for t in r.tensors if t["units"])
-    return {"setting": setting, "density": density, "method": method, "accuracy": found, "smallest_layer": smallest}
 
 
 def attempt(job: Job, data: Any) -> Any:
@@ -58,42 +50,37 @@ def powers(data: Any, seeds: range, budget: Budget, densities: tuple[float, ...]
 def surgery(data: Any, seeds: range, budget: Budget, densities: tuple[float, ...]) -> list[dict[str, Any]]:
     """One-shot on the same trained networks, before any fine-tuning."""
     fisher = {"samples": 600, "block": 500, "damp": 1e-4}
-    plans: dict[str, tuple[str, dict[str, Any]]] = {
-        "magnitude": ("magnitude", {"scope": "global"}),
-        "woodfisher, mask only": ("woodfisher", {**fisher, "update": False}),
-        "woodfisher": ("woodfisher", fisher),
-        "woodfisher, joint": ("woodfisher", {**fisher, "joint": True}),
-        "woodfisher, 4 rounds": ("woodfisher", {**fisher, "rounds": 4}),
-        "woodfisher, blocks of 100": ("woodfisher", {**fisher, "block": 100}),
-        "woodfisher, blocks of 10": ("woodfisher", {**fisher, "block": 10}),
-        "spode": ("spode", {}),
+    variants: dict[str, dict[str, Any]] = {
+        "woodfisher, mask only": {"update": False},
+        "woodfisher": {},
+        "woodfisher, joint": {"joint": True},
+        "woodfisher, 4 rounds": {"rounds": 4},
+        "woodfisher, blocks of 100": {"block": 100},
+        "woodfisher, blocks of 10": {"block": 10},
     }
-    rows = []
-    for density in densities:
-        for name, (method, options) in plans.items():
-            jobs = [Job("mlp", "digits", method, density, options=options, budget=budget, seed=s) for s in seeds]
-            found = [Runner(j, data=data).run()[1] for j in jobs]
-            rows.append(row("one shot, no fine-tuning", density, name, found, "pruned"))
-    return rows
+    plans: dict[str, dict[str, Any]] = {
+        "magnitude": {"method": "magnitude", "options": {"scope": "global"}},
+        **{n: {"method": "woodfisher", "options": {**fisher, **v}} for n, v in variants.items()},
+        "spode": {"method": "spode"},
+    }
+    return table("one shot, no fine-tuning", data, seeds, densities, plans, "pruned", model="mlp", budget=budget)
 
 
 def training(data: Any, seeds: range, budget: Budget, densities: tuple[float, ...]) -> list[dict[str, Any]]:
     """Equal steps: dense training plus fine-tuning, or one sparse training of the same length."""
-    plans: dict[str, tuple[str, dict[str, Any]]] = {
-        "magnitude, fine-tuned": ("magnitude", {"scope": "global"}),
-        "gradual_magnitude": ("gradual_magnitude", {"scope": "global"}),
-        "probmask": ("probmask", {"learning_rate_of_s": 0.03}),
-        "str": ("str", {}),
-        "powerpropagation alpha 2": ("powerpropagation", {"alpha": 2.0, "prune_at": 0.75}),
-        "woodfisher, fine-tuned": ("woodfisher", {"samples": 600, "block": 500, "damp": 1e-4}),
-        "spode, fine-tuned": ("spode", {}),
+    plans: dict[str, dict[str, Any]] = {
+        "magnitude, fine-tuned": {"method": "magnitude", "options": {"scope": "global"}},
+        "gradual_magnitude": {"method": "gradual_magnitude", "options": {"scope": "global"}},
+        "probmask": {"method": "probmask", "options": {"learning_rate_of_s": 0.03}},
+        "str": {"method": "str"},
+        "powerpropagation alpha 2": {"method": "powerpropagation", "options": {"alpha": 2.0, "prune_at": 0.75}},
+        "woodfisher, fine-tuned": {
+            "method": "woodfisher",
+            "options": {"samples": 600, "block": 500, "damp": 1e-4},
+        },
+        "spode, fine-tuned": {"method": "spode"},
     }
-    rows = []
-    for density in densities:
-        for name, (method, options) in plans.items():
-            jobs = [Job("mlp", "digits", method, density, options=options, budget=budget, seed=s) for s in seeds]
-            rows.append(row("equal steps", density, name, [Runner(j, data=data).run()[1] for j in jobs]))
-    return rows
+    return table("equal steps", data, seeds, densities, plans, model="mlp", budget=budget)
 
 
 def main(quick: bool) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 import openwork as ow
+from openwork.data import DataSet
+from openwork.lab import Job, Runner
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -70,9 +72,9 @@ def accuracies(results: Sequence[Any], stage: str = "finetuned") -> dict[str, An
     return spread([r.metrics[stage]["accuracy"] for r in results])
 
 
-def row(setting: str, density: float, method: str, results: Sequence[Any]) -> dict[str, Any]:
-    """One printed row of a table of accuracies."""
-    found = accuracies(results)
+def row(setting: str, density: float, method: str, results: Sequence[Any], stage: str = "finetuned") -> dict[str, Any]:
+    """One printed row of a table of accuracies; ``stage`` is the moment they were measured at."""
+    found = accuracies(results, stage)
     print(f"{setting:28} {density:6g} {method:32} {100 * found['mean']:6.2f} {found['values']}", flush=True)
     smallest = min(t["kept"] for r in results for t in r.tensors if t["units"])
     return {
@@ -82,3 +84,25 @@ def row(setting: str, density: float, method: str, results: Sequence[Any]) -> di
         "accuracy": found,
         "smallest_layer": smallest,
     }
+
+
+Plans = Mapping[str, Mapping[str, Any]]
+"""Name of a row -> what its job has that others have not."""
+
+
+def table(
+    setting: str,
+    data: DataSet,
+    seeds: Sequence[int],
+    densities: Sequence[float],
+    plans: Plans,
+    stage: str = "finetuned",
+    **job: Any,
+) -> list[dict[str, Any]]:
+    """Every plan at every density with every seed, one row each; ``job`` is what all plans share."""
+    rows = []
+    for density in densities:
+        for name, own in plans.items():
+            jobs = [Job(**{"data": data.name, "density": density, "seed": s, **job, **own}) for s in seeds]
+            rows.append(row(setting, density, name, [Runner(j, data=data).run()[1] for j in jobs], stage))
+    return rows

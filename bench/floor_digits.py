@@ -9,10 +9,10 @@ import sys
 from typing import Any
 
 import torch
-from common import row, write
+from common import table, write
 
 from openwork.data import load_data
-from openwork.lab import Budget, Job, Runner
+from openwork.lab import Budget
 
 METHODS: dict[str, dict[str, Any]] = {
     "magnitude (layer)": {"method": "magnitude", "options": {"scope": "layer"}},
@@ -25,12 +25,10 @@ def main(quick: bool) -> None:
     torch.set_num_threads(1)
     data, seeds = load_data("digits"), range(1 if quick else 3)
     budget = Budget(epochs=2 if quick else 25, finetune_epochs=1 if quick else 15, batch_size=64, lr=0.02)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for model, setting in (("models:unbalanced_mlp", "unbalanced"), ("mlp", "plain 64-128-128-10")):
-        for density in (0.005,) if quick else (0.1, 0.05, 0.02, 0.01, 0.005):
-            for name, method in METHODS.items():
-                jobs = [Job(model, "digits", density=density, budget=budget, seed=s, **method) for s in seeds]
-                rows.append(row(setting, density, name, [Runner(j, data=data).run()[1] for j in jobs]))
+        densities = (0.005,) if quick else (0.1, 0.05, 0.02, 0.01, 0.005)
+        rows += table(setting, data, seeds, densities, METHODS, model=model, budget=budget)
     write(
         "floor_digits_quick" if quick else "floor_digits",
         rows,

@@ -9,10 +9,10 @@ import sys
 from typing import Any
 
 import torch
-from common import row, write
+from common import table, write
 
 from openwork.data import load_data
-from openwork.lab import Budget, Job, Runner
+from openwork.lab import Budget
 
 METHODS: dict[str, dict[str, Any]] = {
     "random (equal shares)": {"method": "random", "options": {"scope": "layer"}},
@@ -28,14 +28,10 @@ def main(quick: bool) -> None:
     torch.set_num_threads(1)
     data, seeds = load_data("digits"), range(1 if quick else 3)
     budget = Budget(epochs=4 if quick else 40, finetune_epochs=0, batch_size=64, lr=0.05)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for model, shape in (("models:deep_mlp", "deep"), ("mlp", "shallow")):
-        for density in (0.02,) if quick else (0.1, 0.05, 0.02, 0.01, 0.005):
-            for name, method in METHODS.items():
-                jobs = [
-                    Job(model, "digits", density=density, budget=budget, seed=s, at="init", **method) for s in seeds
-                ]
-                rows.append(row(shape, density, name, [Runner(j, data=data).run()[1] for j in jobs]))
+        densities = (0.02,) if quick else (0.1, 0.05, 0.02, 0.01, 0.005)
+        rows += table(shape, data, seeds, densities, METHODS, model=model, budget=budget, at="init")
     write(
         "init_digits_quick" if quick else "init_digits",
         rows,

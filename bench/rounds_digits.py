@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from common import row, write
+from common import row, table, write
 
 import openwork as ow
 from openwork.core.masks import Masks
@@ -70,19 +70,14 @@ def rounds(data: DataSet, densities: tuple[float, ...], seeds: range, budget: Bu
     """Equal training: ten rounds of fine-tuning after magnitude or SpODE; rewinding of the learning rate."""
     tuned = replace(budget, finetune_epochs=2 * budget.finetune_epochs)
     last = replace(budget, finetune_lr=0.001)
-    plans: dict[str, tuple[str, dict[str, Any], Budget]] = {
-        "magnitude, 10 rounds": ("imp", {"rounds": 10, "rewind": "none"}, tuned),
-        "spode_iterative, 10 rounds": ("spode_iterative", {"rounds": 10}, tuned),
-        "spode, one shot": ("spode", {}, tuned),
-        "lr rewinding, 1 round": ("imp", {"rounds": 1, "rewind": "lr"}, budget),
-        "fine-tuning at the last rate": ("magnitude", {"scope": "global"}, last),
+    plans: dict[str, dict[str, Any]] = {
+        "magnitude, 10 rounds": {"method": "imp", "options": {"rounds": 10, "rewind": "none"}, "budget": tuned},
+        "spode_iterative, 10 rounds": {"method": "spode_iterative", "options": {"rounds": 10}, "budget": tuned},
+        "spode, one shot": {"method": "spode", "budget": tuned},
+        "lr rewinding, 1 round": {"method": "imp", "options": {"rounds": 1, "rewind": "lr"}, "budget": budget},
+        "fine-tuning at the last rate": {"method": "magnitude", "options": {"scope": "global"}, "budget": last},
     }
-    rows = []
-    for density in densities:
-        for name, (method, options, budget_) in plans.items():
-            jobs = [Job("mlp", "digits", method, density, options=options, budget=budget_, seed=s) for s in seeds]
-            rows.append(row("rounds", density, name, [Runner(j, data=data).run()[1] for j in jobs]))
-    return rows
+    return table("rounds", data, seeds, densities, plans, model="mlp")
 
 
 def main(quick: bool) -> None:
