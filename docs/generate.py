@@ -143,7 +143,14 @@ def benchmarks() -> str:
         )
         body = table(["density", "setting", "before fine-tuning", "after"], rows)
         parts.append(_section("SpODE's settings", found, "python bench/spode_variants.py", text, body))
-    for name in ("init_digits", "rounds_digits", "floor_digits", "growth_fashion", "baselines_digits"):
+    for name in (
+        "init_digits",
+        "rounds_digits",
+        "floor_digits",
+        "growth_fashion",
+        "baselines_digits",
+        "channels_fashion",
+    ):
         if found := load(name):
             rows = [
                 [r["setting"], f"{r['density']:g}", r["method"], percent(r["accuracy"]), str(r["smallest_layer"])]
