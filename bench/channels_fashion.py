@@ -10,12 +10,10 @@ from __future__ import annotations
 import math
 import sys
 import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
-from common import row, write
-from safetensors.torch import save_file
+from common import row, trained, write
 
 from openwork.core.targets import Select
 from openwork.data import load_data
@@ -41,10 +39,7 @@ def main(quick: bool) -> None:
     found: dict[tuple[float, str], list[Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for seed in seeds:
-            before = Runner(Job(density=1.0, seed=seed, **common), data=data)
-            before._train_dense("dense", None)
-            start = f"{folder}/{seed}.safetensors"
-            save_file(before.model.state_dict(), Path(start))
+            start = trained(Job(seed=seed, **common), data, folder)
             for density in (0.28,) if quick else (0.28, 0.14, 0.07):
                 for name, (method, options) in METHODS.items():
                     job = Job(

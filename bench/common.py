@@ -6,11 +6,13 @@ import json
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 import openwork as ow
 from openwork.data import DataSet
@@ -84,6 +86,15 @@ def row(setting: str, density: float, method: str, results: Sequence[Any], stage
         "accuracy": found,
         "smallest_layer": smallest,
     }
+
+
+def trained(job: Job, data: DataSet, folder: str | Path) -> str:
+    """Train the job's dense network and nothing else; the path of its weights, a ``checkpoint`` for other jobs."""
+    budget = replace(job.budget, finetune_epochs=0)
+    model, _ = Runner(replace(job, method="magnitude", density=1.0, at="init", budget=budget), data=data).run()
+    path = Path(folder) / f"{job.seed}.safetensors"
+    save_file(model.state_dict(), path)
+    return str(path)
 
 
 Plans = Mapping[str, Mapping[str, Any]]

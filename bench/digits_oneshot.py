@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import spread, write
-from safetensors.torch import save_file
+from common import spread, trained, write
 
 from openwork.data import load_data
 from openwork.lab import Budget, Job, Runner
@@ -60,9 +59,7 @@ def main(quick: bool) -> None:
         for seed in seeds:
             result = Runner(Job("mlp", "digits", density=1.0, budget=budget, seed=seed), data=data).run()[1]
             dense.append(result.metrics["finetuned"]["accuracy"])
-            before = Runner(Job("mlp", "digits", density=1.0, budget=budget, seed=seed), data=data)
-            before._train_dense("dense", None)
-            save_file(before.model.state_dict(), Path(folder) / f"{seed}.safetensors")
+            trained(Job("mlp", "digits", budget=budget, seed=seed), data, folder)
         for tuning, budget in list(BUDGETS.items())[: 1 if quick else None]:
             for density in densities:
                 for name, method in METHODS.items():

@@ -10,12 +10,10 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from common import spread, write
-from safetensors.torch import save_file
+from common import spread, trained, write
 
 from openwork.data import load_data
 from openwork.lab import Budget, Job, Runner
@@ -46,10 +44,7 @@ def main(quick: bool) -> None:
     dense, control = [], []
     with tempfile.TemporaryDirectory() as folder:
         for seed in seeds:
-            runner = Runner(Job(density=1.0, seed=seed, **common), data=data)
-            runner._train_dense("dense", None)
-            start = str(Path(folder) / f"{seed}.safetensors")
-            save_file(runner.model.state_dict(), start)
+            start = trained(Job(seed=seed, **common), data, folder)
             result = Runner(Job(density=1.0, seed=seed, checkpoint=start, **common), data=data).run()[1]
             dense.append(result.metrics["dense"]["accuracy"])
             control.append(result.metrics["finetuned"]["accuracy"])

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
-from common import accuracies, write
-from safetensors.torch import save_file
+from common import accuracies, trained, write
 
 from openwork.data import load_data
 from openwork.lab import Budget, Job, Runner
@@ -51,9 +49,7 @@ def main(quick: bool) -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for seed in seeds:
-            before = Runner(Job("mlp", "digits", density=1.0, budget=budget, seed=seed), data=data)
-            before._train_dense("dense", None)
-            save_file(before.model.state_dict(), Path(folder) / f"{seed}.safetensors")
+            trained(Job("mlp", "digits", budget=budget, seed=seed), data, folder)
         for density in (0.05,) if quick else (0.05, 0.02, 0.01):
             for name, options in list(VARIANTS.items())[: 3 if quick else None]:
                 jobs = [
