@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
 
 from openwork.core.recipe import Recipe
 from openwork.errors import RecipeError, did_you_mean
-from openwork.methods.claims import CLAIMS
+from openwork.methods.claims import claims
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,11 @@ class Method:
     drive: str
     needs: str
     structures: str
-    claims: tuple[tuple[str, str], ...] = field(init=False)
-    """The claims of its paper, as (text, state)."""
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "claims", CLAIMS.get(self.name, ()))
+    @property
+    def claims(self) -> tuple[tuple[str, str], ...]:
+        """The claims of its paper, as (text, state)."""
+        return claims().get(self.name, ())
 
     @property
     def module(self) -> str:
