@@ -193,7 +193,7 @@ def benchmarks() -> str:
             _section(
                 "Whole commands",
                 found,
-                "see the rows",
+                "python bench/commands.py",
                 "In a clean clone with a new environment.",
                 table(["command", "result"], rows),
             )
