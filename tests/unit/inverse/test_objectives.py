@@ -119,7 +119,10 @@ def test_bad_data_is_refused():
     for call, message in (
         (lambda: Quadratic(two, three), "Q must be 3 x 3 like b is long"),
         (lambda: Quadratic(torch.tensor([[1.0, 2.0], [0.0, 1.0]]), torch.ones(2)), "Q must be symmetric"),
-        (lambda: LeastSquares(torch.ones(4, 2), three), "LeastSquares: X and y must have equally many rows, got 4 and 3"),
+        (
+            lambda: LeastSquares(torch.ones(4, 2), three),
+            "LeastSquares: X and y must have equally many rows, got 4 and 3",
+        ),
         (lambda: LeastSquares(torch.full((3, 2), torch.nan), three), "X: must be finite, got NaN or infinity"),
         (lambda: LeastSquares(three, three), r"X: must have 2 dimensions, got shape \(3,\)"),
         (lambda: LeastSquares(torch.ones(3, 2), torch.ones(3, 1, 1)), "y: must have 1 or 2 dimensions"),

@@ -244,7 +244,10 @@ def test_refusals():
         (lambda: group_lasso(objective, labels, math.nan), "lam must be finite and not negative, got nan"),
         (lambda: group_lasso(objective, labels, 1, [3]), "group_lasso: free must name groups in 0 .. 2, got 3"),
         (lambda: tau(objective, labels, [-1]), "tau: selected must name groups in 0 .. 2, got -1"),
-        (lambda: sequential_group_lasso(objective, labels, 9), "sequential_group_lasso: k must be an integer in 1 .. 3"),
+        (
+            lambda: sequential_group_lasso(objective, labels, 9),
+            "sequential_group_lasso: k must be an integer in 1 .. 3",
+        ),
         (lambda: sequential_group_lasso(objective, labels, 1, 1), r"margin must be in \(0, 1\), got 1"),
     ):
         with pytest.raises(RecipeError, match=message):
