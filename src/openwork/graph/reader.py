@@ -1,0 +1,168 @@
+"""Reads a traced graph operation by operation and relates the axes of everything in it."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+import openwork.graph.rules_layers
+import openwork.graph.rules_shape  # noqa: F401  (registers the rules)
+from openwork.graph.axes import Axis, freeze, is_frozen
+from openwork.graph.rules_layers import elementwise
+from openwork.graph.trace import Traced
+from openwork.graph.values import RULES, Op, Value
+
+IGNORED = {"aten._assert_tensor_metadata", "aten._assert_scalar", "aten.sym_size", "aten._assert_async"}
+
+
+@dataclass
+class Reading:
+    """All axes of a network after its graph was read.
+
+    ``sites`` holds the axes of every parameter and buffer, ``consumed`` the identities of those that are summed over,
+    ``seen`` the axes that pass through each module (for its attributes), ``unknown`` the operations without a rule.
+    """
+
+    sites: dict[str, tuple[Axis, ...]] = field(default_factory=dict)
+    consumed: set[int] = field(default_factory=set)
+    seen: dict[str, list[Axis]] = field(default_factory=dict)
+    unknown: dict[str, int] = field(default_factory=dict)
+    nodes: dict[Node, Any] = field(default_factory=dict)
+    n_ops: int = 0
+
+
+def read(model: nn.Module, traced: Traced) -> Reading:
+    """Relate all axes. Unknown operations freeze what they touch, with their name as the reason; nothing is guessed."""
+    reading = Reading()
+    first: dict[int, str] = {}
+    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    for name, tensor in tensors.items():
+        owner = first.setdefault(id(tensor), name)
+        reading.sites[name] = (
+            reading.sites[owner] if owner in reading.sites else tuple(Axis(int(n)) for n in tensor.shape)
+        )
+    inputs: dict[str, Value] = {}
+    for node in traced.module.graph.nodes:
+        if node.op != "placeholder":
+            continue
+        if node.name in traced.tensors:
+            inputs[node.name] = Value(reading.sites[traced.tensors[node.name]], weight=True)
+        elif isinstance(node.meta.get("val"), Tensor):
+            reason = "constant of the forward pass" if node.name in traced.constants else "input of the model"
+            inputs[node.name] = Value(tuple(Axis(int(n), reason) for n in node.meta["val"].shape))
+    out = _Reader(reading, traced.module, "").run([inputs.get(n.name) for n in _placeholders(traced.module)])
+    for value in _values(out):
+        for axis in value.axes:
+            freeze(axis, "output of the model")
+    return reading
+
+
+def _placeholders(module: GraphModule) -> list[Node]:
+    return [n for n in module.graph.nodes if n.op == "placeholder"]
+
+
+class _Reader:
+    """One graph, or a part of one that torch wraps (a block without gradients, an autocast region)."""
+
+    def __init__(self, reading: Reading, module: GraphModule, where: str):
+        self.reading, self.module, self.where = reading, module, where
+
+    def run(self, inputs: Sequence[Any]) -> Any:
+        known: dict[Node, Any] = dict(zip(_placeholders(self.module), inputs, strict=False))
+        result: Any = None
+        for node in self.module.graph.nodes:
+            if node.op == "placeholder":
+                continue
+            args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: known.get(n))
+            if node.op == "get_attr":
+                known[node] = _attribute(self.module, str(node.target))
+            elif node.op == "output":
+                result = args[0]
+            elif node.op == "call_function":
+                known[node] = self._call(node, args, dict(kwargs))
+            if known.get(node) is not None:
+                self.reading.nodes[node] = (args, known[node])
+        return result
+
+    def _call(self, node: Node, args: Any, kwargs: dict[str, Any]) -> Any:
+        if node.target is operator.getitem:
+            return args[0][args[1]] if isinstance(args[0], list | tuple) else None
+        inner = next((a for a in args if isinstance(a, GraphModule)), None)
+        where = _module_of(node) or self.where
+        if inner is not None:
+            rest = args[list(args).index(inner) + 1 :]
+            return _Reader(self.reading, inner, where).run(rest)
+        name = str(getattr(node.target, "overloadpacket", node.target))
+        shapes = _shapes(node.meta.get("val"))
+        if name in IGNORED or not shapes:
+            return None
+        self.reading.n_ops += 1
+        op = Op(name, shapes, where, self.reading.consumed)
+        found = self._apply(op, node, args, kwargs)
+        for value in _values(found):
+            self.reading.seen.setdefault(where, []).extend(value.axes)
+        for value in _values([args, kwargs]):
+            self.reading.seen.setdefault(where, []).extend(value.axes)
+        return found
+
+    def _apply(self, op: Op, node: Node, args: Any, kwargs: dict[str, Any]) -> Any:
+        values = _values([args, kwargs])
+        found: Any = NotImplemented
+        if op.name in RULES:
+            found = RULES[op.name](op, *args, **kwargs)
+        elif values and torch.Tag.pointwise in getattr(node.target, "tags", ()):
+            found = elementwise(op, values)
+        if found is not NotImplemented and _agrees(found, op.shapes):
+            return found
+        frozen = [v for v in values if v.axes and not all(map(is_frozen, v.axes))]
+        for value in values:
+            for axis in value.axes:
+                freeze(axis, f"operation without a rule: {op.where}")
+        if frozen:
+            self.reading.unknown[op.where] = self.reading.unknown.get(op.where, 0) + 1
+        made = tuple(Value(tuple(op.fixed(n, f"made by {op.where}") for n in s)) for s in op.shapes)
+        return made[0] if isinstance(node.meta["val"], Tensor) else made
+
+
+def _agrees(found: Any, shapes: list[tuple[int, ...]]) -> bool:
+    """Whether a rule's answer has the shapes that the operation really gave."""
+    values = _values(found)
+    return len(values) >= len(shapes) and all(
+        tuple(a.size for a in v.axes) == s for v, s in zip(values, shapes, strict=False) if v.axes or not s
+    )
+
+
+def _values(tree: Any) -> list[Value]:
+    if isinstance(tree, Value):
+        return [tree]
+    if isinstance(tree, dict):
+        return [v for x in tree.values() for v in _values(x)]
+    return [v for x in tree for v in _values(x)] if isinstance(tree, list | tuple) else []
+
+
+def _shapes(val: Any) -> list[tuple[int, ...]]:
+    if isinstance(val, Tensor):
+        return [tuple(int(n) for n in val.shape)]
+    return [s for v in val for s in _shapes(v)] if isinstance(val, list | tuple) else []
+
+
+def _attribute(module: GraphModule, target: str) -> Any:
+    value: Any = module
+    for part in target.split("."):
+        value = getattr(value, part)
+    if isinstance(value, Tensor):
+        return Value(tuple(Axis(int(n), "constant of the forward pass") for n in value.shape))
+    return value
+
+
+def _module_of(node: Node) -> str:
+    """The path of the innermost module that runs an operation."""
+    stack = node.meta.get("nn_module_stack")
+    return str(list(stack.values())[-1][0]) if stack else ""
+

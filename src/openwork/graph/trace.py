@@ -1,0 +1,96 @@
+"""A model and an example -> its ATen graph, by ``torch.export``. No values are computed, so meta tensors do as well."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from openwork.errors import OpenworkError
+from openwork.graph.example import Example
+
+
+class GraphRefused(OpenworkError):
+    """A model cannot be turned into a graph: its control flow depends on data, or torch.export does not know it."""
+
+
+@dataclass(frozen=True)
+class Traced:
+    """The graph, and which input of it is which tensor of the model (parameter, buffer or a constant made inside)."""
+
+    module: GraphModule
+    tensors: dict[str, str]
+    constants: frozenset[str]
+
+
+def trace(model: nn.Module, example: Example) -> Traced:
+    """Export a model in eval mode; the model is left as it was.
+
+    Raises:
+        GraphRefused: torch.export cannot follow the forward pass; the message quotes why.
+    """
+    args, kwargs = example.tensors(_device(model))
+    with _quiet(model):
+        try:
+            exported = torch.export.export(model, args, kwargs, strict=False)
+        except Exception as problem:
+            text = str(problem).strip().splitlines()
+            why = text[0] if text else type(problem).__name__
+            raise GraphRefused(
+                f"{type(model).__name__}: torch.export cannot follow the forward pass ({type(problem).__name__}: "
+                f"{why[:300]}); check the example, or prune with masks that need no graph, for instance ow.Filter()"
+            ) from problem
+    signature = exported.graph_signature
+    tensors = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    return Traced(exported.graph_module, dict(tensors), frozenset(signature.inputs_to_lifted_tensor_constants))
+
+
+def _device(model: nn.Module) -> torch.device:
+    found = next((t for t in (*model.parameters(), *model.buffers())), None)
+    return found.device if isinstance(found, Tensor) else torch.device("cpu")
+
+
+@contextmanager
+def _quiet(model: nn.Module) -> Iterator[None]:
+    """Eval mode, no key-value cache in the outputs, no warnings of torch's own, and the speed that can be had.
+
+    Half of the time of an export goes into Python source and stack traces that nobody reads here.
+    """
+    from torch.fx import config as settings
+    from torch.fx._lazy_graph_module import _use_lazy_graph_module
+
+    modes = [(m, m.training) for m in model.modules()]
+    configs = [c for c in {id(c): c for c in map(_config, model.modules())}.values() if c is not None]
+    caches = [(c, c.use_cache) for c in configs]
+    collecting, traces = gc.isenabled(), getattr(settings, "do_not_emit_stack_traces", None)
+    gc.disable()
+    try:
+        model.eval()
+        for config in configs:
+            config.use_cache = False
+        if traces is not None:
+            settings.do_not_emit_stack_traces = True
+        with warnings.catch_warnings(), torch.no_grad(), _use_lazy_graph_module(True):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        if traces is not None:
+            settings.do_not_emit_stack_traces = traces
+        for config, cache in caches:
+            config.use_cache = cache
+        for module, training in modes:
+            module.training = training
+        if collecting:
+            gc.enable()
+
+
+def _config(module: nn.Module) -> Any:
+    config = getattr(module, "config", None)
+    return config if hasattr(config, "use_cache") and not isinstance(config, nn.Module) else None
