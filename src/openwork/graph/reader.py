@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,10 +14,10 @@ from torch.fx import GraphModule, Node
 
 import openwork.graph.rules_layers
 import openwork.graph.rules_shape  # noqa: F401  (registers the rules)
-from openwork.graph.axes import Axis, freeze, is_frozen
+from openwork.graph.axes import Axis, find, freeze, is_frozen, same
 from openwork.graph.rules_layers import elementwise
 from openwork.graph.trace import Traced
-from openwork.graph.values import RULES, Op, Value
+from openwork.graph.values import RULES, Notes, Op, Value
 
 IGNORED = {"aten._assert_tensor_metadata", "aten._assert_scalar", "aten.sym_size", "aten._assert_async"}
 
@@ -25,12 +26,12 @@ IGNORED = {"aten._assert_tensor_metadata", "aten._assert_scalar", "aten.sym_size
 class Reading:
     """All axes of a network after its graph was read.
 
-    ``sites`` holds the axes of every parameter and buffer, ``consumed`` the identities of those that are summed over,
-    ``seen`` the axes that pass through each module (for its attributes), ``unknown`` the operations without a rule.
+    ``sites`` holds the axes of every parameter and buffer, ``seen`` the axes that pass through each module (for its
+    attributes), ``unknown`` the operations without a rule that something had to stay for.
     """
 
     sites: dict[str, tuple[Axis, ...]] = field(default_factory=dict)
-    consumed: set[int] = field(default_factory=set)
+    notes: Notes = field(default_factory=Notes)
     seen: dict[str, list[Axis]] = field(default_factory=dict)
     unknown: dict[str, int] = field(default_factory=dict)
     nodes: dict[Node, Any] = field(default_factory=dict)
@@ -60,7 +61,21 @@ def read(model: nn.Module, traced: Traced) -> Reading:
     for value in _values(out):
         for axis in value.axes:
             freeze(axis, "output of the model")
+    _link_experts(reading.notes)
     return reading
+
+
+def _link_experts(notes: Notes) -> None:
+    """A router's scores belong to the experts of the nearest module: what lies between them is data, not axes."""
+    for where, bank in notes.banks:
+        near = [(len(os.path.commonprefix([where, at])), axis) for at, axis in notes.routed if axis.size == bank.size]
+        if near:
+            same(bank, max(near, key=lambda pair: pair[0])[1])
+        else:
+            freeze(bank, "no router was found for these experts")
+    for where, axis in notes.routed:
+        if "experts" not in find(axis).tags:
+            freeze(axis, f"picked from by data (topk in {where})")
 
 
 def _placeholders(module: GraphModule) -> list[Node]:
@@ -103,7 +118,7 @@ class _Reader:
         if name in IGNORED or not shapes:
             return None
         self.reading.n_ops += 1
-        op = Op(name, shapes, where, self.reading.consumed)
+        op = Op(name, shapes, where, self.reading.notes)
         found = self._apply(op, node, args, kwargs)
         for value in _values(found):
             self.reading.seen.setdefault(where, []).extend(value.axes)

@@ -54,7 +54,7 @@ def addmm(op: Op, bias: Value, a: Value, b: Value, **_: Any) -> Any:
     return Value(broadcast([out, bias]))
 
 
-@rule("aten._grouped_mm", "aten.einsum")
+@rule("aten.einsum")
 def einsum(op: Op, equation: Any, operands: Any = None, *_: Any, **__: Any) -> Any:
     if not isinstance(equation, str) or "." in equation:
         return NotImplemented
@@ -73,7 +73,7 @@ def einsum(op: Op, equation: Any, operands: Any = None, *_: Any, **__: Any) -> A
             continue
         weights = [(x, k) for x, k in uses if x.weight]
         for x, k in weights:
-            op.consumed.add(id(x.at(k)))
+            op.notes.consumed.add(id(x.at(k)))
         if not weights:
             freeze(first.at(i), f"summed over between two activations ({op.where})")
     wide = [x for x in operands if not x.weight]
@@ -81,6 +81,28 @@ def einsum(op: Op, equation: Any, operands: Any = None, *_: Any, **__: Any) -> A
         if len(wide) > 1 and len(letters[letter]) == len(operands):
             tag(letters[letter][0][0].at(letters[letter][0][1]), "heads")
     return Value(tuple(letters[n][0][0].at(letters[n][0][1]) for n in right))
+
+
+@rule("aten._grouped_mm", "transformers.grouped_mm_fallback")
+def grouped(op: Op, x: Value, weight: Value, *_: Any, **__: Any) -> Any:
+    """``[S, K]`` rows sorted by expert, ``[E, K, N]`` weights -> ``[S, N]``; which rows, data decides."""
+    if x.ndim != 2 or weight.ndim != 3:
+        return NotImplemented
+    contract(op, x, -1, weight, 1)
+    tag(weight.at(0), "experts")
+    op.notes.banks.append((op.module, weight.at(0)))
+    return Value((x.at(0), weight.at(2)))
+
+
+@rule("aten.topk")
+def topk(op: Op, x: Value, k: int, dim: int = -1, *_: Any, **__: Any) -> Any:
+    """The scores of a router: the axis that is picked from belongs to the experts that are picked."""
+    measured(x.at(dim), op.where)
+    tag(x.at(dim), "routed")
+    op.notes.routed.append((op.module, x.at(dim)))
+    axes = list(x.axes)
+    axes[dim] = op.fixed(k, "picked by data")
+    return Value(tuple(axes)), Value(tuple(axes))
 
 
 @rule("aten.conv1d", "aten.conv2d", "aten.conv3d", "aten.convolution", "aten._convolution",
@@ -107,7 +129,7 @@ def convolution(op: Op, x: Value, weight: Value, bias: Value | None = None, *arg
         group, within = Axis(groups), Axis(outer.size // groups)
         same(x.at(at), prod(group, inner) if inner.size > 1 else group)
         same(outer, prod(group, within) if within.size > 1 else group)
-        op.consumed.add(id(inner))
+        op.notes.consumed.add(id(inner))
         out = outer
     if bias is not None:
         same(bias.at(0), out)
@@ -263,6 +285,25 @@ def unchanged(op: Op, x: Value, *args: Any, **_: Any) -> Any:
     if op.name.endswith("_like"):
         return Value(x.axes, filler=False)
     return x if len(op.shapes) == 1 else (x, x)
+
+
+@rule("aten.where", "aten.__and__", "aten.__or__", "aten.__xor__", "aten.masked_fill", "aten.masked_fill_", "aten.isin",
+      "aten.__iand__", "aten.__ior__", "aten.lerp", "aten.rsub", "aten.square", "aten.bitwise_not")  # fmt: skip
+def pointwise(op: Op, *args: Any, **named: Any) -> Any:
+    values = [a for a in (*args, *named.values()) if isinstance(a, Value)]
+    return elementwise(op, values) if op.name != "aten.where" or len(args) > 1 else NotImplemented
+
+
+@rule("aten.masked_scatter", "aten.masked_scatter_")
+def masked_scatter(op: Op, x: Value, mask: Value, source: Value) -> Any:
+    """Whole rows are written when the mask is the same along the last axis."""
+    if mask.ndim != x.ndim or mask.at(-1).size != 1 or x.at(-1).size != source.at(-1).size:
+        return NotImplemented
+    same(x.at(-1), source.at(-1))
+    broadcast([x, mask])
+    for axis in x.axes[:-1]:
+        freeze(axis, f"written to by data ({op.where})")
+    return x
 
 
 def elementwise(op: Op, values: Sequence[Value]) -> Value:

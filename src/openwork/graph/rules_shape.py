@@ -219,8 +219,6 @@ def index(op: Op, x: Value, *args: Any, **_: Any) -> Any:
         return NotImplemented
     picks = list(args[0]) + [None] * (x.ndim - len(args[0]))
     dims = [i for i, p in enumerate(picks) if p is not None]
-    if any(p is not None and p.ndim != 1 and p.ndim == x.ndim for p in picks) and len(dims) == 1:
-        return NotImplemented
     for i in dims:
         freeze(x.at(i), f"picked from by data ({op.where})")
     rank = max(picks[i].ndim for i in dims)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from openwork.graph.axes import Axis, freeze, is_frozen, prod, same
@@ -35,14 +35,26 @@ class Value:
 
 
 @dataclass
+class Notes:
+    """What rules leave behind for later: weight axes that are summed over (by identity), and experts.
+
+    ``routed`` are axes that data picks from (a router's scores), ``banks`` the expert axes of stacked weights; each with
+    the module that runs the operation.
+    """
+
+    consumed: set[int] = field(default_factory=set)
+    routed: list[tuple[str, Axis]] = field(default_factory=list)
+    banks: list[tuple[str, Axis]] = field(default_factory=list)
+
+
+@dataclass
 class Op:
     """One operation of the graph, as its rule sees it: the shapes of its outputs and the module that runs it."""
 
     name: str
     shapes: list[tuple[int, ...]]
     module: str
-    consumed: set[int]
-    """Identities of weight axes that are summed over against an input."""
+    notes: Notes = field(default_factory=Notes)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -62,7 +74,7 @@ class Op:
         """A weight sums over ``other``: its axis ``dim`` is the reading side of that axis."""
         same(weight.at(dim), other)
         if weight.weight:
-            self.consumed.add(id(weight.at(dim)))
+            self.notes.consumed.add(id(weight.at(dim)))
 
 
 Rule = Callable[..., Any]
