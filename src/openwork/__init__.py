@@ -28,8 +28,23 @@ from openwork.errors import (
     StructureError,
     VerificationFailed,
 )
+from openwork.graph import build_graph
 from openwork.ship import load, save
-from openwork.structure import NM, Block, Column, Element, Filter, GroupOf, InputChannel, Kernel, Row
+from openwork.structure import (
+    NM,
+    Block,
+    Column,
+    Element,
+    Filter,
+    GroupOf,
+    InputChannel,
+    Kernel,
+    Row,
+    channels,
+    experts,
+    heads,
+    hidden,
+)
 from openwork.version import __version__ as __version__
 from openwork.zoo.registry import build_model
 
@@ -63,8 +78,13 @@ __all__ = [
     "StructureError",
     "VerificationFailed",
     "attach",
+    "build_graph",
     "build_model",
+    "channels",
     "cycle",
+    "experts",
+    "heads",
+    "hidden",
     "hold",
     "keep_top",
     "load",

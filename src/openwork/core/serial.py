@@ -20,6 +20,8 @@ KINDS: dict[str, str] = {
         ("Element", "Row", "Column", "Block", "NM", "Filter", "Kernel", "InputChannel", "GroupOf"),
         "openwork.structure.shapes",
     ),
+    "Coupling": "openwork.structure.coupling",
+    **dict.fromkeys(("Example", "Tensorlike"), "openwork.graph.example"),
     **dict.fromkeys(("OneShot", "Linear", "Cubic", "Exponential", "Periodic", "Rounds"), "openwork.schedules.shapes"),
     **dict.fromkeys(("Phases", "Stretch"), "openwork.schedules.phases"),
     **dict.fromkeys(("LossGradient", "GradientFlow"), "openwork.stats.gradients"),
@@ -137,6 +139,8 @@ def _short(value: Any) -> str:
 def _fits(value: Any, hint: Any) -> bool:
     """Whether a value is of an annotated type: plain types, Literal, unions, tuples, classes, and our protocols."""
     origin, args = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
     if origin is Literal:
         return any(value == a and type(value) is type(a) for a in args)
     if origin in (Union, UnionType):

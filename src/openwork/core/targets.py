@@ -92,20 +92,8 @@ def find_targets(model: nn.Module, where: Select) -> tuple[list[Target], dict[st
         StructureError: a pattern that matches nothing, an include pattern that selects nothing prunable, parameters
             without values (meta device, lazy layers), no target at all.
     """
-    owners = _owners(model)
-    params = dict(model.named_parameters())
-    if not params:
-        raise StructureError(f"{type(model).__name__} has no parameters, so there is nothing to prune")
-    lazy = [n for n, p in params.items() if nn.parameter.is_lazy(p)]
-    if lazy:
-        raise StructureError(f"{lazy[0]}: the layer is lazy and has no weights yet; run one batch through the model")
-    meta = [n for n, p in params.items() if p.is_meta]
-    if meta:
-        raise StructureError(
-            f"{meta[0]}: parameters must hold values, got the meta device ({len(meta)} of {len(params)} parameters); "
-            "load the weights first, for instance with model.to_empty(...) and load_state_dict"
-        )
-    _refuse_idle_patterns(where, model)
+    refuse_unusable(model, where)
+    owners, params = _owners(model), dict(model.named_parameters())
     aliases = _aliases(model)
     targets: list[Target] = []
     skipped: dict[str, str] = {}
@@ -130,6 +118,27 @@ def find_targets(model: nn.Module, where: Select) -> tuple[list[Target], dict[st
             "name what should be pruned with Select(include=...)"
         )
     return targets, skipped
+
+
+def refuse_unusable(model: nn.Module, where: Select) -> None:
+    """Refuse models without values in their parameters, and patterns that match nothing.
+
+    Raises:
+        StructureError: no parameters, lazy layers, the meta device, a pattern without a match.
+    """
+    params = dict(model.named_parameters())
+    if not params:
+        raise StructureError(f"{type(model).__name__} has no parameters, so there is nothing to prune")
+    lazy = [n for n, p in params.items() if nn.parameter.is_lazy(p)]
+    if lazy:
+        raise StructureError(f"{lazy[0]}: the layer is lazy and has no weights yet; run one batch through the model")
+    meta = [n for n, p in params.items() if p.is_meta]
+    if meta:
+        raise StructureError(
+            f"{meta[0]}: parameters must hold values, got the meta device ({len(meta)} of {len(params)} parameters); "
+            "load the weights first, for instance with model.to_empty(...) and load_state_dict"
+        )
+    _refuse_idle_patterns(where, model)
 
 
 def prunable_numel(model: nn.Module, also: Iterable[str] = ()) -> int:

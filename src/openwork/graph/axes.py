@@ -123,7 +123,7 @@ def same(a: Axis, b: Axis) -> None:
     """Entry i of one axis lives exactly when entry i of the other does."""
     a, b = find(a), find(b)
     if a is b:
-        return
+        return None
     if a.size != b.size:
         return _clash(a, b, "axes of different sizes meet")
     if a.kind == "atom":

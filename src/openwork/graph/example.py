@@ -65,10 +65,11 @@ class Example:
             return cls((), tuple(map(str, given)), tuple(_plain(v) for v in given.values()))
         return cls(tuple(_plain(v) for v in given) if isinstance(given, tuple | list) else (_plain(given),))
 
-    def tensors(self, device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Arguments full of zeros on one device (ones for integers would do as well: only shapes matter)."""
-        made = tuple(_made(v, device) for v in self.args)
-        return made, {k: _made(v, device) for k, v in zip(self.names, self.values, strict=True)}
+    def tensors(self, device: torch.device, seed: int | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments on one device: zeros, or with a seed normal floats and small integers."""
+        rng = None if seed is None else torch.Generator().manual_seed(seed)
+        made = tuple(_made(v, device, rng) for v in self.args)
+        return made, {k: _made(v, device, rng) for k, v in zip(self.names, self.values, strict=True)}
 
 
 def _plain(value: Any) -> Any:
@@ -81,7 +82,28 @@ def _plain(value: Any) -> Any:
     raise StructureError(f"an example must hold tensors and plain values, got {type(value).__name__}")
 
 
-def _made(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensorlike):
-        return torch.zeros(value.shape, dtype=getattr(torch, value.dtype), device=device)
-    return tuple(_made(v, device) for v in value) if isinstance(value, tuple) else value
+def _made(value: Any, device: torch.device, rng: torch.Generator | None) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_made(v, device, rng) for v in value)
+    if not isinstance(value, Tensorlike):
+        return value
+    dtype = getattr(torch, value.dtype)
+    if rng is None or device.type == "meta" or dtype == torch.bool:
+        return torch.zeros(value.shape, dtype=dtype, device=device)
+    if dtype.is_floating_point:
+        return torch.randn(value.shape, generator=rng).to(device, dtype)
+    return torch.randint(2, value.shape, generator=rng).to(device, dtype)
+
+
+def arguments(given: Any, device: torch.device, seed: int | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """How to call a model with an example: its own tensors where it has some, made ones where it holds shapes only."""
+    if isinstance(given, Example):
+        return given.tensors(device, seed)
+    Example.of(given)  # refuses what is no example
+    if isinstance(given, Mapping):
+        return (), {str(k): _on(v, device) for k, v in given.items()}
+    return tuple(_on(v, device) for v in (given if isinstance(given, tuple | list) else (given,))), {}
+
+
+def _on(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value

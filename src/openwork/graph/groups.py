@@ -152,7 +152,9 @@ def _collect(reading: Reading, tensors: dict[str, bool]) -> dict[int, tuple[Axis
     for name in tensors:
         for dim, axis in enumerate(reading.sites[name]):
             for leaf, labels in _labels(axis).values():
-                found.setdefault(id(leaf), (leaf, []))[1].append((name, dim, labels, id(axis) in reading.notes.consumed))
+                found.setdefault(id(leaf), (leaf, []))[1].append(
+                    (name, dim, labels, id(axis) in reading.notes.consumed)
+                )
     return found
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import operator
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -20,6 +20,11 @@ from openwork.graph.trace import Traced
 from openwork.graph.values import RULES, Notes, Op, Value
 
 IGNORED = {"aten._assert_tensor_metadata", "aten._assert_scalar", "aten.sym_size", "aten._assert_async"}
+
+
+def _shared(a: str, b: str) -> int:
+    """How many leading parts two module paths share."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a.split("."), b.split("."), strict=False)))
 
 
 @dataclass
@@ -55,7 +60,7 @@ def read(model: nn.Module, traced: Traced) -> Reading:
         if node.name in traced.tensors:
             inputs[node.name] = Value(reading.sites[traced.tensors[node.name]], weight=True)
         elif isinstance(node.meta.get("val"), Tensor):
-            reason = "constant of the forward pass" if node.name in traced.constants else "input of the model"
+            reason = "constant of the forward pass" if node.name in traced.values else "input of the model"
             inputs[node.name] = Value(tuple(Axis(int(n), reason) for n in node.meta["val"].shape))
     out = _Reader(reading, traced.module, "").run([inputs.get(n.name) for n in _placeholders(traced.module)])
     for value in _values(out):
@@ -68,7 +73,7 @@ def read(model: nn.Module, traced: Traced) -> Reading:
 def _link_experts(notes: Notes) -> None:
     """A router's scores belong to the experts of the nearest module: what lies between them is data, not axes."""
     for where, bank in notes.banks:
-        near = [(len(os.path.commonprefix([where, at])), axis) for at, axis in notes.routed if axis.size == bank.size]
+        near = [(_shared(where, at), axis) for at, axis in notes.routed if axis.size == bank.size]
         if near:
             same(bank, max(near, key=lambda pair: pair[0])[1])
         else:
@@ -120,10 +125,9 @@ class _Reader:
         self.reading.n_ops += 1
         op = Op(name, shapes, where, self.reading.notes)
         found = self._apply(op, node, args, kwargs)
-        for value in _values(found):
-            self.reading.seen.setdefault(where, []).extend(value.axes)
-        for value in _values([args, kwargs]):
-            self.reading.seen.setdefault(where, []).extend(value.axes)
+        axes = [a for value in _values([found, args, kwargs]) for a in value.axes]
+        for path in (where, where.rpartition(".")[0]):  # a module also knows what goes in and out of its children
+            self.reading.seen.setdefault(path, []).extend(axes)
         return found
 
     def _apply(self, op: Op, node: Node, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -180,4 +184,3 @@ def _module_of(node: Node) -> str:
     """The path of the innermost module that runs an operation."""
     stack = node.meta.get("nn_module_stack")
     return str(list(stack.values())[-1][0]) if stack else ""
-

@@ -131,6 +131,8 @@ def convolution(op: Op, x: Value, weight: Value, bias: Value | None = None, *arg
         same(outer, prod(group, within) if within.size > 1 else group)
         op.notes.consumed.add(id(inner))
         out = outer
+    if groups > 1:
+        op.notes.groups.append((op.module, group))
     if bias is not None:
         same(bias.at(0), out)
     for kernel in weight.axes[2:]:
@@ -167,6 +169,8 @@ def group_norm(op: Op, x: Value, groups: int, *args: Any, **_: Any) -> Value:
             same(other.at(0), x.at(1))
     group, within = Axis(groups), Axis(x.at(1).size // groups)
     same(x.at(1), prod(group, within) if within.size > 1 and groups > 1 else within if groups == 1 else group)
+    if groups > 1:
+        op.notes.groups.append((op.module, group))
     if within.size > 1:
         measured(within, op.where)
     return x
@@ -263,7 +267,8 @@ def pooled(op: Op, x: Value, *_: Any, **__: Any) -> Any:
 
 
 @rule("aten.arange", "aten.zeros", "aten.ones", "aten.full", "aten.empty", "aten.scalar_tensor", "aten.new_zeros",
-      "aten.new_ones", "aten.new_full", "aten.new_empty", "aten.eye", "aten.linspace", "aten.rand", "aten.randn")  # fmt: skip
+      "aten.new_ones", "aten.new_full", "aten.new_empty", "aten.eye", "aten.linspace", "aten.rand",
+      "aten.randn")  # fmt: skip
 def factory(op: Op, *_: Any, **__: Any) -> Value:
     return Value(tuple(op.fixed(n, f"length written in the code ({op.where})") for n in op.shape), filler=True)
 
@@ -287,8 +292,9 @@ def unchanged(op: Op, x: Value, *args: Any, **_: Any) -> Any:
     return x if len(op.shapes) == 1 else (x, x)
 
 
-@rule("aten.where", "aten.__and__", "aten.__or__", "aten.__xor__", "aten.masked_fill", "aten.masked_fill_", "aten.isin",
-      "aten.__iand__", "aten.__ior__", "aten.lerp", "aten.rsub", "aten.square", "aten.bitwise_not")  # fmt: skip
+@rule("aten.where", "aten.__and__", "aten.__or__", "aten.__xor__", "aten.masked_fill", "aten.masked_fill_",
+      "aten.isin", "aten.__iand__", "aten.__ior__", "aten.lerp", "aten.rsub", "aten.square",
+      "aten.bitwise_not")  # fmt: skip
 def pointwise(op: Op, *args: Any, **named: Any) -> Any:
     values = [a for a in (*args, *named.values()) if isinstance(a, Value)]
     return elementwise(op, values) if op.name != "aten.where" or len(args) > 1 else NotImplemented

@@ -23,11 +23,11 @@ class GraphRefused(OpenworkError):
 
 @dataclass(frozen=True)
 class Traced:
-    """The graph, and which input of it is which tensor of the model (parameter, buffer or a constant made inside)."""
+    """The graph, which input of it is which parameter or buffer of the model, and the values of constants made inside."""
 
     module: GraphModule
     tensors: dict[str, str]
-    constants: frozenset[str]
+    values: dict[str, Tensor]
 
 
 def trace(model: nn.Module, example: Example) -> Traced:
@@ -36,8 +36,8 @@ def trace(model: nn.Module, example: Example) -> Traced:
     Raises:
         GraphRefused: torch.export cannot follow the forward pass; the message quotes why.
     """
-    args, kwargs = example.tensors(_device(model))
-    with _quiet(model):
+    args, kwargs = example.tensors(device_of(model))
+    with quiet(model):
         try:
             exported = torch.export.export(model, args, kwargs, strict=False)
         except Exception as problem:
@@ -49,16 +49,18 @@ def trace(model: nn.Module, example: Example) -> Traced:
             ) from problem
     signature = exported.graph_signature
     tensors = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    return Traced(exported.graph_module, dict(tensors), frozenset(signature.inputs_to_lifted_tensor_constants))
+    values = {n: exported.constants[c] for n, c in signature.inputs_to_lifted_tensor_constants.items()}
+    return Traced(exported.graph_module, dict(tensors), values)
 
 
-def _device(model: nn.Module) -> torch.device:
+def device_of(model: nn.Module) -> torch.device:
+    """Where the first tensor of a model lies."""
     found = next((t for t in (*model.parameters(), *model.buffers())), None)
     return found.device if isinstance(found, Tensor) else torch.device("cpu")
 
 
 @contextmanager
-def _quiet(model: nn.Module) -> Iterator[None]:
+def quiet(model: nn.Module) -> Iterator[None]:
     """Eval mode, no key-value cache in the outputs, no warnings of torch's own, and the speed that can be had.
 
     Half of the time of an export goes into Python source and stack traces that nobody reads here.
@@ -77,7 +79,7 @@ def _quiet(model: nn.Module) -> Iterator[None]:
             config.use_cache = False
         if traces is not None:
             settings.do_not_emit_stack_traces = True
-        with warnings.catch_warnings(), torch.no_grad(), _use_lazy_graph_module(True):
+        with warnings.catch_warnings(), _use_lazy_graph_module(True):
             warnings.simplefilter("ignore")
             yield
     finally:

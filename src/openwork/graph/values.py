@@ -38,13 +38,14 @@ class Value:
 class Notes:
     """What rules leave behind for later: weight axes that are summed over (by identity), and experts.
 
-    ``routed`` are axes that data picks from (a router's scores), ``banks`` the expert axes of stacked weights; each with
-    the module that runs the operation.
+    ``routed`` are axes that data picks from (a router's scores), ``banks`` the expert axes of stacked weights,
+    ``groups`` the groups of grouped convolutions and norms; each with the module that runs the operation.
     """
 
     consumed: set[int] = field(default_factory=set)
     routed: list[tuple[str, Axis]] = field(default_factory=list)
     banks: list[tuple[str, Axis]] = field(default_factory=list)
+    groups: list[tuple[str, Axis]] = field(default_factory=list)
 
 
 @dataclass

@@ -1,5 +1,11 @@
 """Which entries of which tensors live and die together."""
 
+from openwork.structure.coupled import Coupled as Coupled
+from openwork.structure.coupling import Coupling as Coupling
+from openwork.structure.coupling import channels as channels
+from openwork.structure.coupling import experts as experts
+from openwork.structure.coupling import heads as heads
+from openwork.structure.coupling import hidden as hidden
 from openwork.structure.cover import Covered as Covered
 from openwork.structure.cover import partition as partition
 from openwork.structure.shapes import NM as NM

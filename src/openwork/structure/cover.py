@@ -23,13 +23,17 @@ class Covered:
 
 
 def partition(model: nn.Module, structure: Structure, where: Select) -> tuple[dict[str, Partition], list[Covered]]:
-    """One partition per selected parameter, named like it, and the coverage of all parameters.
+    """One partition per selected parameter (or per group of coupled slices), and the coverage of all parameters.
 
     With ``min_units`` above 1 small tensors may stay dense, so one that the structure does not fit stays dense too.
 
     Raises:
         StructureError: the structure fits no selected tensor, or does not fit one that it must.
     """
+    whole = getattr(structure, "fit_model", None)  # coupled structures look at the model, not at one tensor
+    if whole is not None:
+        found: tuple[dict[str, Partition], list[Covered]] = whole(model, where)
+        return found
     targets, skipped = find_targets(model, where)
     parts: dict[str, Partition] = {}
     for target in targets:

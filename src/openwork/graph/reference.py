@@ -1,0 +1,129 @@
+"""The masked network as the small one must compute it: every statistic is taken over the entries that stay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Interpreter, Node
+from torch.utils._pytree import tree_leaves
+
+from openwork.graph.axes import Axis, find
+from openwork.graph.groups import Graph
+from openwork.graph.values import Value
+
+STATISTICS = {
+    "aten.layer_norm", "aten.rms_norm", "aten.group_norm", "aten.mean", "aten.sum", "aten.var", "aten.std", "aten.amax",
+    "aten.amin", "aten.linalg_vector_norm", "aten.softmax", "aten._softmax", "aten.log_softmax", "aten.topk",
+}  # fmt: skip
+PICKS = {"aten.softmax", "aten._softmax", "aten.log_softmax", "aten.topk"}
+
+
+def run_reference(
+    model: nn.Module, graph: Graph, alive: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> list[Tensor]:
+    """The outputs of the dense-shaped, masked model, flattened, with statistics over the units alive.
+
+    Normalisations count only what stays, and routers choose among the experts that stay. Everything else is the traced
+    graph as it is.
+    """
+    inputs = iter(tree_leaves((args, kwargs)))
+    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    given: list[Any] = []
+    for node in graph.traced.module.graph.nodes:
+        if node.op != "placeholder":
+            continue
+        if node.name in graph.traced.tensors:
+            given.append(tensors[graph.traced.tensors[node.name]])
+        elif node.name in graph.traced.values:
+            given.append(graph.traced.values[node.name])
+        else:
+            given.append(next(inputs))
+    with torch.no_grad():
+        out = _Reference(graph, alive).run(*given)
+    return [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+
+
+class _Reference(Interpreter):
+    def __init__(self, graph: Graph, alive: Mapping[str, Tensor]):
+        super().__init__(graph.traced.module)
+        self._known, self._graph, self._alive = graph.reading.nodes, graph, alive
+
+    def run_node(self, n: Node) -> Any:
+        name = str(getattr(n.target, "overloadpacket", ""))
+        if name in STATISTICS and n in self._known:
+            args, kwargs = self.fetch_args_kwargs_from_env(n)
+            read, _ = self._known[n]
+            keeps = self._keeps(name, read)
+            if keeps:
+                assert callable(n.target)
+                return self._over(n.target, name, keeps, list(args), kwargs, read)
+        return super().run_node(n)
+
+    def _keeps(self, name: str, read: Any) -> dict[int, Tensor]:
+        """Dimension of the first argument -> entries that stay, where some do not."""
+        found = {}
+        for dim, axis in enumerate(read[0].axes):
+            if any(leaf for leaf in _measured(axis)):
+                mask = self._mask(axis)
+                if not bool(mask.all()):
+                    found[dim] = mask.nonzero().flatten()
+        return found
+
+    def _mask(self, axis: Axis) -> Tensor:
+        axis = find(axis)
+        if axis.parts:
+            masks = [self._mask(part) for part in axis.parts]
+            if axis.kind == "cat":
+                return torch.cat(masks)
+            made = masks[0]
+            for mask in masks[1:]:
+                made = (made[:, None] & mask[None, :]).flatten()
+            return made
+        name, unit = self._graph.owner.get(id(axis), ("", -1))
+        if name not in self._alive:
+            return torch.ones(axis.size, dtype=torch.bool)
+        return self._alive[name] if unit < 0 else self._alive[name][unit].expand(axis.size)
+
+    def _over(
+        self, target: Any, name: str, keeps: dict[int, Tensor], args: list[Any], kwargs: dict[str, Any], read: Any
+    ) -> Any:
+        x = args[0]
+        if name in PICKS:
+            low = torch.full_like(x, float("-inf"))
+            for dim, keep in keeps.items():
+                low.index_copy_(dim, keep, x.index_select(dim, keep))
+            return target(low, *args[1:], **kwargs)
+        for dim, keep in keeps.items():
+            args[0] = args[0].index_select(dim, keep.to(x.device))
+        if "norm" in name and name != "aten.linalg_vector_norm":
+            for i, value in enumerate(read):
+                if i and isinstance(value, Value) and isinstance(args[i], Tensor):
+                    for d in range(args[i].ndim):
+                        dim = 1 if name == "aten.group_norm" else x.ndim - args[i].ndim + d
+                        if dim in keeps:
+                            args[i] = args[i].index_select(d, keeps[dim].to(x.device))
+            if name != "aten.group_norm":
+                args[1] = list(args[0].shape[-len(args[1]) :])
+            else:
+                args[1] = _groups_left(args[1], x.shape[1], keeps.get(1))
+        out = target(*args, **kwargs)
+        if "norm" in name and out.ndim == x.ndim and name != "aten.linalg_vector_norm":
+            for dim, keep in keeps.items():
+                size = list(out.shape)
+                size[dim] = x.shape[dim]
+                out = out.new_zeros(size).index_copy_(dim, keep.to(x.device), out)
+        return out
+
+
+def _measured(axis: Axis) -> list[str]:
+    axis = find(axis)
+    return [r for part in axis.parts for r in _measured(part)] if axis.parts else [axis.over] if axis.over else []
+
+
+def _groups_left(groups: int, channels: int, keep: Tensor | None) -> int:
+    if keep is None:
+        return groups
+    return int(torch.unique(keep // (channels // groups)).numel())

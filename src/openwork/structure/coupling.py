@@ -1,0 +1,178 @@
+"""Structures that follow the graph of a model: channels, heads, hidden widths, experts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from openwork.core.protocols import Partition
+from openwork.core.targets import Select, Target, matches, refuse_unusable
+from openwork.errors import StructureError, did_you_mean
+from openwork.graph.example import Example
+from openwork.graph.groups import KINDS, Graph, Group, build_graph
+from openwork.structure.coupled import Coupled
+from openwork.structure.cover import Covered
+from openwork.structure.shapes import Shape
+
+
+@dataclass(frozen=True)
+class Coupling(Shape):
+    """Groups of coupled slices, found in the graph of the model on ``example`` (shapes and dtypes; no values).
+
+    Args:
+        example: what the model is called with.
+        kinds: ``channels``, ``heads``, ``hidden``, ``experts``.
+        multiple: the kept units of every group are a multiple of this (all of them in smaller groups).
+        at_least: so many units stay in every group.
+
+    Raises:
+        StructureError: unknown kinds or bounds below 1.
+    """
+
+    example: Example
+    kinds: tuple[str, ...] = ("channels",)
+    multiple: int = 1
+    at_least: int = 1
+
+    def __post_init__(self) -> None:
+        for kind in self.kinds:
+            if kind not in KINDS:
+                raise StructureError(f"unknown kind of coupled units {kind!r}; {did_you_mean(kind, KINDS)}")
+        if not self.kinds or self.multiple < 1 or self.at_least < 1:
+            raise StructureError(
+                f"a coupled structure needs at least one kind, and multiple and at_least of at least 1, got "
+                f"{self.kinds!r}, {self.multiple!r} and {self.at_least!r}"
+            )
+
+    def __str__(self) -> str:
+        return f"{'+'.join(self.kinds)}()"
+
+    def fit(self, target: Target) -> str:
+        return f"{self} follows the graph of a whole model, not one tensor"
+
+    def graph(self, model: nn.Module) -> Graph:
+        """The groups of a model, and what stays with a reason.
+
+        Raises:
+            GraphRefused: torch.export cannot follow the forward pass.
+        """
+        return build_graph(model, self.example)
+
+    def fit_model(self, model: nn.Module, where: Select) -> tuple[dict[str, Partition], list[Covered]]:
+        """One partition per group that the selection allows, named after its first tensor, and the coverage.
+
+        A group is included when a pattern names a tensor that makes its units, and excluded when a pattern names any of
+        its tensors.
+
+        Raises:
+            StructureError: an include pattern that prunes nothing, or no group at all; the reasons are listed.
+        """
+        refuse_unusable(model, where)
+        graph = self.graph(model)
+        parts, reasons = _chosen(self, graph, model, where)
+        units: dict[str, int] = {}
+        for part in parts.values():
+            for member in part.members:
+                units[member] = units.get(member, 0) + part.n_units
+        for row in graph.frozen:
+            reasons.setdefault(row.tensor, []).append(row.reason)
+        coverage = []
+        for name, param in model.named_parameters():
+            why = "" if name in units else "; ".join(dict.fromkeys(reasons.get(name, ["no axis that can be pruned"])))
+            coverage.append(Covered(name, tuple(param.shape), param.numel(), units.get(name, 0), why))
+        if not parts:
+            listed = "; ".join(dict.fromkeys(r for c in coverage for r in c.skipped.split("; ")))
+            raise StructureError(f"{self} finds nothing to prune in {type(model).__name__} ({listed})")
+        return dict(parts), coverage
+
+
+def _chosen(
+    structure: Coupling, graph: Graph, model: nn.Module, where: Select
+) -> tuple[dict[str, Coupled], dict[str, list[str]]]:
+    params = dict(model.named_parameters())
+    parts: dict[str, Coupled] = {}
+    reasons: dict[str, list[str]] = {}
+    hit: set[str] = set()
+    for group in graph.groups:
+        reason = _left_out(structure, group, params, where)
+        makers = [s.tensor for s in group.sites if s.parameter and not s.consumes] or [group.name]
+        asked = [p for p in where.include if any(matches(p, t) for t in makers)]
+        if not reason or reason == "excluded":
+            hit.update(asked)
+        if reason:
+            for site in group.sites:
+                reasons.setdefault(site.tensor, []).append(reason)
+            continue
+        sites = tuple(s for s in group.sites if s.parameter)
+        shapes = tuple((n, tuple(params[n].shape)) for n in dict.fromkeys(s.tensor for s in sites))
+        bounds = (structure.multiple, structure.at_least)
+        parts[group.name] = Coupled(group.name, group.n_units, sites, shapes, group.kind, group.over, *bounds)
+    idle = [p for p in where.include if p not in hit]
+    if idle:
+        raise StructureError(
+            f"Select: include pattern {idle[0]!r} names no group of {structure}; groups: "
+            f"{', '.join(g.name for g in graph.of(*structure.kinds)) or 'none'}"
+        )
+    return parts, reasons
+
+
+def _left_out(structure: Coupling, group: Group, params: dict[str, nn.Parameter], where: Select) -> str:
+    if group.kind not in structure.kinds:
+        return f"belongs to {group.kind}, not asked for"
+    tensors = [s.tensor for s in group.sites if s.parameter]
+    makers = [s.tensor for s in group.sites if s.parameter and not s.consumes] or tensors
+    if where.include and not any(matches(p, t) for p in where.include for t in makers):
+        return "not selected by include"
+    if any(matches(p, t) for p in where.exclude for t in tensors):
+        return "excluded"
+    stuck = [t for t in tensors if not params[t].requires_grad]
+    if stuck:
+        return f"coupled to {stuck[0]}, which is frozen (requires_grad is False)"
+    return f"{group.n_units} units, fewer than min_units={where.min_units}" if group.n_units < where.min_units else ""
+
+
+def channels(example: Any, *, multiple: int = 1, at_least: int = 1) -> Coupling:
+    """Channels of convolutions and neurons of linear layers, with everything that is coupled to them.
+
+    Units are removed together from every tensor they touch: the filters that make them, norms and biases, residual
+    partners, and the inputs of every layer that reads them. Removing them leaves the function of the masked network
+    exactly as it is; widths that a normalisation measures as a whole belong to ``hidden``.
+
+    Args:
+        example: what the model is called with: a tensor, a tuple of arguments, or a mapping of keyword arguments.
+        multiple: keep a multiple of so many units in every group.
+        at_least: keep so many units in every group.
+
+    Examples:
+        >>> import torch
+        >>> channels(example=torch.zeros(1, 3, 32, 32)).kinds
+        ('channels',)
+    """
+    return Coupling(Example.of(example), ("channels",), multiple, at_least)
+
+
+def heads(example: Any, *, multiple: int = 1, at_least: int = 1) -> Coupling:
+    """Attention heads: with grouped queries a key-value head takes its queries along, and queries go evenly.
+
+    Arguments as in ``channels``.
+    """
+    return Coupling(Example.of(example), ("heads",), multiple, at_least)
+
+
+def hidden(example: Any, *, multiple: int = 1, at_least: int = 1) -> Coupling:
+    """Widths that a normalisation measures: the residual stream of transformers, channels inside a GroupNorm group.
+
+    The smaller network normalises over what is left, so it equals a masked network that does the same, not one that
+    counts zeros (``ow.verify`` compares with the former). Arguments as in ``channels``.
+    """
+    return Coupling(Example.of(example), ("hidden",), multiple, at_least)
+
+
+def experts(example: Any, *, multiple: int = 1, at_least: int = 1) -> Coupling:
+    """Whole experts of a mixture with stacked weights, with their rows of the router.
+
+    The smaller router takes its softmax over the experts that are left. Arguments as in ``channels``.
+    """
+    return Coupling(Example.of(example), ("experts",), multiple, at_least)
