@@ -29,7 +29,7 @@ from openwork.errors import (
     VerificationFailed,
 )
 from openwork.graph import build_graph
-from openwork.ship import load, save
+from openwork.ship import compact, load, plan_compaction, save, verify
 from openwork.structure import (
     NM,
     Block,
@@ -81,6 +81,7 @@ __all__ = [
     "build_graph",
     "build_model",
     "channels",
+    "compact",
     "cycle",
     "experts",
     "heads",
@@ -90,7 +91,9 @@ __all__ = [
     "load",
     "load_data",
     "methods",
+    "plan_compaction",
     "prune",
     "recalibrate",
     "save",
+    "verify",
 ]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from openwork.allocation.bounds import bounded
 from openwork.core.now import Now
 from openwork.core.select import Rounding, count_kept
 from openwork.errors import RecipeError
@@ -84,7 +85,7 @@ class ErdosRenyi:
                 )
             for n in room[: abs(missing)]:
                 counts[n] += 1 if missing > 0 else -1
-        return dict(counts)
+        return bounded(now, counts)
 
 
 def _can_move(name: str, missing: int, counts: dict[str, int], units: dict[str, int], least: int) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from openwork.allocation.bounds import bounded
 from openwork.core.now import Now
 from openwork.core.select import Rounding, count_kept, keep_top
 from openwork.errors import RecipeError
@@ -43,7 +44,7 @@ class Global:
         total = sum(s.numel() for s in scores.values())
         budget = count_kept(share, total, self.rounding)
         floor = max(self.floor, int(self.floor_share * total))
-        floors = {n: min(floor, s.numel()) for n, s in scores.items()}
+        floors = {n: min(max(floor, getattr(now.parts[n], "at_least", 0)), s.numel()) for n, s in scores.items()}
         if sum(floors.values()) > budget:
             raise RecipeError(
                 f"Global: a floor of {floor} units in each of {len(scores)} tensors needs "
@@ -52,10 +53,8 @@ class Global:
             )
         flat = torch.cat([self._lifted(s, floors[n]) for n, s in scores.items()])
         alive = keep_top(flat, budget)
-        return {
-            n: int(part.sum())
-            for (n, _), part in zip(scores.items(), alive.split([*map(len, scores.values())]), strict=True)
-        }
+        parts = zip(scores.items(), alive.split([*map(len, scores.values())]), strict=True)
+        return bounded(now, {n: int(part.sum()) for (n, _), part in parts})
 
     @staticmethod
     def _lifted(scores: Tensor, floor: int) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from openwork.allocation.bounds import bounded
 from openwork.core.now import Now
 from openwork.core.protocols import Partition
 from openwork.core.select import Rounding, count_kept
@@ -43,4 +44,4 @@ class Uniform:
         count_kept(1.0, 1, self.rounding)
 
     def __call__(self, now: Now, scores: Mapping[str, Tensor], share: float) -> dict[str, int | Tensor]:
-        return {name: keep_in(now.parts[name], share, self.rounding, self.at_least) for name in scores}
+        return bounded(now, {n: keep_in(now.parts[n], share, self.rounding, self.at_least) for n in scores})

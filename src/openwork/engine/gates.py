@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
-from openwork.core.protocols import Gate, Relaxation
+from openwork.core.protocols import Gate, Partition, Relaxation
 from openwork.engine.session import Session
 from openwork.errors import RecipeError
+from openwork.structure.coupled import Coupled
 
 
 class Gates:
@@ -22,6 +24,8 @@ class Gates:
         self._model, self._session, self._optimizer = model, session, optimizer
         self._relaxation = relaxation
         self._gates: dict[str, Gate] = {}
+        self._on: dict[str, list[Gate]] = {}  # parameter -> the gates on it
+        self._of: dict[str, list[Gate]] = {}  # partition -> its gate, once for each parameter it stands on
         self._before: dict[str, Tensor] = {}
         self._own: Optimizer | None = None
         self._kept: list[tuple[nn.Parameter, Tensor | None]] = []
@@ -31,21 +35,32 @@ class Gates:
             return
         self._orders = {id(m): list(m._parameters) for m in model.modules()}
         for name, part in session.parts.items():
-            if len(part.members) != 1:
-                raise RecipeError(f"{name}: gates need partitions of one tensor each, got {len(part.members)}")
-            gate = relaxation.gate(part, session.recipe.density)
-            if gate is not None:
-                self._gates[name] = gate.to(session.device)
+            members = _gated(part)
+            seen = part.only(members) if isinstance(part, Coupled) else part
+            gate = relaxation.gate(seen, session.recipe.density)
+            if gate is None:
+                continue
+            if gate.reparametrises and isinstance(part, Coupled):
+                raise RecipeError(
+                    f"{name}: {type(gate).__name__} replaces the weights of one tensor, but the units lie in "
+                    f"{len(part.members)} coupled ones; take a method that masks or scales units"
+                )
+            self._gates[name] = gate.to(session.device)
+            for member, view in zip(members, _views(self._gates[name], members), strict=True):
+                self._on.setdefault(member, []).append(view)
+                self._of.setdefault(name, []).append(view)
         try:
             for name, gate in self._gates.items():
-                param = session.params[name]
-                self._join(name, param, gate)
-                if gate.reparametrises:
-                    self._before[name] = param.detach().clone()
-                    with torch.no_grad():
-                        param.copy_(gate.invert(param))
-                for module, leaf in _owners(model, param):
-                    parametrize.register_parametrization(module, leaf, gate, unsafe=True)
+                self._join(name, session.params[_gated(session.parts[name])[0]], gate)
+            for member, views in self._on.items():
+                param = session.params[member]
+                for view in views:
+                    if view.reparametrises:
+                        self._before[member] = param.detach().clone()
+                        with torch.no_grad():
+                            param.copy_(view.invert(param))
+                    for module, leaf in _owners(model, param):
+                        parametrize.register_parametrization(module, leaf, view, unsafe=True)
             if hasattr(relaxation, "optimizer"):
                 self._own = relaxation.optimizer([p for g in self._gates.values() for p in g.parameters()])
             self.at_step(0)
@@ -58,8 +73,9 @@ class Gates:
         return bool(self._gates)
 
     def set_units(self, units: Mapping[str, Tensor]) -> None:
-        for name, gate in self._gates.items():
-            gate.set_units(units[name])
+        for name, views in self._of.items():
+            for view in views:
+                view.set_units(units[name])
 
     def learned(self) -> dict[str, Tensor]:
         """Gate values per partition, for criteria."""
@@ -72,7 +88,7 @@ class Gates:
 
     def under(self, edits: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """New weights -> what must be written underneath."""
-        return {n: self._gates[n].invert(v) if n in self._gates else v for n, v in edits.items()}
+        return {n: self._on[n][0].invert(v) if n in self._on else v for n, v in edits.items()}
 
     def before_step(self) -> None:
         """Keep the gradients of self-optimised gates away from the user's optimiser, which has just unscaled them."""
@@ -95,7 +111,7 @@ class Gates:
         """Let the relaxation settle what follows from the step alone: temperatures, projections, thresholds."""
         settle = getattr(self._relaxation, "at_step", None)
         if self._gates and settle is not None:
-            weights = {n: self._session.params[n].detach() for n in self._gates}
+            weights = {n: self._session.params[_gated(self._session.parts[n])[0]].detach() for n in self._gates}
             with torch.no_grad():
                 settle(self._gates, weights, self._own, step)
 
@@ -110,31 +126,36 @@ class Gates:
 
     def fold(self) -> None:
         """Write the effective weights into the parameters and take every gate away."""
-        self._leave({n: gate(self._session.params[n]).detach() for n, gate in self._gates.items()})
+        values = {n: self._session.params[n].detach() for n in self._on}
+        with torch.no_grad():
+            for name, views in self._on.items():
+                for view in views:
+                    values[name] = view(values[name])
+        self._leave(values)
 
     def remove(self) -> None:
         """Take every gate away and keep the weights, without masks."""
-        self._leave({n: self._bare(n, self._session.params[n].detach()).clone() for n in self._gates})
+        self._leave({n: self._bare(n, self._session.params[n].detach()).clone() for n in self._on})
 
     def restore(self) -> None:
         """Take every gate away and leave everything as it was before the first step."""
-        self._leave({n: self._before.get(n, self._session.params[n].detach().clone()) for n in self._gates})
+        self._leave({n: self._before.get(n, self._session.params[n].detach().clone()) for n in self._on})
 
     def _bare(self, name: str, raw: Tensor) -> Tensor:
-        gate = self._gates.get(name)
+        gate = next(iter(self._on.get(name, ())), None)
         if gate is None or not gate.reparametrises:
             return raw
         with torch.no_grad():
             return gate.bare(raw)
 
     def _leave(self, values: Mapping[str, Tensor]) -> None:
-        for name in self._gates:
+        for name in self._on:
             param = self._session.params[name]
             for module, leaf in _owners(self._model, param):
                 _unregister(module, leaf, param, self._orders[id(module)])
             with torch.no_grad():
                 param.copy_(values[name])
-        self._gates = {}
+        self._gates, self._on, self._of = {}, {}, {}
         self._part()
 
     def _join(self, name: str, weight: nn.Parameter, gate: Gate) -> None:
@@ -179,6 +200,22 @@ class Gates:
         for param in self._joined:
             self._optimizer.state.pop(param, None)
         self._joined, self._groups = [], []
+
+
+def _gated(part: Partition) -> tuple[str, ...]:
+    """The tensors that a gate stands on: those that read the units of a coupled partition."""
+    return part.gated if isinstance(part, Coupled) else part.members
+
+
+def _views(gate: Gate, members: Sequence[str]) -> list[Gate]:
+    """The same gate, once for every tensor: parameters and masks are shared, only the tensor it looks at differs."""
+    views = [gate]
+    for member in members[1:]:
+        view = copy.copy(gate)
+        view._buffers = dict(gate._buffers)
+        view.__dict__["member"] = member
+        views.append(view)
+    return views
 
 
 def _owners(model: nn.Module, param: nn.Parameter) -> list[tuple[nn.Module, str]]:

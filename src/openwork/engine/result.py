@@ -61,7 +61,7 @@ class Result:
 
     def _row(self, c: Covered) -> dict[str, Any]:
         kept = int(self.masks[c.name].sum()) if c.name in self.masks else c.numel
-        alive = int(self.units[c.name].sum()) if c.name in self.units else 0
+        alive = sum(int(self.units[g].sum()) for g in c.groups or (c.name,) if g in self.units)
         return {
             "name": c.name,
             "shape": list(c.shape),
@@ -71,6 +71,7 @@ class Result:
             "units": c.units,
             "units_kept": alive,
             "skipped": c.skipped,
+            **({"groups": list(c.groups)} if c.groups else {}),
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -126,7 +127,7 @@ def check_promise(recipe: Recipe, parts: Mapping[str, Partition], units: Mapping
     """
     total = sum(p.n_units for p in parts.values())
     kept = sum(int(units[n].sum()) for n in parts)
-    low, high = 0, 0
+    low, high, total_slack = 0, 0, 0
     for part in parts.values():
         for size, regions in _regions(part).items():
             if part.quota is not None and recipe.density < 1:
@@ -135,7 +136,9 @@ def check_promise(recipe: Recipe, parts: Mapping[str, Partition], units: Mapping
             else:
                 low += regions * count_kept(recipe.density, size, "floor")
                 high += regions * max(1, count_kept(recipe.density, size, "ceil"))
-    if not min(low, count_kept(recipe.density, total, "floor")) <= kept <= high:
+        slack = getattr(part, "multiple", 1) - 1  # counts in multiples can miss by less than one of them
+        low, high, total_slack = low - slack, high + slack + getattr(part, "at_least", 0), total_slack + slack
+    if not min(low, count_kept(recipe.density, total, "floor") - total_slack) <= kept <= high:
         raise DensityMissed(
             f"{recipe.name}: density {recipe.density:g} promises {low} to {high} of {total} units, but {kept} are kept "
             f"({kept / total:.4f}); the schedule did not reach its end or the rule did not follow it"

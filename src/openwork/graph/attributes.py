@@ -1,4 +1,4 @@
-"""Which attributes of which modules hold sizes that compaction changes: ``out_features``, ``num_heads``, ``groups``..."""
+"""Which attributes of which modules hold sizes that compaction changes: ``out_features``, ``num_heads``, ``groups``."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def guesses(model: nn.Module, graph: Graph, alive: Mapping[str, Tensor]) -> list
     """Integer attributes of other modules that may be sizes.
 
     An attribute may be a size when an axis of that length passes through the module's operations or those of its
-    children and becomes shorter. Names decide among several (``num_heads``, ``num_experts``, ...); compaction tries what
-    is left and keeps what computes the right outputs.
+    children and becomes shorter. Names decide among several (``num_heads``, ``num_experts``, ...); compaction tries
+    what is left and keeps what computes the right outputs.
     """
     found = []
     for path, module in model.named_modules():

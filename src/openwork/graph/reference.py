@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -56,21 +56,16 @@ class _Reference(Interpreter):
         if name in STATISTICS and n in self._known:
             args, kwargs = self.fetch_args_kwargs_from_env(n)
             read, _ = self._known[n]
-            keeps = self._keeps(name, read)
+            keeps = self._keeps(read[0].axes, _reduced(name, args, kwargs))
             if keeps:
                 assert callable(n.target)
                 return self._over(n.target, name, keeps, list(args), kwargs, read)
         return super().run_node(n)
 
-    def _keeps(self, name: str, read: Any) -> dict[int, Tensor]:
-        """Dimension of the first argument -> entries that stay, where some do not."""
-        found = {}
-        for dim, axis in enumerate(read[0].axes):
-            if any(leaf for leaf in _measured(axis)):
-                mask = self._mask(axis)
-                if not bool(mask.all()):
-                    found[dim] = mask.nonzero().flatten()
-        return found
+    def _keeps(self, axes: Sequence[Axis], dims: set[int]) -> dict[int, Tensor]:
+        """Dimension -> entries that stay, where some do not."""
+        masks = {dim: self._mask(axes[dim]) for dim in dims}
+        return {dim: mask.nonzero().flatten() for dim, mask in masks.items() if not bool(mask.all())}
 
     def _mask(self, axis: Axis) -> Tensor:
         axis = find(axis)
@@ -118,9 +113,18 @@ class _Reference(Interpreter):
         return out
 
 
-def _measured(axis: Axis) -> list[str]:
-    axis = find(axis)
-    return [r for part in axis.parts for r in _measured(part)] if axis.parts else [axis.over] if axis.over else []
+def _reduced(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> set[int]:
+    """The dimensions of the first argument that a statistic runs over."""
+    rank = args[0].ndim
+    if name in ("aten.layer_norm", "aten.rms_norm"):
+        return set(range(rank - len(args[1]), rank))
+    if name == "aten.group_norm":
+        return {1}
+    at = {"aten.topk": 2, "aten.linalg_vector_norm": 2}.get(name, 1)
+    dims = kwargs.get("dim", args[at] if len(args) > at else -1 if name == "aten.topk" else None)
+    if dims is None or isinstance(dims, bool | float) or dims == []:
+        return set(range(rank))
+    return {d % rank for d in ([dims] if isinstance(dims, int) else dims)}
 
 
 def _groups_left(groups: int, channels: int, keep: Tensor | None) -> int:

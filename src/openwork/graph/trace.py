@@ -23,7 +23,7 @@ class GraphRefused(OpenworkError):
 
 @dataclass(frozen=True)
 class Traced:
-    """The graph, which input of it is which parameter or buffer of the model, and the values of constants made inside."""
+    """The graph, which input of it is which parameter or buffer of the model, and constants made inside."""
 
     module: GraphModule
     tensors: dict[str, str]

@@ -122,9 +122,7 @@ def plan_of(model: nn.Module, graph: Graph, alive: Mapping[str, Tensor]) -> Plan
         if units is None or bool(units.all()):
             continue
         if not bool(units.any()):
-            raise StructureError(
-                f"{group.name}: no unit is kept, and an empty layer cannot be built; keep at least one"
-            )
+            raise StructureError(f"{group.name}: no unit is kept, and no layer can be empty; keep at least one")
         for site in group.sites:
             keep = torch.where(site.labels >= 0, units[site.labels.clamp(min=0)], True)
             old = masks.get((site.tensor, site.dim))
@@ -147,8 +145,9 @@ def plan_of(model: nn.Module, graph: Graph, alive: Mapping[str, Tensor]) -> Plan
 def compact(model: nn.Module, result: Result, *, example: Any = None, homogeneous: bool = False) -> nn.Module:
     """A smaller ordinary model that computes what the pruned one computes.
 
-    Parameters, buffers and attributes (``out_features``, ``groups``, ``num_heads``, ...) are cut; classes and names stay,
-    so the result is trained, exported and saved like any other model. ``ow.verify`` compares the two.
+    Parameters, buffers and attributes (``out_features``, ``groups``, ``num_heads``, ...) are cut; classes and names
+    stay, so the result is trained, exported and saved like any other model. Its outputs on the example are compared
+    with those of the pruned model before it is returned; ``ow.verify`` does the same on other data.
 
     Args:
         model: the pruned model; it is not changed.
@@ -162,6 +161,7 @@ def compact(model: nn.Module, result: Result, *, example: Any = None, homogeneou
 
     Raises:
         StructureError: a result of another structure or model, or a forward pass that writes a size in its code.
+        VerificationFailed: the small model runs but computes something else.
         OpenworkError: ``homogeneous`` and layers of different widths.
 
     Examples:

@@ -23,7 +23,7 @@ LOOSE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.b
 
 @dataclass(frozen=True)
 class Verification:
-    """What was compared. ``reference`` says against what; ``over`` lists statistics that are taken over fewer entries."""
+    """What was compared. ``reference`` says against what; ``over`` lists statistics that run over fewer entries."""
 
     max_error: float
     largest: float
@@ -119,10 +119,10 @@ def difference(got: Sequence[Tensor], wanted: Sequence[Tensor], atol: float | No
                 return f"output {i} ({a.dtype}) is not equal"
             continue
         finite = torch.isfinite(b)
-        bound = (LOOSE.get(a.dtype, 1e-5) if atol is None else atol) * max(
-            1.0, float(b[finite].abs().max().nan_to_num()) if bool(finite.any()) else 1.0
-        )
-        error = float((a[finite].double() - b[finite].double()).abs().max()) if bool(finite.any()) else 0.0
-        if not error <= bound or (not torch.equal(a[~finite], b[~finite]) and not bool(torch.isnan(b[~finite]).any())):
+        x, y = a[finite].double(), b[finite].double()
+        largest = float(y.abs().max()) if y.numel() else 0.0
+        bound = (LOOSE.get(a.dtype, 1e-5) if atol is None else atol) * max(1.0, largest)
+        error = float((x - y).abs().max()) if y.numel() else 0.0
+        if not error <= bound or not torch.equal(a[~finite].nan_to_num(), b[~finite].nan_to_num()):
             return f"output {i} by {error:.3g}, allowed {bound:.3g}"
     return ""

@@ -72,16 +72,18 @@ class Coupling(Shape):
         refuse_unusable(model, where)
         graph = self.graph(model)
         parts, reasons = _chosen(self, graph, model, where)
-        units: dict[str, int] = {}
-        for part in parts.values():
+        within: dict[str, list[str]] = {}
+        for name, part in parts.items():
             for member in part.members:
-                units[member] = units.get(member, 0) + part.n_units
+                within.setdefault(member, []).append(name)
         for row in graph.frozen:
             reasons.setdefault(row.tensor, []).append(row.reason)
         coverage = []
         for name, param in model.named_parameters():
-            why = "" if name in units else "; ".join(dict.fromkeys(reasons.get(name, ["no axis that can be pruned"])))
-            coverage.append(Covered(name, tuple(param.shape), param.numel(), units.get(name, 0), why))
+            groups = tuple(within.get(name, ()))
+            why = "" if groups else "; ".join(dict.fromkeys(reasons.get(name, ["no axis that can be pruned"])))
+            units = sum(parts[g].n_units for g in groups)
+            coverage.append(Covered(name, tuple(param.shape), param.numel(), units, why, groups))
         if not parts:
             listed = "; ".join(dict.fromkeys(r for c in coverage for r in c.skipped.split("; ")))
             raise StructureError(f"{self} finds nothing to prune in {type(model).__name__} ({listed})")

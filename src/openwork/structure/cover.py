@@ -13,13 +13,17 @@ from openwork.errors import StructureError
 
 @dataclass(frozen=True)
 class Covered:
-    """What happened to one parameter: pruned with so many units, or skipped for a reason."""
+    """What happened to one parameter: pruned with so many units, or skipped for a reason.
+
+    ``groups`` names the partitions that lie in it, where these are not named like the parameter.
+    """
 
     name: str
     shape: tuple[int, ...]
     numel: int
     units: int = 0
     skipped: str = ""
+    groups: tuple[str, ...] = ()
 
 
 def partition(model: nn.Module, structure: Structure, where: Select) -> tuple[dict[str, Partition], list[Covered]]:
