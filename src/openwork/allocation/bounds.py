@@ -11,6 +11,18 @@ from openwork.core.now import Now
 Counts = dict[str, int | Tensor]
 
 
+def rounded(now: Now, counts: Mapping[str, int | Tensor]) -> Counts:
+    """Counts at the nearest ``multiple`` of every partition (halves go up), and never below its ``at_least``."""
+    found: Counts = dict(counts)
+    for name, count in counts.items():
+        part = now.parts[name]
+        multiple, floor = getattr(part, "multiple", 1), getattr(part, "at_least", 0)
+        if isinstance(count, int) and (multiple, floor) != (1, 0) and count < part.n_units:
+            least = -(-max(floor, 1) // multiple) * multiple
+            found[name] = min(part.n_units, max(least, (2 * count + multiple) // (2 * multiple) * multiple))
+    return found
+
+
 def bounded(now: Now, counts: Mapping[str, int | Tensor]) -> Counts:
     """Counts that respect ``at_least`` and ``multiple`` of every partition, with a total as near as they allow.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from openwork.allocation.bounds import bounded
+from openwork.allocation.bounds import rounded
 from openwork.core.now import Now
 from openwork.core.protocols import Partition
 from openwork.core.select import Rounding, count_kept
@@ -44,4 +44,4 @@ class Uniform:
         count_kept(1.0, 1, self.rounding)
 
     def __call__(self, now: Now, scores: Mapping[str, Tensor], share: float) -> dict[str, int | Tensor]:
-        return bounded(now, {n: keep_in(now.parts[n], share, self.rounding, self.at_least) for n in scores})
+        return rounded(now, {n: keep_in(now.parts[n], share, self.rounding, self.at_least) for n in scores})

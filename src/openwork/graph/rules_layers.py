@@ -114,7 +114,7 @@ def convolution(op: Op, x: Value, weight: Value, bias: Value | None = None, *arg
         flipped, groups = bool(args[3]), args[5]
     else:
         flipped = "transpose" in op.name
-        groups = named.get("groups", args[{True: 4, False: 3}[flipped]] if len(args) > 3 + flipped else 1)
+        groups = named.get("groups", args[3] if len(args) > 3 else 1)
     at = -1 - spatial
     inner, outer = weight.axes[(0 if flipped else 1)], weight.axes[(1 if flipped else 0)]
     if groups == 1:

@@ -15,7 +15,7 @@ from openwork.errors import StructureError, VerificationFailed
 from openwork.graph.attributes import Guess, guesses, rewrites
 from openwork.graph.example import Example, arguments
 from openwork.graph.groups import Graph, build_graph
-from openwork.graph.plan import Cut, Plan, Rewrite, ranges_of
+from openwork.graph.plan import Cut, Plan, Rewrite, finished, ranges_of
 from openwork.graph.trace import device_of
 from openwork.ship.homogeneous import with_config
 from openwork.ship.verify import difference, outputs_of, reference_of
@@ -175,28 +175,18 @@ def compact(model: nn.Module, result: Result, *, example: Any = None, homogeneou
     """
     structure = coupling_of(result)
     plan, small = _settled(model, result, structure.example if example is None else example)
-    return finished(small, plan, getattr(model, "openwork_source", None), homogeneous)
+    finished(small, plan, getattr(model, "openwork_source", None))
+    return _uniform(small) if homogeneous else small
 
 
-def finished(small: nn.Module, plan: Plan, source: Any, homogeneous: bool = False) -> nn.Module:
-    """A compacted model that knows its plan and how it is built again."""
-    small.openwork_plan = plan.to_dict()  # type: ignore[assignment]
-    if homogeneous:
-        with_config(small)
-        source = {"kind": "hf", "name": type(small).__name__, "options": {"config": _config(small)}}
-    elif source is not None:
-        options = {"source": source, "plan": plan.to_dict()}
-        source = {"kind": "compact", "name": type(small).__name__, "options": options}
-    if source is not None:
-        small.openwork_source = source
+def _uniform(small: nn.Module) -> nn.Module:
+    """The small model with a config that builds it, so that nothing of ours is needed to load it."""
+    with_config(small)
+    config: Any = small.config
+    plain = {**config.to_dict(), "architectures": [type(small).__name__]}
+    config.architectures = plain["architectures"]
+    small.openwork_source = {"kind": "hf", "name": type(small).__name__, "options": {"config": plain}}  # type: ignore[assignment]
     return small
-
-
-def _config(model: nn.Module) -> dict[str, Any]:
-    config: Any = model.config
-    plain = config.to_dict()
-    plain["architectures"] = [type(model).__name__]
-    return dict(plain)
 
 
 def _aliases(model: nn.Module) -> dict[str, list[str]]:

@@ -18,6 +18,7 @@ from openwork.core.masks import Masks, pack_bits, unpack_bits
 from openwork.core.recipe import Recipe
 from openwork.engine.result import FORMAT, Result
 from openwork.errors import FileError, OpenworkError, VerificationFailed
+from openwork.graph.plan import Plan, finished
 from openwork.metrics.density import Densities, densities
 from openwork.report.page import report_html
 from openwork.ship.atomic import new_folder
@@ -31,7 +32,8 @@ def save(model: nn.Module, result: Result, folder: str | Path, *, overwrite: boo
     """Write a pruned model and everything known about it; the folder appears whole or not at all.
 
     Args:
-        model: the pruned model. Models from the zoo or from transformers can be built again by ``load``.
+        model: the pruned model, or the small one that ``compact`` made of it. Models from the zoo or from transformers
+            can be built again by ``load``.
         result: what ``prune``, ``finish`` or ``cycle`` returned for this model.
         folder: must not exist, unless ``overwrite``.
         overwrite: replace an earlier result; any other folder is refused.
@@ -40,7 +42,10 @@ def save(model: nn.Module, result: Result, folder: str | Path, *, overwrite: boo
         FileError: the folder is in the way, or the disk refuses.
         VerificationFailed: the model does not hold zeros where the masks say so.
     """
-    counts = densities(model, result.masks)
+    plan = getattr(model, "openwork_plan", None)
+    counts = (
+        result.counts if plan is not None else densities(model, result.masks)
+    )  # a small model has no zeros to count
     if counts != result.counts:
         raise VerificationFailed(
             f"the result counts {result.counts.kept} kept weights, but the model holds {counts.kept}; save the "
@@ -53,6 +58,7 @@ def save(model: nn.Module, result: Result, folder: str | Path, *, overwrite: boo
     data = result.to_dict()
     data["units"] = {n: u.numel() for n, u in result.units.items()}
     data["source"] = getattr(model, "openwork_source", None)
+    data["plan"] = plan
     data["model_class"] = f"{type(model).__module__}.{type(model).__qualname__}"
     data["tied"] = tied
     files[PAGE] = report_html(data, result.masks).encode()
@@ -74,7 +80,8 @@ def load(
 
     Args:
         folder: written by ``save``.
-        model: an instance to load into; needed when the folder does not know how to build one.
+        model: an instance to load into; needed when the folder does not know how to build one. For a compacted model
+            it is the dense one, which is cut by the plan of the folder (a small one will do as well).
         allow_factory: also import and call the function that the folder names; only for folders you trust.
 
     Raises:
@@ -90,6 +97,11 @@ def load(
                 "build it yourself and pass model="
             )
         model = rebuild_model(data["source"], allow_factory=allow_factory)
+    elif data.get("plan") is not None and not hasattr(model, "openwork_plan"):
+        plan = Plan.from_dict(data["plan"])
+        model = finished(plan.apply(model), plan, getattr(model, "openwork_source", None))
+    if data.get("plan") is not None:
+        model.openwork_plan = data["plan"]
     tensors = _read_tensors(folder / MODEL, data)
     try:
         for alias, name in data["tied"].items():
@@ -99,6 +111,8 @@ def load(
     _fit(model, tensors, folder)
     model.load_state_dict(tensors)
     result = _result(folder, data)
+    if data.get("plan") is not None:
+        return model, result
     counts = densities(model, result.masks)
     if counts.kept != data["density"]["kept"]:
         raise FileError(
@@ -159,7 +173,10 @@ def _result(folder: Path, data: Mapping[str, Any]) -> Result:
         shapes = {n[5:]: tuple(rows[n[5:]]["shape"]) for n in packed if n.startswith("mask.")}
         masks = Masks.unpack({n: packed[f"mask.{n}"] for n in shapes}, shapes)
         units = {n: unpack_bits(packed[f"units.{n}"], (int(size),)) for n, size in data["units"].items()}
-        coverage = [Covered(r["name"], tuple(r["shape"]), r["numel"], r["units"], r["skipped"]) for r in rows.values()]
+        coverage = [
+            Covered(r["name"], tuple(r["shape"]), r["numel"], r["units"], r["skipped"], tuple(r.get("groups", ())))
+            for r in rows.values()
+        ]
         d = data["density"]
         counts = Densities(d["kept"], d["targeted_numel"], d["prunable_numel"], d["total_numel"])
     except (KeyError, TypeError, AttributeError) as problem:

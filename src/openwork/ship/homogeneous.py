@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import combinations, islice, product
 from typing import Any
 
 import torch
@@ -16,78 +19,87 @@ FIELDS = (
     "decoder_attention_heads", "head_dim", "hidden_size", "n_embd", "d_model", "dim", "num_local_experts",
     "num_experts", "n_routed_experts", "moe_intermediate_size", "word_embed_proj_dim",
 )  # fmt: skip
-HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
+MOST = 400
+"""Configs that are tried before giving up."""
 
 
 def with_config(model: nn.Module) -> None:
     """Edit ``model.config`` until a fresh model of it has the shapes of this one.
 
+    Fields of the config that hold a size which compaction changed are tried one by one, then in pairs, then in threes.
+
     Raises:
         OpenworkError: no config, or no values of its fields give these shapes (layers of different widths, or a width
-            that the config cannot say, such as a head width of its own).
+            that the config cannot say, such as heads of a width of their own).
     """
     config: Any = getattr(model, "config", None)
     if not hasattr(config, "to_dict"):
         raise OpenworkError(f"homogeneous=True needs a transformers model with a config, got {type(model).__name__}")
     wanted = {n: tuple(t.shape) for n, t in model.state_dict().items()}
-    problem = "its layers differ"
-    for changes in _candidates(model, config):
-        made = type(config)(**{**config.to_dict(), **changes})
-        problem = _difference(type(model), made, wanted)
-        if not problem:
-            for name, value in changes.items():
-                setattr(config, name, value)
-            return
+    best: list[str] | None = None
+    with _silent():
+        for changes in islice(_candidates(model, config), MOST):
+            different = _differences(type(model), {**config.to_dict(), **changes}, config, wanted)
+            if not different:
+                for name, value in changes.items():
+                    setattr(config, name, value)
+                return
+            best = different if best is None or len(different) < len(best) else best
     raise OpenworkError(
-        f"{type(model).__name__}: no config gives these widths ({problem}); keep the same number of units in every "
-        "layer (scope='layer'), or leave homogeneous=False and load with ow.load"
+        f"{type(model).__name__}: no config gives these widths (nearest: {best[0] if best else 'nothing to change'}, "
+        f"{len(best or ())} tensors differ); keep the same number of units in every layer (scope='layer'), leave out "
+        "what the config has no field for, or take homogeneous=False and load with ow.load"
     )
 
 
-def _difference(kind: Any, config: Any, wanted: dict[str, tuple[int, ...]]) -> str:
+def _differences(kind: Any, plain: dict[str, Any], config: Any, wanted: dict[str, tuple[int, ...]]) -> list[str]:
     try:
         with torch.device("meta"):
-            fresh = kind(config)
+            fresh = kind(type(config)(**plain))
     except Exception as problem:  # a config of impossible widths fails in its own ways
-        return f"{type(problem).__name__}: {problem}"
+        return [f"{type(problem).__name__}: {problem}"] * (len(wanted) + 1)
     found = {n: tuple(t.shape) for n, t in fresh.state_dict().items()}
-    different = [n for n in wanted if found.get(n) != wanted[n]]
-    return f"{different[0]} is {wanted[different[0]]}, not {found.get(different[0])}" if different else ""
+    return [f"{n} is {shape}, not {found.get(n)}" for n, shape in wanted.items() if found.get(n) != shape]
 
 
 def _candidates(model: nn.Module, config: Any) -> Iterator[dict[str, Any]]:
-    """Values for the fields that the attributes of the small model suggest, the plainest first."""
     plan: dict[str, Any] = model.openwork_plan  # type: ignore[assignment]
-    changes: dict[str, Any] = {}
+    news: dict[int, set[int]] = {}
     for _, _, old, new in plan["rewrites"]:
-        for name in FIELDS:
-            if getattr(config, name, None) == old and isinstance(old, int):
-                changes.setdefault(name, new)
-    counts: dict[int, set[int]] = {}
+        if isinstance(old, int) and isinstance(new, int):
+            news.setdefault(old, set()).add(new)
     for kept, n in plan["units"].values():
-        counts.setdefault(n, set()).add(kept)
+        news.setdefault(n, set()).add(kept)
+    halves = {(n * m, kept * left) for kept, n in plan["units"].values() for left, m in plan["units"].values()}
+    for n, kept in halves:  # query heads are key-value heads times their repeats
+        news.setdefault(n, set()).add(kept)
+    known = hasattr(config, "head_dim") or any(hasattr(m, "head_dim") for m in model.modules())
+    fixed = {"head_dim": width} if (width := _head_width(config)) and known else {}
+    options: dict[str, list[int]] = {}
     for name in FIELDS:
         value = getattr(config, name, None)
-        if isinstance(value, int) and len(counts.get(value, ())) == 1:
-            changes[name] = next(iter(counts[value]))
-    width = getattr(config, "head_dim", None) or _head_width(config)
-    base = dict(changes)
-    if width and hasattr(config, "head_dim"):
-        base["head_dim"] = width
-    yield base
-    heads = next((n for n in HEADS if isinstance(getattr(config, n, None), int)), "")
-    kv = getattr(config, "num_key_value_heads", None)
-    if heads and kv:
-        old = getattr(config, heads)
-        for kept in sorted({k for k, n in plan["units"].values() if n == kv}):
-            for rep in sorted({k for k, n in plan["units"].values() if n == old // kv} | {old // kv}, reverse=True):
-                yield {**base, "num_key_value_heads": kept, heads: kept * rep}
-    ffn = [n for n in FIELDS if n in base and n not in (*HEADS, "num_key_value_heads", "head_dim")]
-    for name in ffn:
-        yield {k: v for k, v in base.items() if k in (name, "head_dim")}
+        value = 4 * config.n_embd if name == "n_inner" and hasattr(config, name) and value is None else value
+        smaller = sorted(n for n in news.get(value, ()) if n < value) if isinstance(value, int) else []
+        if smaller:
+            options[name] = smaller
+    for count in (1, 2, 3):
+        for names in combinations(options, count):
+            for values in product(*(options[n] for n in names)):
+                yield {**fixed, **dict(zip(names, values, strict=True))}
 
 
 def _head_width(config: Any) -> int | None:
-    hidden = getattr(config, "hidden_size", None)
-    heads = next((getattr(config, n) for n in HEADS if isinstance(getattr(config, n, None), int)), None)
-    return hidden // heads if isinstance(hidden, int) and heads else None
+    hidden, heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
+    return getattr(config, "head_dim", None) or (hidden // heads if isinstance(hidden, int) and heads else None)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """No remarks of transformers about configs that are only tried."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

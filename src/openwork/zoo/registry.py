@@ -11,6 +11,7 @@ from torch import nn
 
 from openwork.data.factory import call_factory
 from openwork.errors import RecipeError, did_you_mean
+from openwork.graph.plan import Plan, finished
 from openwork.zoo.click_mlp import click_mlp
 from openwork.zoo.deep_resnet import resnet18, resnet50
 from openwork.zoo.hugging_face import from_config, from_folder
@@ -102,8 +103,12 @@ def rebuild_model(source: Mapping[str, Any], allow_factory: bool = False) -> nn.
         return _from_zoo(name, options)
     if kind == "hf":
         return _with_source(from_config(options.get("config", {}), name), "hf", name, options)
+    if kind == "compact":
+        dense, plan = rebuild_model(options.get("source", {}), allow_factory), Plan.from_dict(options.get("plan"))
+        return finished(plan.apply(dense), plan, options.get("source"))
     if kind != "factory":
-        raise RecipeError(f"unknown kind of model source {kind!r}; {did_you_mean(kind, ('factory', 'hf', 'zoo'))}")
+        kinds = ("compact", "factory", "hf", "zoo")
+        raise RecipeError(f"unknown kind of model source {kind!r}; {did_you_mean(kind, kinds)}")
     if not allow_factory:
         raise RecipeError(
             f"this model is built by {name}; importing code that a file names is your decision: "
