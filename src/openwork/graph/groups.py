@@ -106,6 +106,7 @@ def build_graph(model: nn.Module, example: Any) -> Graph:
     traced = trace(model, Example.of(example))
     reading = read(model, traced)
     _freeze_unused(model, traced, reading)
+    _freeze_attention(model, reading)
     _freeze_doubled(reading)
     tensors = {n: True for n, _ in model.named_parameters()} | {n: False for n, _ in model.named_buffers()}
     collected = _collect(reading, tensors)
@@ -120,6 +121,15 @@ def _freeze_unused(model: nn.Module, traced: Traced, reading: Reading) -> None:
         if id(axes) not in used:
             for axis in axes:
                 freeze(axis, "not used in the forward pass of the example")
+
+
+def _freeze_attention(model: nn.Module, reading: Reading) -> None:
+    """torch's own attention module computes the width of a head from ``embed_dim``, so neither can change."""
+    for path, module in model.named_modules():
+        if isinstance(module, nn.MultiheadAttention):
+            for name, _ in module.named_parameters(prefix=path):
+                for axis in reading.sites[name]:
+                    freeze(axis, "nn.MultiheadAttention computes its head width from embed_dim")
 
 
 def _freeze_doubled(reading: Reading) -> None:

@@ -4,7 +4,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openwork.graph.axes import Axis, cat, cut, entries, factors, find, freeze, is_frozen, leaves, measured, prod, same, show, tag
+from openwork.graph.axes import (
+    Axis,
+    cat,
+    cut,
+    entries,
+    factors,
+    find,
+    freeze,
+    is_frozen,
+    leaves,
+    measured,
+    prod,
+    same,
+    show,
+    tag,
+)
 
 
 def test_same_twice_is_once():

@@ -17,7 +17,7 @@ EVERY = ("channels", "heads", "hidden", "experts")
 
 def outputs(net, args):
     with torch.no_grad():
-        return [t for t in torch.utils._pytree.tree_leaves(net(*args))]
+        return list(torch.utils._pytree.tree_leaves(net(*args)))
 
 
 @pytest.mark.parametrize("name", NETS)
