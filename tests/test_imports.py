@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "src" / "openwork"
 ORDER = (
     "version", "errors", "core", "report", "structure", "schedules", "stats", "metrics", "formats", "criteria",
-    "allocation", "relax", "inverse", "rules", "engine", "data", "zoo", "ship", "methods", "apps", "lab", "cli",
+    "allocation", "relax", "inverse", "rules", "engine", "data", "zoo", "ship", "methods", "llm", "apps", "lab", "cli",
 )  # fmt: skip
 ON_TOP = {"__init__", "__main__"}
 OPTIONAL = {"transformers", "sklearn", "PIL", "scipy", "onnx"}

@@ -29,6 +29,7 @@ from openwork.errors import (
     StructureError,
     VerificationFailed,
 )
+from openwork.llm import BlockwiseResult, prune_blockwise
 from openwork.ship import load, save
 from openwork.structure import NM, Block, Column, Element, Filter, GroupOf, InputChannel, Kernel, Row
 from openwork.version import __version__ as __version__
@@ -38,6 +39,7 @@ __all__ = [
     "NM",
     "Attached",
     "Block",
+    "BlockwiseResult",
     "Chain",
     "Column",
     "Cycle",
@@ -73,6 +75,7 @@ __all__ = [
     "load_data",
     "methods",
     "prune",
+    "prune_blockwise",
     "recalibrate",
     "save",
 ]

@@ -83,10 +83,11 @@ def matches(pattern: str, name: str) -> bool:
     return any(fnmatchcase(".".join(parts[:i]), pattern) for i in range(1, len(parts) + 1))
 
 
-def find_targets(model: nn.Module, where: Select) -> tuple[list[Target], dict[str, str]]:
+def find_targets(model: nn.Module, where: Select, *, skeleton: bool = False) -> tuple[list[Target], dict[str, str]]:
     """The selected parameters in registration order, and a reason for every one that is left out.
 
-    Tied parameters appear once, under the name that is registered first; a pattern may use any of their names.
+    Tied parameters appear once, under the name that is registered first; a pattern may use any of their names. With
+    ``skeleton`` the parameters may be without values (meta device), to be loaded piece by piece.
 
     Raises:
         StructureError: a pattern that matches nothing, an include pattern that selects nothing prunable, parameters
@@ -100,7 +101,7 @@ def find_targets(model: nn.Module, where: Select) -> tuple[list[Target], dict[st
     if lazy:
         raise StructureError(f"{lazy[0]}: the layer is lazy and has no weights yet; run one batch through the model")
     meta = [n for n, p in params.items() if p.is_meta]
-    if meta:
+    if meta and not skeleton:
         raise StructureError(
             f"{meta[0]}: parameters must hold values, got the meta device ({len(meta)} of {len(params)} parameters); "
             "load the weights first, for instance with model.to_empty(...) and load_state_dict"
