@@ -24,8 +24,9 @@ def by_hand(model, ids, method, density):
         seen, handles = {}, []
         layers = {n: m for n, m in block.named_modules() if isinstance(m, nn.Linear)}
         for name, layer in layers.items():
+            rows = seen.setdefault(name, [])
 
-            def hook(m, a, rows=seen.setdefault(name, [])):
+            def hook(m, a, rows=rows):
                 rows.append(a[0].reshape(-1, a[0].shape[-1]))
 
             handles.append(layer.register_forward_pre_hook(hook))
