@@ -17,6 +17,8 @@ from openwork.gpu.schedule import FEW_TOKENS
 
 DECODE_TOKENS = 4
 """Up to so many tokens a product is a few matrix-vector products, limited by reading the weights."""
+MOST_TOKENS = 2**31 - 1024
+"""Tokens are numbered by int32 in the kernels; places in memory are int64."""
 
 
 def on_device(x: Tensor) -> bool:
@@ -63,7 +65,7 @@ def product(
     _, height, width = values.shape
     inner, outer = (height, width) if turned else (width, height)
     inner_size, size = (rows, cols) if turned else (cols, rows)
-    tokens = x.shape[0]
+    tokens = _counted(x)
     y = x.new_empty(tokens, size)
     z = x.new_empty((tokens, size) if keep else 0)
     if tokens == 0:
@@ -103,7 +105,7 @@ def outer(
 ) -> Tensor:
     """See `openwork.gpu.ops.outer`."""
     device = kernels()
-    count, chunks, tokens = tables[0].shape[0], tables[-1], x.shape[0]
+    count, chunks, tokens = tables[0].shape[0], tables[-1], _counted(x)
     if tokens == 0 or count == 0:
         return x.new_zeros(count, height, width)
     # Few chunks and many tokens leave multiprocessors idle: cut the tokens, add the parts in a fixed order.
@@ -119,6 +121,12 @@ def outer(
 def by_rows(x: Tensor) -> Tensor:
     """A matrix whose rows are contiguous; any distance between rows is fine."""
     return x if x.stride(1) == 1 else x.contiguous()
+
+
+def _counted(x: Tensor) -> int:
+    if x.shape[0] > MOST_TOKENS:
+        raise KernelError(f"block_linear: x must have at most {MOST_TOKENS} tokens, got {x.shape[0]}; pass it in parts")
+    return x.shape[0]
 
 
 def _on(x: Tensor) -> AbstractContextManager[Any]:

@@ -101,7 +101,7 @@ def _product_backward(ctx: Any, grad: Tensor | None, grad_kept: Tensor | None) -
         left, right = (x, dz) if ctx.turned else (dz, x)
         found[1] = outer(left, right, tables, *sizes, *values.shape[1:], ctx.precision)
     found[6] = dz.sum(0) if needs[6] else None
-    found[7] = grad
+    found[7] = grad if needs[7] else None
     return tuple(found)
 
 

@@ -40,14 +40,14 @@ def product(
     z = z if bias is None else z + bias
     y = activate(activation, z)
     y = y if residual is None else y + residual
-    return y.to(x.dtype), z.to(x.dtype)
+    return y.to(x.dtype).contiguous(), z.to(x.dtype).contiguous()
 
 
 def outer(grad: Tensor, x: Tensor, tables: Sequence[Tensor], rows: int, cols: int, height: int, width: int) -> Tensor:
     """``grad.T @ x`` at the kept blocks only, ``[n, height, width]``."""
     left = _strips(_wide(grad), height, rows)[tables[1].long()]
     right = _strips(_wide(x), width, cols)[tables[0].long()]
-    return torch.bmm(left.transpose(1, 2), right).to(x.dtype)
+    return torch.bmm(left.transpose(1, 2), right).to(x.dtype).contiguous()
 
 
 def _wide(x: Tensor) -> Tensor:

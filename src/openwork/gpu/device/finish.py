@@ -27,14 +27,14 @@ def finish(
     inside = (t < tokens)[:, None] & (n < size)[None, :]
     if HAS_BIAS:
         sums += tl.load(bias + n, mask=n < size, other=0.0).to(sums.dtype)[None, :]
-    place = t.to(tl.int64)[:, None] * size + n[None, :]
+    rows = t.to(tl.int64)[:, None]
     if KEEP:
-        tl.store(z + place, sums.to(z.dtype.element_ty), mask=inside)
+        tl.store(z + rows * size + n[None, :], sums.to(z.dtype.element_ty), mask=inside)
     sums = apply(sums, ACTIVATION)
     if HAS_RESIDUAL:
-        more = tl.load(residual + (t.to(tl.int64) * residual_stride)[:, None] + n[None, :], mask=inside, other=0.0)
+        more = tl.load(residual + rows * residual_stride + n[None, :], mask=inside, other=0.0)
         sums += more.to(sums.dtype)
-    tl.store(y + place, sums.to(y.dtype.element_ty), mask=inside)
+    tl.store(y + rows * size + n[None, :], sums.to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit

@@ -22,9 +22,11 @@ def locate(
         if GATHER:
             place = tl.load(places + j)
         inner = s % INNER + k
-        at = other * INNER + inner
+        at = tl.max_contiguous(tl.multiple_of(other * INNER + inner, BK), BK)
         inside = at < inner_size
         weight = place.to(tl.int64) * (INNER * OUTER) + inner * SK
+        if SK == 1:
+            weight = tl.max_contiguous(tl.multiple_of(weight, BK), BK)
     else:
         j = start + s // INNER + k // INNER
         known = j < stop
