@@ -29,4 +29,7 @@ def derivative(name: str, grad: Tensor, z: Tensor) -> Tensor:
         return torch.ops.aten.gelu_backward(grad, z)
     if name == "gelu_tanh":
         return torch.ops.aten.gelu_backward(grad, z, approximate="tanh")
+    if name == "silu" and torch.is_grad_enabled():  # torch's own has no second derivative
+        gate = torch.sigmoid(z)
+        return grad * gate * (1 + z * (1 - gate))
     return torch.ops.aten.silu_backward(grad, z) if name == "silu" else grad

@@ -29,8 +29,9 @@ def block_linear(
     """``act(x @ W.T + bias) + residual`` with a block-sparse ``W`` of shape ``(rows, cols)``.
 
     Sums are carried in fp32 (float64 for float64) and rounded once. Differentiable in ``x``, ``values``, ``bias`` and
-    ``residual``, any number of times. Under autocast ``x``, ``values``, ``bias`` and ``residual`` are cast first. NaN or infinity in an
-    input that no kept block of an output reads does not reach that output, unlike in a dense product with zeros.
+    ``residual``, any number of times. Under autocast ``x``, ``values``, ``bias`` and ``residual`` are cast first. NaN
+    or infinity in an input that no kept block of an output reads does not reach that output, unlike in a dense
+    product with zeros.
 
     Args:
         x: ``[..., cols]`` in bf16, fp16, fp32 or float64; any strides.
@@ -39,8 +40,8 @@ def block_linear(
         bias: ``[rows]``.
         residual: ``[..., rows]``, added after the activation.
         activation: ``none``, ``relu``, ``gelu`` (exact), ``gelu_tanh`` or ``silu``.
-        precision: of fp32 products on tensor cores: ``ieee`` (exact products), ``tf32`` (10 bits) or ``tf32x3``. Changes
-            nothing for other dtypes, for four tokens or fewer, and without a GPU.
+        precision: of fp32 products on tensor cores: ``ieee`` (exact products), ``tf32`` (10 bits) or ``tf32x3``.
+            Changes nothing for other dtypes, for four tokens or fewer, and without a GPU.
 
     Returns:
         ``[..., rows]``, contiguous, dtype of ``x`` (of autocast).
@@ -118,7 +119,8 @@ def _check(
         raise KernelError(f"block_linear: bias must be ({rows},), got {tuple(bias.shape)}")
     if residual is not None and residual.shape != (*x.shape[:-1], rows):
         raise KernelError(
-            f"block_linear: residual must have the shape of the result, {(*x.shape[:-1], rows)}, got {tuple(residual.shape)}"
+            f"block_linear: residual must have the shape of the result, {(*x.shape[:-1], rows)}, "
+            f"got {tuple(residual.shape)}"
         )
     for name, other in (("values", values), ("bias", bias), ("residual", residual)):
         if other is not None and (other.dtype, other.device) != (x.dtype, x.device):
@@ -127,4 +129,6 @@ def _check(
                 f"got {other.dtype} on {other.device}"
             )
     if tables[0].device != x.device:
-        raise KernelError(f"block_linear: the index must be on {x.device} like x, got {tables[0].device}; use index.to()")
+        raise KernelError(
+            f"block_linear: the index must be on {x.device} like x, got {tables[0].device}; use index.to()"
+        )

@@ -34,9 +34,10 @@ TABLES = (
 class BlockIndex:
     """The kept blocks of a ``(rows, cols)`` matrix in compressed block rows (BSR), without their values.
 
-    Block ``i`` of block row ``r``, for ``row_starts[r] <= i < row_starts[r + 1]``, covers the rows from ``r * height`` and the
-    columns from ``columns[i] * width``. Values lie beside it as ``[n, height, width]``; those beyond the edge of the
-    matrix should be zero; as finite numbers they have no effect. Made by `build`, `of_blocks` or `of_mask`, which do the checking.
+    Block ``i`` of block row ``r``, for ``row_starts[r] <= i < row_starts[r + 1]``, covers the rows from
+    ``r * height`` and the columns from ``columns[i] * width``. Values lie beside it as ``[n, height, width]``; those beyond
+    the edge of the matrix should be zero; as finite numbers they have no effect. Made by `build`, `of_blocks` or
+    `of_mask`, which do the checking.
     """
 
     rows: int
@@ -63,7 +64,13 @@ class BlockIndex:
 
     @classmethod
     def build(
-        cls, rows: int, cols: int, height: int, width: int, columns: Sequence[int] | Tensor, row_starts: Sequence[int] | Tensor
+        cls,
+        rows: int,
+        cols: int,
+        height: int,
+        width: int,
+        columns: Sequence[int] | Tensor,
+        row_starts: Sequence[int] | Tensor,
     ) -> BlockIndex:
         """An index from block columns and row starts; every entry is checked before a kernel can see it.
 
@@ -86,10 +93,14 @@ class BlockIndex:
                 f"BlockIndex: row_starts must be {down + 1} numbers that rise from 0 to {c.numel()}, got {_short(s)}"
             )
         if c.numel() and not 0 <= int(c.min()) <= int(c.max()) < across:
-            raise StructureError(f"BlockIndex: columns must be in 0 .. {across - 1}, got {int(c.min())} .. {int(c.max())}")
+            raise StructureError(
+                f"BlockIndex: columns must be in 0 .. {across - 1}, got {int(c.min())} .. {int(c.max())}"
+            )
         line = torch.arange(down).repeat_interleave(s.diff())
         if bool(((line * across + c).diff() <= 0).any()):
-            raise StructureError("BlockIndex: columns must rise strictly inside a block row; sort them and drop repeats")
+            raise StructureError(
+                "BlockIndex: columns must rise strictly inside a block row; sort them and drop repeats"
+            )
         return cls(rows, cols, height, width, *_packed(c, s, line, height, width, across, device))
 
     @classmethod
@@ -126,9 +137,7 @@ class BlockIndex:
         if torch.device(device) == self.device:
             return self
         tables = tuple(t.to(device) for t in self.tables)
-        return BlockIndex(
-            self.rows, self.cols, self.height, self.width, tables[0], self.row_starts.to(device), tables
-        )
+        return BlockIndex(self.rows, self.cols, self.height, self.width, tables[0], self.row_starts.to(device), tables)
 
     def values_of(self, matrix: Tensor) -> Tensor:
         """The kept blocks of a ``(rows, cols)`` matrix as ``[n, height, width]``, zeros beyond its edges.

@@ -16,9 +16,9 @@ from openwork.gpu.index import TABLES, BlockIndex, sides
 class BlockSparseLinear(nn.Module):
     """``act(x @ W.T + bias)`` with a block-sparse ``W``: the values are trained, the pattern is fixed.
 
-    Parameters: ``values`` ``[n, height, width]`` and ``bias`` ``[rows]`` or None. Buffers in the state dict: ``columns`` ``[n]``
-    and ``row_starts`` ``[block rows + 1]``, int32 (see `BlockIndex`); the tables that kernels read are rebuilt from them.
-    On a GPU the Triton kernels run, elsewhere the reference in plain torch.
+    Parameters: ``values`` ``[n, height, width]`` and ``bias`` ``[rows]`` or None. Buffers in the state dict:
+    ``columns`` ``[n]`` and ``row_starts`` ``[block rows + 1]``, int32 (see `BlockIndex`); the tables that kernels
+    read are rebuilt from them. On a GPU the Triton kernels run, elsewhere the reference in plain torch.
 
     Args:
         index: the kept blocks; its device becomes the device of the layer.
@@ -78,7 +78,8 @@ class BlockSparseLinear(nn.Module):
             precision: of fp32 products, see `block_linear`.
 
         Raises:
-            StructureError: ``linear`` is no linear layer, the mask does not fit its weight, or ``block`` is no such side.
+            StructureError: ``linear`` is no linear layer, the mask does not fit its weight, or ``block`` is no such
+            side.
             KernelError: ``activation`` or ``precision`` is not known.
         """
         weight = getattr(linear, "weight", None)
@@ -117,7 +118,7 @@ class BlockSparseLinear(nn.Module):
         return self.columns.numel() / (down * across)
 
     def reset_parameters(self) -> None:
-        """Uniform in +- 1 / sqrt(inputs that an output reads on average), as `nn.Linear` does; zeros beyond the edges."""
+        """Uniform in +- 1 / sqrt(inputs an output reads on average), as `nn.Linear` does; zeros beyond the edges."""
         rows, cols, _, _ = self.sizes
         bound = max(1.0, cols * self.density) ** -0.5
         with torch.no_grad():
@@ -152,12 +153,12 @@ class BlockSparseLinear(nn.Module):
         errors: list[str] = more[-1]
         columns, starts = (state_dict.get(prefix + name) for name in ("columns", "row_starts"))
         if columns is None or starts is None or columns.shape != self.columns.shape:
-            super()._load_from_state_dict(state_dict, prefix, *more)  # type: ignore[arg-type]
+            super()._load_from_state_dict(state_dict, prefix, *more)
             return
         try:
             index = BlockIndex.build(*self.sizes, columns, starts)
         except StructureError as error:
             errors.append(f"{prefix or 'BlockSparseLinear'}: the index cannot be used: {error}")
             return
-        super()._load_from_state_dict(state_dict, prefix, *more)  # type: ignore[arg-type]
+        super()._load_from_state_dict(state_dict, prefix, *more)
         self._hold(index.to(self.values.device))

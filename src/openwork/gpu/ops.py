@@ -1,13 +1,14 @@
 """The two operators, known to torch: ``torch.compile``, ``torch.export``, autograd of any order and CPU all see them.
 
-``product`` is ``act(x @ W.T + bias) + residual``, or with ``turned`` the same with ``x @ W``; ``outer`` is ``grad.T @ x`` at the
-kept blocks. They are each other's derivatives, so their gradients need nothing else. Arguments are not checked here:
-`openwork.gpu.block_linear` does that.
+``product`` is ``act(x @ W.T + bias) + residual``, or with ``turned`` the same with ``x @ W``; ``outer`` is
+``grad.T @ x`` at the kept blocks. They are each other's derivatives, so their gradients need nothing else. Arguments are not
+checked here: `openwork.gpu.block_linear` does that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -31,11 +32,18 @@ def product(
     keep: bool,
     precision: str,
 ) -> tuple[Tensor, Tensor]:
-    """``x`` is ``[T, cols]`` (``[T, rows]`` if turned); gives ``[T, rows]`` and the sum before the activation if ``keep``."""
+    """``x`` is ``[T, cols]`` (turned: ``[T, rows]``); gives ``[T, rows]`` and, if ``keep``, what the activation saw."""
     if launch.on_device(x):
         return launch.product(x, values, tables, rows, cols, turned, bias, residual, activation, keep, precision)
-    y, z = reference.product(x, values, tables, rows, cols, turned, bias, residual, activation)
+    with _as_given(x):
+        y, z = reference.product(x, values, tables, rows, cols, turned, bias, residual, activation)
     return _own(y, x), (_own(z, x, y) if keep else x.new_empty(0))
+
+
+def _as_given(x: Tensor) -> AbstractContextManager[Any]:
+    """Autocast was applied before; inside it would mix dtypes."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def _own(result: Tensor, *others: Tensor) -> Tensor:
@@ -69,7 +77,8 @@ def outer(
     """``grad`` ``[T, rows]`` and ``x`` ``[T, cols]`` to ``[n, height, width]``."""
     if launch.on_device(x):
         return launch.outer(grad, x, tables, rows, cols, height, width, precision)
-    return reference.outer(grad, x, tables, rows, cols, height, width)
+    with _as_given(x):
+        return reference.outer(grad, x, tables, rows, cols, height, width)
 
 
 @outer.register_fake
@@ -88,9 +97,10 @@ def _remember_product(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, T
 def _product_backward(ctx: Any, grad: Tensor | None, grad_kept: Tensor | None) -> tuple[Any, ...]:
     x, values, kept, *tables = ctx.saved_tensors
     sizes, needs = (ctx.rows, ctx.cols), ctx.needs_input_grad
-    dz = grad_kept if grad is None else derivative(ctx.activation, grad, kept)
-    if grad is not None and grad_kept is not None:
-        dz = dz + grad_kept
+    dz = grad_kept
+    if grad is not None:
+        dz = derivative(ctx.activation, grad, kept)
+        dz = dz if grad_kept is None else dz + grad_kept
     found: list[Any] = [None] * 11
     found[2] = [None] * len(tables)
     if dz is None:

@@ -36,7 +36,7 @@ def product(
     parts = _strips(_wide(x), blocks.shape[1], rows if turned else cols)  # [strips, T, inner]
     z = parts.new_zeros(-(-size // blocks.shape[2]), x.shape[0], blocks.shape[2])
     z = z.index_add(0, targets, torch.bmm(parts[sources], blocks))
-    z = z.permute(1, 0, 2).reshape(x.shape[0], -1)[:, :size]
+    z = z.permute(1, 0, 2).reshape(x.shape[0], z.shape[0] * z.shape[2])[:, :size]
     z = z if bias is None else z + bias
     y = activate(activation, z)
     y = y if residual is None else y + residual

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 FEW_TOKENS = 64
-"""Up to so many tokens lines are cut until there are about ``PROGRAMS`` pieces; above, token tiles give the parallelism."""
+"""Up to so many tokens lines are cut until there are about ``PROGRAMS`` pieces; above, there are token tiles."""
 PROGRAMS = 512
 """Four for each of the 132 multiprocessors of an H100 or H200."""
 LEAST_WORK = 8192

@@ -1,11 +1,11 @@
 """Which tile sizes the autotuner tries, and why.
 
 bf16 and fp16, Hopper first: a warpgroup of four warps issues matrix instructions of 64 rows, so tiles of 64 tokens a
-warpgroup are the natural unit: 128 tokens with 4 or 8 warps, 256 with 8. A K-step of 64 half-precision numbers is 128 bytes, the
-widest swizzle of shared memory; narrower blocks are gathered until a step is that wide. The address of a tile is itself
-loaded, so the pipeliner gives half of the stages to it: five stages are three buffers of 16 to 64 KiB, which fits the 227
-KiB of an H100 and mostly the 163 KiB of an A100. fp32 without tf32 runs on ordinary units: registers limit it, so tiles
-are smaller and K-steps are 16 or 32.
+warpgroup are the natural unit: 128 tokens with 4 or 8 warps, 256 with 8. A K-step of 64 half-precision numbers is 128
+bytes, the widest swizzle of shared memory; narrower blocks are gathered until a step is that wide. The address of a
+tile is itself loaded, so the pipeliner gives half of the stages to it: five stages are three buffers of 16 to 64 KiB,
+which fits the 227 KiB of an H100 and mostly the 163 KiB of an A100. fp32 without tf32 runs on ordinary units:
+registers limit it, so tiles are smaller and K-steps are 16 or 32.
 
 Few tokens make small tiles: a tile is never larger than the tokens, rounded up to a power of two. The lists stay short
 because every entry is compiled and timed once for each pair of sides, token count (rounded up) and dtype.
@@ -18,7 +18,8 @@ from openwork.gpu.launch import interpreted
 REGISTERS = 64
 """Accumulators a thread may hold: at 128, the compiled kernels (sm_90) were seen to spill around their epilogue."""
 SHARED = 200 * 1024
-"""Bytes of shared memory that a configuration may ask for; the autotuner itself skips what the GPU at hand cannot give."""
+"""Bytes of shared memory that a configuration may ask for; the autotuner itself skips what the GPU at hand cannot
+give."""
 
 PRODUCT = [
     triton.Config({"BM": 16, "BK": 128}, num_warps=4, num_stages=5),

@@ -1,6 +1,7 @@
 """At most four tokens: weights are read once, at the speed of memory, and no tensor core is needed.
 
-A program owns some outputs of one item. Products are kept per place, and summed over the inner dimension once at the end.
+A program owns some outputs of one item. Products are kept per place, and summed over the inner dimension once at the
+end.
 """
 
 import triton
@@ -16,7 +17,8 @@ def decode_kernel(
     x, values, others, places, items, y, z, partial, bias, residual,
     x_stride, residual_stride, tokens, inner_size, size,
     INNER: tl.constexpr, OUTER: tl.constexpr, SK: tl.constexpr, SN: tl.constexpr, GATHER: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, KEEP: tl.constexpr, WIDE: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, KEEP: tl.constexpr,
+    WIDE: tl.constexpr,
     TOKENS: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Program (item, ``BN`` of its ``OUTER`` outputs)."""
@@ -56,7 +58,7 @@ def decode(x, values, others, places, items, y, z, partial, *, shape, layout, fi
         return (n_items, outer // meta["BN"])
 
     launch(
-        decode_kernel, tuned, grid, {"BN": 16, "BK": 32},
+        decode_kernel, tuned, grid, {"BN": 16, "BK": 64},
         x, values, others, places, items, y, z, partial, finish["bias"], finish["residual"],
         x.stride(0), finish["residual_stride"], shape["tokens"], shape["inner_size"], shape["size"],
         **layout, GATHER=gather, **{name: finish[name] for name in FLAGS},

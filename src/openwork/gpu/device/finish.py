@@ -5,6 +5,13 @@ import triton.language as tl
 
 
 @triton.jit
+def sigmoid(z):
+    """Without overflow in the exponential."""
+    e = tl.exp(-tl.abs(z))
+    return tl.where(z >= 0, 1.0, e) / (1.0 + e)
+
+
+@triton.jit
 def apply(z, NAME: tl.constexpr):
     """The activation; NaN stays NaN."""
     if NAME == "relu":
@@ -12,16 +19,17 @@ def apply(z, NAME: tl.constexpr):
     if NAME == "gelu":
         z = 0.5 * z * (1.0 + tl.erf(z * 0.7071067811865476))
     if NAME == "gelu_tanh":  # (1 + tanh(u)) / 2 is sigmoid(2 u)
-        z = z * tl.sigmoid(1.5957691216057308 * (z + 0.044715 * z * z * z))
+        z = z * sigmoid(1.5957691216057308 * (z + 0.044715 * z * z * z))
     if NAME == "silu":
-        z = z * tl.sigmoid(z)
+        z = z * sigmoid(z)
     return z
 
 
 @triton.jit
 def finish(
     sums, t, n, tokens, size, y, z, bias, residual, residual_stride,
-    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, KEEP: tl.constexpr, WIDE: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, KEEP: tl.constexpr,
+    WIDE: tl.constexpr,
 ):  # fmt: skip
     """Store a tile of sums ``[len(t), len(n)]`` as ``act(sums + bias) + residual``; ``y`` and ``z`` are contiguous."""
     inside = (t < tokens)[:, None] & (n < size)[None, :]
@@ -50,7 +58,7 @@ def combine_kernel(
     t = tl.program_id(1) * BT + tl.arange(0, BT)
     n = tl.arange(0, OUTER)
     sums = tl.zeros((BT, OUTER), dtype=tl.float64 if WIDE else tl.float32)
-    for i in range(0, count):
+    for i in range(count):
         row = (first + i).to(tl.int64) * tokens + t
         sums += tl.load(partial + row[:, None] * OUTER + n[None, :], mask=(t < tokens)[:, None], other=0.0)
     finish(sums, t, line * OUTER + n, tokens, size, y, z, bias, residual, residual_stride,

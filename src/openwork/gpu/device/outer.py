@@ -1,6 +1,7 @@
 """The gradient of the weights: ``grad.T @ x``, but only at kept blocks (a sampled dense-dense product).
 
-Neighbours of one block row share the strip of ``grad``: together they are 128 columns wide, whatever the width of a block.
+Neighbours of one block row share the strip of ``grad``: together they are 128 columns wide, whatever the width of a
+block.
 """
 
 import triton
@@ -33,7 +34,9 @@ def outer_kernel(
     for s in range(first, last, BT):
         t = s + tl.arange(0, BT)
         known = (t < last)[:, None]
-        a = tl.load(grad + (t.to(tl.int64) * grad_stride)[:, None] + n[None, :], mask=known & (n < rows)[None, :], other=0.0)
+        a = tl.load(
+            grad + (t.to(tl.int64) * grad_stride)[:, None] + n[None, :], mask=known & (n < rows)[None, :], other=0.0
+        )
         b = tl.load(x + (t.to(tl.int64) * x_stride)[:, None] + at[None, :], mask=known & inside[None, :], other=0.0)
         sums = multiply(tl.trans(a), b, sums, PRECISION, UPCAST)
     place = (tl.program_id(1).to(tl.int64) * count + block) * (HEIGHT * WIDTH) + c % WIDTH

@@ -1,7 +1,7 @@
 """Many tokens: a tile of tokens times one line of blocks, on tensor cores.
 
-``y[t, line] = sum over the blocks of the line of x[t, block's inputs] @ block``. The forward product reads block rows, the
-gradient of the input block columns; only strides and tables differ.
+``y[t, line] = sum over the blocks of the line of x[t, block's inputs] @ block``. The forward product reads block
+rows, the gradient of the input block columns; only strides and tables differ.
 """
 
 import triton
@@ -17,7 +17,8 @@ def product_kernel(
     x, values, others, places, items, y, z, partial, bias, residual,
     x_stride, residual_stride, tokens, inner_size, size, n_items, bucket,
     INNER: tl.constexpr, OUTER: tl.constexpr, SK: tl.constexpr, SN: tl.constexpr, GATHER: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, KEEP: tl.constexpr, WIDE: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, KEEP: tl.constexpr,
+    WIDE: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Program: one item times one tile of ``BM`` tokens; items change fastest, so a tile of ``x`` stays in L2."""
@@ -44,9 +45,9 @@ def product_kernel(
         tl.store(partial + row[:, None] * OUTER + n[None, :], sums, mask=known)
 
 
-tuned = triton.autotune(configs=PRODUCT, key=["bucket", "INNER", "OUTER"], prune_configs_by={"early_config_prune": choose})(
-    product_kernel
-)
+tuned = triton.autotune(
+    configs=PRODUCT, key=["bucket", "INNER", "OUTER"], prune_configs_by={"early_config_prune": choose}
+)(product_kernel)
 
 
 def product(x, values, others, places, items, y, z, partial, *, shape, layout, finish, gather, precision):
