@@ -34,10 +34,10 @@ TABLES = (
 class BlockIndex:
     """The kept blocks of a ``(rows, cols)`` matrix in compressed block rows (BSR), without their values.
 
-    Block ``i`` of block row ``r``, for ``row_starts[r] <= i < row_starts[r + 1]``, covers the rows from
-    ``r * height`` and the columns from ``columns[i] * width``. Values lie beside it as ``[n, height, width]``; those beyond
-    the edge of the matrix should be zero; as finite numbers they have no effect. Made by `build`, `of_blocks` or
-    `of_mask`, which do the checking.
+    Block ``i`` of block row ``r``, for ``row_starts[r] <= i < row_starts[r + 1]``, covers the rows from ``r * height``
+    and the columns from ``columns[i] * width``. Values lie beside it as ``[n, height, width]``; those beyond the edge
+    of the matrix should be zero; as finite numbers they have no effect. Made by `build`, `of_blocks` or `of_mask`,
+    which do the checking.
     """
 
     rows: int

@@ -1,8 +1,8 @@
 """The two operators, known to torch: ``torch.compile``, ``torch.export``, autograd of any order and CPU all see them.
 
 ``product`` is ``act(x @ W.T + bias) + residual``, or with ``turned`` the same with ``x @ W``; ``outer`` is
-``grad.T @ x`` at the kept blocks. They are each other's derivatives, so their gradients need nothing else. Arguments are not
-checked here: `openwork.gpu.block_linear` does that.
+``grad.T @ x`` at the kept blocks. They are each other's derivatives, so their gradients need nothing else. Arguments
+are not checked here: `openwork.gpu.block_linear` does that.
 """
 
 from __future__ import annotations
