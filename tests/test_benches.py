@@ -12,22 +12,38 @@ import pytest
 BENCH = Path(__file__).parents[1] / "bench"
 
 
-@pytest.mark.parametrize("name", ["init_digits", "floor_digits", "rounds_digits", "digits_oneshot", "digits_blocks"])
-def test_quick_bench(name, tmp_path):
-    # tried: a method under a name that the index does not have -> red
+def quick(name, folder):
+    """Run one bench with --quick in a copy of its folder; its result."""
     for file in BENCH.glob("*.py"):
-        shutil.copy(file, tmp_path)
+        shutil.copy(file, folder)
     run = subprocess.run(
         [sys.executable, f"{name}.py", "--quick"],
-        cwd=tmp_path,
+        cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=600,
     )
     assert run.returncode == 0, run.stderr
-    found = json.loads((tmp_path / "results" / f"{name}_quick.json").read_text())
+    found = json.loads((folder / "results" / f"{name}_quick.json").read_text())
     assert found["machine"]["threads"] == 1
+    return found
+
+
+def test_quick_formats(tmp_path):
+    # tried: columns of 32 bits for all -> red
+    found = quick("formats", tmp_path)
+    assert {r["sparsity"] for r in found["rows"]} >= {0.5, 0.8, 0.9, 0.95}
+    for row in found["rows"]:
+        if row["dtype"] == "float32":
+            assert 1 - row["sparsity"] < row["ratio"] < 1.6 * (1 - row["sparsity"]) + 0.1
+            assert row["error"] == 0
+
+
+@pytest.mark.parametrize("name", ["init_digits", "floor_digits", "rounds_digits", "digits_oneshot", "digits_blocks"])
+def test_quick_bench(name, tmp_path):
+    # tried: a method under a name that the index does not have -> red
+    found = quick(name, tmp_path)
     accuracy = [r.get("accuracy") or r["after"] for r in found["rows"]]
     assert all(0 < a["mean"] <= 1 for a in accuracy)
     densest = max(r["density"] for r in found["rows"])

@@ -17,7 +17,8 @@ INPUTS = (torch.float32, torch.bfloat16, torch.float16)
 LARGEST = 2**31 - 1
 """Rows, columns and counts of blocks must fit int32; only the row starts of ``Csr`` may be int64."""
 
-_TINY = 2.0**-126
+_TINY, _HUGE = 2.0**-126, float.fromhex("0x1.020406p+121")
+"""The range of scales; 127 times the largest is the largest that float32 can hold."""
 
 
 def demand(fulfilled: bool, who: str, what: str) -> None:
@@ -83,7 +84,7 @@ def store(kept: Tensor, group: Tensor, shape: tuple[int, ...], dtype: torch.dtyp
         count *= size
     largest = torch.zeros(count, device=kept.device)
     largest.scatter_reduce_(0, where, kept.abs().reshape(-1), "amax")
-    scales = (largest / 127).clamp_min(_TINY)
+    scales = (largest / 127).clamp(_TINY, _HUGE)
     values = (kept.double() / scales.double()[where].view(kept.shape)).round().to(torch.int8)
     return values.contiguous(), scales.view(shape)
 
@@ -113,8 +114,8 @@ def check_scales(who: str, scales: Tensor | None, values: Tensor, shapes: tuple[
     demand(scales.dtype == torch.float32, who, f"scales must be float32, got {scales.dtype}")
     known = " or ".join(str(shape) for shape in dict.fromkeys(shapes))
     demand(tuple(scales.shape) in shapes, who, f"scales must have the shape {known}, got {tuple(scales.shape)}")
-    good = bool((torch.isfinite(scales) & (scales > 0)).all())
-    demand(good, who, "scales must be finite and positive; the tensors are damaged")
+    good = bool(((scales > 0) & (scales <= _HUGE)).all())
+    demand(good, who, f"scales must be finite and positive, at most {_HUGE:.4g}; the tensors are damaged")
 
 
 def scale_shapes(rows: int, cols: int) -> tuple[tuple[int, ...], ...]:
