@@ -36,7 +36,9 @@ def test_quick_formats(tmp_path):
     assert {r["sparsity"] for r in found["rows"]} >= {0.5, 0.8, 0.9, 0.95}
     for row in found["rows"]:
         if row["dtype"] == "float32":
-            assert 1 - row["sparsity"] < row["ratio"] < 1.6 * (1 - row["sparsity"]) + 0.1
+            kept = 1 - row["sparsity"]  # of a few large blocks, so roughly
+            index = 0.5 if "CSR" in row["pattern"] else 0.13
+            assert 0.9 * kept < row["ratio"] < (1.1 + index) * kept + 0.1
             assert row["error"] == 0
 
 

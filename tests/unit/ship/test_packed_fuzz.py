@@ -239,11 +239,12 @@ def walk(packed):
         assert bool(torch.isfinite(packed.unpack()).all())
 
 
-def test_5000_forged_files(folder):
+@pytest.mark.parametrize("quarter", range(4))
+def test_5000_forged_files(folder, quarter):
     # tried: columns not compared with the limit -> red; padding of blocks not looked at -> red
-    path, rng, accepted, refused = folder / "m", random.Random(1), 0, []
+    path, rng, accepted, refused = folder / "m", random.Random(1 + quarter), 0, []
     written = [parts_of(one) for one in small()]
-    for _ in range(5000):
+    for _ in range(1250):
         whole = rng.choice(written)
         tensors, entries = dict(whole[0]), {name: dict(entry) for name, entry in whole[1].items()}
         for _ in range(rng.choice((1, 1, 2))):
@@ -259,5 +260,5 @@ def test_5000_forged_files(folder):
         for value in found.values():
             if not isinstance(value, torch.Tensor) and value.rows * value.cols < 10**5:
                 walk(value)
-    assert 100 < accepted < 4000
+    assert 100 < accepted < 1000
     assert all(message.startswith(f"{path}: ") for message in refused)
