@@ -26,6 +26,7 @@ def masked(matrix, mask=None, **options):
         (lambda: masked(EYE.double()), "the matrix must be float32, bfloat16 or float16, got torch.float64"),
         (lambda: masked(EYE, EYE[:2] != 0), r"the mask must have the shape of the matrix \(6, 8\), got \(2, 8\)"),
         (lambda: masked(EYE, dtype=torch.float16), "dtype must be one of float32, bfloat16, int8, got torch.float16"),
+        (lambda: masked(torch.zeros(2**31, 0)), r"sides must be at most 2147483647, got \(2147483648, 0\)"),
         (lambda: masked(NAN), "1 of 48 weights are NaN or infinite; repair the model before packing"),
         (lambda: masked(EYE, EYE < 0), "6 weights are not zero although the mask prunes them; write the masks first"),
         (lambda: masked(HUGE, dtype=torch.bfloat16), "6 weights are too large for bfloat16; pack as float32"),
