@@ -1,5 +1,6 @@
 """The quick variant of the benches that need a few seconds: they run, and their rows are complete."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -50,3 +51,26 @@ def test_quick_bench(name, tmp_path):
     assert all(0 < a["mean"] <= 1 for a in accuracy)
     densest = max(r["density"] for r in found["rows"])
     assert max(a["mean"] for r, a in zip(found["rows"], accuracy, strict=True) if r["density"] == densest) > 0.15
+
+
+def test_quick_gpu_bench(tmp_path):
+    """Every product of the GPU bench runs under Triton's interpreter and is right; no time is looked at."""
+    # tried: the weight of the dense product not masked -> red
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("Triton is not installed: pip install 'openwork[gpu]'")
+    for name in ("common.py", "gpu_kernels.py"):
+        shutil.copy(BENCH / name, tmp_path)
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    for arguments in (["--quick"], []):
+        run = subprocess.run(
+            [sys.executable, "gpu_kernels.py", *arguments], cwd=tmp_path, env=env, capture_output=True, text=True
+        )
+        assert run.returncode == 0, run.stderr
+    assert "skipped: no CUDA GPU" in run.stdout
+    assert [file.name for file in (tmp_path / "results").iterdir()] == ["gpu_kernels_quick.json"]
+    rows = json.loads((tmp_path / "results" / "gpu_kernels_quick.json").read_text())["rows"]
+    assert len(rows) == 5
+    for row in rows:
+        allowed = 0.02 if row["dtype"] == "bfloat16" else 1e-5
+        assert all(0 <= off < allowed for off in row["max_error"].values())
+        assert {"forward", "grad_x", "grad_values", "dense_forward"} <= set(row["times"])
