@@ -7,8 +7,8 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "openwork"
 ORDER = (
-    "version", "errors", "core", "report", "structure", "schedules", "stats", "metrics", "formats", "criteria",
-    "gpu", "allocation", "relax", "inverse", "rules", "engine", "data", "zoo", "ship", "methods", "llm", "apps",
+    "version", "errors", "core", "report", "structure", "schedules", "stats", "metrics", "formats", "kernels", "criteria",
+    "gpu", "allocation", "relax", "inverse", "rules", "engine", "data", "zoo", "runtime", "ship", "methods", "llm", "apps",
     "lab", "cli",
 )  # fmt: skip
 ON_TOP = {"__init__", "__main__"}

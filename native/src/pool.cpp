@@ -25,7 +25,7 @@ namespace openwork {
 namespace {
 
 constexpr int kBits = 16;
-constexpr int kSpins = 20000;  // some tens of microseconds: layers follow each other closely
+constexpr int kSpins = 2000;  // some tens of microseconds: layers follow each other closely
 
 class Pool {
  public:
@@ -46,7 +46,8 @@ class Pool {
     }
     wake_.notify_all();
     work();
-    while (pending_.load(std::memory_order_acquire) > 0) OW_PAUSE();
+    for (int spin = 0; pending_.load(std::memory_order_acquire) > 0; ++spin)
+      spin < kSpins ? OW_PAUSE() : std::this_thread::yield();
     if (problem_) std::rethrow_exception(std::exchange(problem_, nullptr));
   }
 

@@ -30,7 +30,8 @@ from openwork.errors import (
     VerificationFailed,
 )
 from openwork.llm import BlockwiseResult, prune_blockwise
-from openwork.ship import load, save
+from openwork.runtime import pack
+from openwork.ship import export, load, save
 from openwork.structure import NM, Block, Column, Element, Filter, GroupOf, InputChannel, Kernel, Row
 from openwork.version import __version__ as __version__
 from openwork.zoo.registry import build_model
@@ -69,11 +70,13 @@ __all__ = [
     "attach",
     "build_model",
     "cycle",
+    "export",
     "hold",
     "keep_top",
     "load",
     "load_data",
     "methods",
+    "pack",
     "prune",
     "prune_blockwise",
     "recalibrate",

@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from openwork.cli import compare, demo, inspect, methods, perplexity, prune, prune_llm
+from openwork.cli import bench, compare, demo, export, inspect, methods, perplexity, prune, prune_llm
 from openwork.errors import DensityMissed, OpenworkError, VerificationFailed
 from openwork.version import __version__
 
@@ -21,6 +21,8 @@ VERBS = {
     "perplexity": perplexity,
     "compare": compare,
     "inspect": inspect,
+    "bench": bench,
+    "export": export,
     "methods": methods,
 }
 

@@ -35,8 +35,8 @@ def _weights(kind: str, tensors: Sequence[Tensor], sizes: Sequence[int]) -> tupl
     if kind == "block":
         inputs, starts = tensors[1:3]
         height, depth, outputs = sizes
-        places = (inputs.data_ptr(), starts.data_ptr())
-        return values.data_ptr(), scales, *places, len(starts) - 1, height, depth, outputs, store
+        two = (inputs.data_ptr(), starts.data_ptr())
+        return values.data_ptr(), scales, *two, len(starts) - 1, height, depth, outputs, store
     inputs, starts, order = tensors[1:4]
     chunk, height, outputs, part = sizes
     groups = max(1, -(-outputs // height))
@@ -89,7 +89,7 @@ def _threads(tensors: Sequence[Tensor], times: float) -> int:
     return torch.get_num_threads() if tensors[0].numel() * times > WORTH else 1
 
 
-def _linear(
+def linear_now(
     x: Tensor,
     kind: str,
     weights: Sequence[Tensor],
@@ -98,6 +98,7 @@ def _linear(
     residual: Tensor | None,
     activation: str,
 ) -> Tensor:
+    """``sparse_linear`` without torch's dispatcher. ``x`` is ``(..., in)``; see ``Layout`` for the weights."""
     outputs, cols = sizes[2], x.shape[-1]
     shape = (*x.shape[:-1], outputs)
     _check("sparse_linear", x, bias, residual, activation, shape, outputs)
@@ -130,7 +131,7 @@ def _sizes_out(x: Tensor, *window: Sequence[int]) -> list[int]:
     ]
 
 
-def _conv2d(
+def conv2d_now(
     x: Tensor,
     kind: str,
     weights: Sequence[Tensor],
@@ -143,6 +144,7 @@ def _conv2d(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> Tensor:
+    """``sparse_conv2d`` without torch's dispatcher. ``x`` is ``(batch, in, height, width)``."""
     if x.dim() != 4:
         raise OpenworkError(f"sparse_conv2d: the input must be (batch, channels, height, width), got {tuple(x.shape)}")
     outputs, (batch, channels, height, width) = sizes[2], x.shape
@@ -174,8 +176,8 @@ def _conv2d(
     return y.to(dtype)
 
 
-_LIB.impl("sparse_linear", _linear, "CPU")
-_LIB.impl("sparse_conv2d", _conv2d, "CPU")
+_LIB.impl("sparse_linear", linear_now, "CPU")
+_LIB.impl("sparse_conv2d", conv2d_now, "CPU")
 
 
 @torch.library.register_fake("openwork::sparse_linear")

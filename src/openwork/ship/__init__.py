@@ -1,5 +1,6 @@
 """Results as folders and packed models as files: written whole or not at all, checked when read."""
 
+from openwork.ship.export import export as export
 from openwork.ship.folder import load as load
 from openwork.ship.folder import read_result as read_result
 from openwork.ship.folder import save as save
