@@ -22,7 +22,7 @@ NAMES = ("none", "relu", "gelu", "gelu_tanh", "silu")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (32, 128), (64, 16)])
 def test_reference(dtype, height, width):
-    # tried: values not transposed; index_add by the wrong table -> red each time
+    # tried: values not transposed; strips chosen by the wrong table -> red each time
     index, values, weight = matrix(70, 150, height, width, dtype)
     x, b, r = torch.randn(9, 150).to(dtype), torch.randn(70).to(dtype), torch.randn(9, 70).to(dtype)
     found = block_linear(x, values, index, b, residual=r, activation="gelu")

@@ -108,7 +108,7 @@ def test_decode_and_combine(tmp_path):
 @pytest.mark.parametrize("tokens", [8, 64, 4096])
 @pytest.mark.parametrize("side", [16, 32, 64, 128])
 def test_every_call_has_a_few_configurations(size, tokens, side):
-    # tried: the limit of registers at 16 -> red for 128
+    # tried: no limit of four -> red
     from openwork.gpu.device import configs
 
     x = torch.zeros(1, dtype={2: torch.bfloat16, 4: torch.float32, 8: torch.float64}[size])

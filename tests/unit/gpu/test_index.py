@@ -12,7 +12,7 @@ from openwork.gpu.schedule import chunks, limits, schedule
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (32, 128), (128, 64)])
 @pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
 def test_dense_and_values_are_inverse(height, width, density):
-    # tried: rows and columns of the grid swapped -> red
+    # tried: height and width of a block swapped -> red
     rows, cols = 3 * height - 5, 4 * width - 9
     kept = torch.rand(3, 4) < density
     index = BlockIndex.of_blocks(kept, rows, cols, height, width)

@@ -54,7 +54,6 @@ def test_every_dtype(dtype, height, width, tokens, device):
 
 @pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 31, 32, 64, 65])
 def test_every_number_of_tokens(tokens, device):
-    # tried: decode with the tokens of the next power of two stored -> red at 3
     check(*matrix(50, 90, 16, 32, device=device), tokens)
 
 
