@@ -177,6 +177,23 @@ def benchmarks() -> str:
                 table(["what", "value", "spread", "goal (at most)"], rows),
             )
         )
+    if found := load("formats"):
+        columns = sorted({r["sparsity"] for r in found["rows"]})
+        cells: dict[tuple[str, str], dict[float, float]] = {}
+        for r in found["rows"]:
+            cells.setdefault((r["pattern"], r["dtype"]), {})[r["sparsity"]] = r["ratio"]
+        rows = [[*key, *(f"{ratios[c]:.4f}" if c in ratios else "" for c in columns)] for key, ratios in cells.items()]
+        size = f"{found['rows_of_matrix']} x {found['cols_of_matrix']}"
+        parts.append(
+            _section(
+                "Bytes on disk of packed layers",
+                found,
+                "python bench/formats.py",
+                f"Whole file over the whole dense float32 file ({found['dense']:,} bytes), one {size} layer with its bias; header, index and checksums count. "
+                "int8 has one float32 scale per row (blocks: per block, so small blocks gain nothing over bfloat16). What the formats are: [storage formats](formats.md).",
+                table(["pattern", "dtype", *(f"{100 * c:g} % zeros" for c in columns)], rows),
+            )
+        )
     if found := load("kill_resume"):
         parts.append(
             _section(

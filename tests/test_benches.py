@@ -1,5 +1,6 @@
 """The quick variant of the benches that need a few seconds: they run, and their rows are complete."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -12,23 +13,64 @@ import pytest
 BENCH = Path(__file__).parents[1] / "bench"
 
 
-@pytest.mark.parametrize("name", ["init_digits", "floor_digits", "rounds_digits", "digits_oneshot", "digits_blocks"])
-def test_quick_bench(name, tmp_path):
-    # tried: a method under a name that the index does not have -> red
+def quick(name, folder):
+    """Run one bench with --quick in a copy of its folder; its result."""
     for file in BENCH.glob("*.py"):
-        shutil.copy(file, tmp_path)
+        shutil.copy(file, folder)
     run = subprocess.run(
         [sys.executable, f"{name}.py", "--quick"],
-        cwd=tmp_path,
+        cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=600,
     )
     assert run.returncode == 0, run.stderr
-    found = json.loads((tmp_path / "results" / f"{name}_quick.json").read_text())
+    found = json.loads((folder / "results" / f"{name}_quick.json").read_text())
     assert found["machine"]["threads"] == 1
+    return found
+
+
+def test_quick_formats(tmp_path):
+    # tried: columns of 32 bits for all -> red
+    found = quick("formats", tmp_path)
+    assert {r["sparsity"] for r in found["rows"]} >= {0.5, 0.8, 0.9, 0.95}
+    for row in found["rows"]:
+        if row["dtype"] == "float32":
+            kept = 1 - row["sparsity"]  # of a few large blocks, so roughly
+            index = 0.5 if "CSR" in row["pattern"] else 0.13
+            assert 0.9 * kept < row["ratio"] < (1.1 + index) * kept + 0.1
+            assert row["error"] == 0
+
+
+@pytest.mark.parametrize("name", ["init_digits", "floor_digits", "rounds_digits", "digits_oneshot", "digits_blocks"])
+def test_quick_bench(name, tmp_path):
+    # tried: a method under a name that the index does not have -> red
+    found = quick(name, tmp_path)
     accuracy = [r.get("accuracy") or r["after"] for r in found["rows"]]
     assert all(0 < a["mean"] <= 1 for a in accuracy)
     densest = max(r["density"] for r in found["rows"])
     assert max(a["mean"] for r, a in zip(found["rows"], accuracy, strict=True) if r["density"] == densest) > 0.15
+
+
+def test_quick_gpu_bench(tmp_path):
+    """Every product of the GPU bench runs under Triton's interpreter and is right; no time is looked at."""
+    # tried: the weight of the dense product not masked -> red
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("Triton is not installed: pip install 'openwork[gpu]'")
+    for name in ("common.py", "gpu_kernels.py"):
+        shutil.copy(BENCH / name, tmp_path)
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    for arguments in (["--quick"], []):
+        run = subprocess.run(
+            [sys.executable, "gpu_kernels.py", *arguments], cwd=tmp_path, env=env, capture_output=True, text=True
+        )
+        assert run.returncode == 0, run.stderr
+    assert "skipped: no CUDA GPU" in run.stdout
+    assert [file.name for file in (tmp_path / "results").iterdir()] == ["gpu_kernels_quick.json"]
+    rows = json.loads((tmp_path / "results" / "gpu_kernels_quick.json").read_text())["rows"]
+    assert len(rows) == 5
+    for row in rows:
+        allowed = 0.02 if row["dtype"] == "bfloat16" else 1e-5
+        assert all(0 <= off < allowed for off in row["max_error"].values())
+        assert {"forward", "grad_x", "grad_values", "dense_forward"} <= set(row["times"])

@@ -22,6 +22,7 @@ from openwork.errors import (
     DensityMissed,
     DivergedError,
     FileError,
+    FormatError,
     MissingStatistic,
     OpenworkError,
     RecipeError,
@@ -29,7 +30,9 @@ from openwork.errors import (
     VerificationFailed,
 )
 from openwork.graph import build_graph
-from openwork.ship import compact, load, plan_compaction, save, verify
+from openwork.llm import BlockwiseResult, prune_blockwise
+from openwork.runtime import pack
+from openwork.ship import compact, export, load, plan_compaction, save, verify
 from openwork.structure import (
     NM,
     Block,
@@ -52,6 +55,7 @@ __all__ = [
     "NM",
     "Attached",
     "Block",
+    "BlockwiseResult",
     "Chain",
     "Column",
     "Cycle",
@@ -62,6 +66,7 @@ __all__ = [
     "Element",
     "FileError",
     "Filter",
+    "FormatError",
     "GroupOf",
     "InputChannel",
     "Kernel",
@@ -84,6 +89,7 @@ __all__ = [
     "compact",
     "cycle",
     "experts",
+    "export",
     "heads",
     "hidden",
     "hold",
@@ -91,8 +97,10 @@ __all__ = [
     "load",
     "load_data",
     "methods",
+    "pack",
     "plan_compaction",
     "prune",
+    "prune_blockwise",
     "recalibrate",
     "save",
     "verify",

@@ -41,6 +41,14 @@ class VerificationFailed(OpenworkError, RuntimeError):
     """Two models that must agree do not."""
 
 
+class FormatError(OpenworkError):
+    """A matrix cannot be packed as asked, or packed tensors contradict each other."""
+
+
+class KernelError(OpenworkError, RuntimeError):
+    """A kernel cannot run: a package is missing, or the device, dtype or shape is one that it does not take."""
+
+
 class FileError(OpenworkError):
     """A result folder, a checkpoint or a recipe file is missing, foreign, truncated or in the way."""
 

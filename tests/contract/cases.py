@@ -57,6 +57,8 @@ CASES = [
     Case("str", {"steps": STEPS, "end": 0.5}, regions=False, groups=False),
     Case("probmask", {"steps": STEPS, "learning_rate_of_s": 0.1}),
     Case("woodfisher", {"samples": 8, "block": 100}, groups=False),
+    Case("wanda"),
+    Case("sparsegpt", {"block": 16}),
 ]
 
 

@@ -90,7 +90,7 @@ ROWS = [
     (
         lambda t: prune(TopK(WeightTimesInput()), model=Head()),
         MissingStatistic,
-        "body.weight: its inputs were never seen .2 tensors.",
+        "unused.weight: its inputs were never seen .1 tensors.",
     ),
     (
         lambda t: prune(TopK(WeightTimesInput()), model=Transposed()),

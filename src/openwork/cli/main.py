@@ -10,11 +10,21 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from openwork.cli import compare, demo, inspect, methods, prune
+from openwork.cli import bench, compare, demo, export, inspect, methods, perplexity, prune, prune_llm
 from openwork.errors import DensityMissed, OpenworkError, VerificationFailed
 from openwork.version import __version__
 
-VERBS = {"demo": demo, "prune": prune, "compare": compare, "inspect": inspect, "methods": methods}
+VERBS = {
+    "demo": demo,
+    "prune": prune,
+    "prune-llm": prune_llm,
+    "perplexity": perplexity,
+    "compare": compare,
+    "inspect": inspect,
+    "bench": bench,
+    "export": export,
+    "methods": methods,
+}
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -57,8 +57,8 @@ class Bars:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def step(self, stage: str, step: int, steps: int, loss: float) -> None:
-        """One step of one stage."""
+    def step(self, stage: str, step: int, steps: int, loss: float, word: str = "loss") -> None:
+        """One step of one stage; ``word`` says what ``loss`` is."""
         if stage not in self._tasks:
             self._tasks[stage] = self._progress.add_task(stage, total=steps, note="")
-        self._progress.update(self._tasks[stage], completed=step, note=f"loss {loss:.4f}")
+        self._progress.update(self._tasks[stage], completed=step, note=f"{word} {loss:.4f}")

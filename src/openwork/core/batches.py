@@ -107,6 +107,19 @@ class Feed:
         self.served += 1
         return to_device(batch, self.device)
 
+    def sweep(self, batches: int | None, needed: str = "") -> Iterator[Any]:
+        """So many batches; with None every batch once, from the first one on where the data can be read again."""
+        if batches is not None:
+            for _ in range(batches):
+                yield self.next(needed)
+            return
+        if self._iterator is not self.data:
+            self._iterator = None
+        yield self.next(needed)
+        for batch in self._iterator or ():
+            self.served += 1
+            yield to_device(batch, self.device)
+
     def skip(self, count: int) -> None:
         """Draw and drop batches, so that a resumed run sees the same ones as a run that never stopped."""
         while self.data is not None and self.served < count:

@@ -83,16 +83,17 @@ def matches(pattern: str, name: str) -> bool:
     return any(fnmatchcase(".".join(parts[:i]), pattern) for i in range(1, len(parts) + 1))
 
 
-def find_targets(model: nn.Module, where: Select) -> tuple[list[Target], dict[str, str]]:
+def find_targets(model: nn.Module, where: Select, *, skeleton: bool = False) -> tuple[list[Target], dict[str, str]]:
     """The selected parameters in registration order, and a reason for every one that is left out.
 
-    Tied parameters appear once, under the name that is registered first; a pattern may use any of their names.
+    Tied parameters appear once, under the name that is registered first; a pattern may use any of their names. With
+    ``skeleton`` the parameters may be without values (meta device), to be loaded piece by piece.
 
     Raises:
         StructureError: a pattern that matches nothing, an include pattern that selects nothing prunable, parameters
             without values (meta device, lazy layers), no target at all.
     """
-    refuse_unusable(model, where)
+    refuse_unusable(model, where, skeleton)
     owners, params = _owners(model), dict(model.named_parameters())
     aliases = _aliases(model)
     targets: list[Target] = []
@@ -120,8 +121,8 @@ def find_targets(model: nn.Module, where: Select) -> tuple[list[Target], dict[st
     return targets, skipped
 
 
-def refuse_unusable(model: nn.Module, where: Select) -> None:
-    """Refuse models without values in their parameters, and patterns that match nothing.
+def refuse_unusable(model: nn.Module, where: Select, skeleton: bool = False) -> None:
+    """Refuse models without values in their parameters (``skeleton`` allows these), and patterns that match nothing.
 
     Raises:
         StructureError: no parameters, lazy layers, the meta device, a pattern without a match.
@@ -133,7 +134,7 @@ def refuse_unusable(model: nn.Module, where: Select) -> None:
     if lazy:
         raise StructureError(f"{lazy[0]}: the layer is lazy and has no weights yet; run one batch through the model")
     meta = [n for n, p in params.items() if p.is_meta]
-    if meta:
+    if meta and not skeleton:
         raise StructureError(
             f"{meta[0]}: parameters must hold values, got the meta device ({len(meta)} of {len(params)} parameters); "
             "load the weights first, for instance with model.to_empty(...) and load_state_dict"

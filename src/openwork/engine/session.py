@@ -32,7 +32,7 @@ class Session:
         named = dict(model.named_parameters())
         members = dict.fromkeys(m for part in self.parts.values() for m in part.members)
         self.params = {name: named[name] for name in members}
-        _refuse_bad_weights(self.params)
+        refuse_bad_weights(self.params)
         self.device = device_of(model)
         self.feed = Feed(data, self.device)
         self.measuring = Measuring(model, self.parts, self.feed, loss, seed)
@@ -135,7 +135,8 @@ class Session:
         return kept, total
 
 
-def _refuse_bad_weights(params: Mapping[str, nn.Parameter]) -> None:
+def refuse_bad_weights(params: Mapping[str, nn.Parameter]) -> None:
+    """NaN or infinite weights cannot be ranked."""
     for name, param in params.items():
         if not bool(torch.isfinite(param.detach()).all()):
             raise DivergedError(

@@ -18,11 +18,13 @@ from openwork.methods.rigl import rigl as rigl
 from openwork.methods.sequential_attention_pp import sequential_attention_pp as sequential_attention_pp
 from openwork.methods.set_ import set_ as set_
 from openwork.methods.snip import snip as snip
+from openwork.methods.sparsegpt import sparsegpt as sparsegpt
 from openwork.methods.spode import spode as spode
 from openwork.methods.spode_iterative import spode_iterative as spode_iterative
 from openwork.methods.str_ import str_ as str_
 from openwork.methods.synflow import synflow as synflow
 from openwork.methods.taylor import taylor as taylor
+from openwork.methods.wanda import wanda as wanda
 from openwork.methods.woodfisher import woodfisher as woodfisher
 
 set = set_

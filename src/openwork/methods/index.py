@@ -59,6 +59,9 @@ METHODS: tuple[Method, ...] = (
     Method("probmask", "Keep-probabilities under one budget", "Zhou et al., CVPR 2021", "attach", "training", ANY),
     Method("woodfisher", "Second order, survivors are corrected", "Singh and Alistarh, NeurIPS 2020", "prune",
            "data, loss", "element, N:M"),
+    Method("wanda", "Weight times the norm of its input", "Sun et al., ICLR 2024", "prune", "data", ANY),
+    Method("sparsegpt", "Layer-wise second order, survivors are corrected", "Frantar and Alistarh, ICML 2023", "prune",
+           "data", ANY),
 )
 # fmt: on
 

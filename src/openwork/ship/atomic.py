@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from openwork.errors import FileError
@@ -18,19 +18,31 @@ def write_file(path: Path, content: bytes) -> None:
     Raises:
         FileError: the disk is full, the folder is read-only, ...; the old file is then untouched.
     """
+    with new_file(path) as part:
+        part.write_bytes(content)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """The place of a temporary file that replaces ``path`` when the block ends well, and vanishes when it does not.
+
+    Raises:
+        FileError: the disk is full, the folder is read-only, ...; the old file is then untouched.
+    """
     part = path.with_name(f".{path.name}.part")
     try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
+        yield part
+        with part.open("rb") as file:
             os.fsync(file.fileno())
         part.replace(path)
         _sync_folder(path.parent)
     except OSError as problem:
-        part.unlink(missing_ok=True)
         raise FileError(
             f"{path}: could not be written ({problem.strerror or problem}); nothing was changed"
         ) from problem
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
@@ -21,11 +20,16 @@ from openwork.errors import FileError, OpenworkError, VerificationFailed
 from openwork.graph.plan import Plan, finished
 from openwork.metrics.density import Densities, densities
 from openwork.report.page import report_html
+from openwork.runtime.layers import Packed
 from openwork.ship.atomic import new_folder
+from openwork.ship.export import PACKED_FORMAT, load_packed
+from openwork.ship.tied import untied
 from openwork.structure.cover import Covered
 from openwork.zoo.registry import rebuild_model
 
 MODEL, MASKS, INDEX, PAGE = "model.safetensors", "masks.safetensors", "openwork.json", "report.html"
+KEYS = {"recipe": dict, "density": dict, "tensors": list, "log": list, "units": dict, "tied": dict, "files": dict}
+PACKED_KEYS = {"layers": dict, "gone": list, "onednn": list, "tied": dict, "plan": dict, "result": dict}
 
 
 def save(model: nn.Module, result: Result, folder: str | Path, *, overwrite: bool = False) -> Path:
@@ -51,7 +55,7 @@ def save(model: nn.Module, result: Result, folder: str | Path, *, overwrite: boo
             f"the result counts {result.counts.kept} kept weights, but the model holds {counts.kept}; save the "
             "model that was pruned"
         )
-    tensors, tied = _untied(model.state_dict(keep_vars=True))
+    tensors, tied = untied(model.state_dict(keep_vars=True))
     units = {f"units.{n}": pack_bits(u) for n, u in result.units.items()}
     masks = {f"mask.{n}": m for n, m in result.masks.packed().items()}
     files = {MODEL: tensors_to_bytes(tensors, metadata={"format": "pt"}), MASKS: tensors_to_bytes({**masks, **units})}
@@ -78,6 +82,9 @@ def load(
 ) -> tuple[nn.Module, Result]:
     """Read a result folder back: the model with its sparse weights, and the result.
 
+    From a folder of ``export`` comes the packed model, in evaluation mode; the masks of its result are where its
+    weights are not zero.
+
     Args:
         folder: written by ``save``.
         model: an instance to load into; needed when the folder does not know how to build one. For a compacted model
@@ -90,6 +97,9 @@ def load(
     """
     folder = Path(folder)
     data = read_index(folder)
+    if data["format"] == PACKED_FORMAT:
+        packed, found = load_packed(folder, data, model, allow_factory=allow_factory)
+        return packed, _packed_result(folder, found, packed)
     if model is None:
         if data.get("source") is None:
             raise OpenworkError(
@@ -125,7 +135,10 @@ def load(
 def read_result(folder: str | Path) -> Result:
     """Only the result of a folder (masks, counts, log), without building the model."""
     folder = Path(folder)
-    return _result(folder, read_index(folder))
+    data = read_index(folder)
+    if data["format"] == PACKED_FORMAT:
+        raise FileError(f"{folder}: is a packed model, whose masks lie in its weights; use load")
+    return _result(folder, data)
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -138,11 +151,16 @@ def read_index(folder: Path) -> dict[str, Any]:
     except (ValueError, OSError) as problem:
         raise FileError(f"{path}: not readable as JSON ({problem})") from None
     found = data.get("format") if isinstance(data, dict) else None
+    if found == PACKED_FORMAT:
+        return _typed(path, data, PACKED_KEYS)
     if found != FORMAT:
         raise FileError(
             f"{path}: format must be {FORMAT}, got {found!r}; it was written by another version or another program"
         )
-    kinds = {"recipe": dict, "density": dict, "tensors": list, "log": list, "units": dict, "tied": dict, "files": dict}
+    return _typed(path, data, KEYS)
+
+
+def _typed(path: Path, data: dict[str, Any], kinds: Mapping[str, type]) -> dict[str, Any]:
     for key, kind in kinds.items():
         if not isinstance(data.get(key), kind):
             raise FileError(f"{path}: {key} must be a {kind.__name__}, got {type(data.get(key)).__name__}")
@@ -185,20 +203,24 @@ def _result(folder: Path, data: Mapping[str, Any]) -> Result:
     return Result(Recipe.from_dict(data["recipe"]), masks, units, counts, coverage, **plain)  # type: ignore[arg-type]
 
 
-def _untied(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """State with every storage once; alias -> name for the others."""
-    seen: dict[int, str] = {}
-    tensors: dict[str, Tensor] = {}
-    tied: dict[str, str] = {}
-    for name, value in state.items():
-        if not isinstance(value, Tensor):
-            raise FileError(f"{name}: the model's state holds {type(value).__name__}, only tensors can be saved")
-        if id(value) in seen:
-            tied[name] = seen[id(value)]
-            continue
-        seen[id(value)] = name
-        tensors[name] = value.detach().cpu().contiguous().clone(memory_format=torch.contiguous_format)
-    return tensors, tied
+def _packed_result(folder: Path, data: Mapping[str, Any], model: nn.Module) -> Result:
+    modules = dict(model.named_modules())
+    try:
+        rows = {row["name"]: row for row in data["tensors"]}
+        masks = {}
+        for name, row in rows.items():
+            owner = modules.get(name.rpartition(".")[0])
+            if row["skipped"] or owner is None:
+                continue
+            weight = owner.dense_weight() if isinstance(owner, Packed) else getattr(owner, name.rpartition(".")[2])
+            masks[name] = weight != 0
+        coverage = [Covered(r["name"], tuple(r["shape"]), r["numel"], r["units"], r["skipped"]) for r in rows.values()]
+        d = data["density"]
+        counts = Densities(d["kept"], d["targeted_numel"], d["prunable_numel"], d["total_numel"])
+        plain = {k: data.get(k) for k in ("log", "manifest", "metrics", "curve")}
+        return Result(Recipe.from_dict(data["recipe"]), Masks(masks), {}, counts, coverage, **plain)  # type: ignore[arg-type]
+    except (KeyError, TypeError, AttributeError) as problem:
+        raise FileError(f"{folder / INDEX}: incomplete or damaged ({type(problem).__name__}: {problem})") from None
 
 
 def _fit(model: nn.Module, tensors: Mapping[str, Tensor], folder: Path) -> None:

@@ -3,6 +3,9 @@
 from openwork.stats.flow import SynapticFlow as SynapticFlow
 from openwork.stats.gradients import GradientFlow as GradientFlow
 from openwork.stats.gradients import LossGradient as LossGradient
+from openwork.stats.grams import Grams as Grams
+from openwork.stats.grams import InputGram as InputGram
+from openwork.stats.inputs import InputMoments as InputMoments
 from openwork.stats.inputs import InputSquares as InputSquares
 from openwork.stats.mask_loss import MaskLoss as MaskLoss
 from openwork.stats.samples import SampleGradients as SampleGradients

@@ -1,19 +1,49 @@
-"""Sums of squared layer inputs, shaped like the weight they meet."""
+"""Sums over layer inputs: squares and moments; per expert where experts are fused."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from openwork.core.batches import forward
 from openwork.core.distributed import summed
 from openwork.core.measuring import Measuring, weights_of
 from openwork.core.protocols import Stat
-from openwork.core.targets import is_transposed_linear
 from openwork.errors import MissingStatistic, RecipeError
+from openwork.stats.products import Product, Products, unfolded
+
+
+def check_batches(owner: str, batches: int | None) -> None:
+    """Refuse a number of batches that measures nothing."""
+    if batches is not None and batches < 1:
+        raise RecipeError(f"{owner}: batches must be at least 1, got {batches}")
+
+
+def watch(ctx: Measuring, batches: int | None, see: Callable[[Product], None]) -> None:
+    """Run the model in eval mode without gradients and show every product with a member to ``see``."""
+    weights = weights_of(ctx)
+    what = "calibration batches" if batches is None else f"{batches} calibration batches"
+    with torch.no_grad(), ctx.calling("eval") as call:
+        for batch in ctx.feed.sweep(batches, what):
+            with Products(weights, ctx.parts.values(), see):
+                forward(lambda *a, **k: call({}, *a, **k), batch)
+
+
+def refuse_unseen(ctx: Measuring, seen: set[str]) -> None:
+    """Every member must have met an input.
+
+    Raises:
+        MissingStatistic: one has not.
+    """
+    missing = set(ctx.members) - seen
+    if missing:
+        raise MissingStatistic(
+            f"{sorted(missing)[0]}: its inputs were never seen ({len(missing)} tensors); it is not the weight of a "
+            "layer that the forward pass calls, leave it out with Select(exclude=...)"
+        )
 
 
 @dataclass(frozen=True)
@@ -21,62 +51,126 @@ class InputSquares(Stat):
     """For every weight, the sum over samples and positions of the squared input that it multiplies.
 
     The value maps parameter names to float32 tensors of the weight's shape (constant along the outputs; do not write
-    into them), counted over ``batches`` batches in eval mode. Only linear layers, Conv1D and convolutions are known;
-    others are refused.
+    into them), counted in eval mode over ``batches`` batches, or over every batch of the data once (None). Linear
+    layers, Conv1D, convolutions and fused experts are known; others are refused.
     """
 
-    batches: int = 8
+    batches: int | None = 8
 
     def __post_init__(self) -> None:
-        if self.batches < 1:
-            raise RecipeError(f"InputSquares: batches must be at least 1, got {self.batches}")
+        check_batches("InputSquares", self.batches)
 
     def measure(self, ctx: Measuring) -> dict[str, Tensor]:
-        members = set(ctx.members)
+        weights = weights_of(ctx)
         total: dict[str, Tensor] = {}
-        handles = []
-        for prefix, module in ctx.model.named_modules():
-            name = f"{prefix}.weight" if prefix else "weight"
-            if name in members:
-                handles.append(module.register_forward_pre_hook(_watch(name, total), with_kwargs=True))
-        try:
-            with torch.no_grad(), ctx.calling("eval") as call:
-                for _ in range(self.batches):
-                    batch = ctx.feed.next(f"{self.batches} calibration batches")
-                    forward(lambda *a, **k: call({}, *a, **k), batch)
-        finally:
-            for handle in handles:
-                handle.remove()
-        missing = members - set(total)
-        if missing:
-            raise MissingStatistic(
-                f"{sorted(missing)[0]}: its inputs were never seen ({len(missing)} tensors); it is not the weight of a "
-                "layer that the forward pass calls, leave it out with Select(exclude=...)"
-            )
+
+        def see(product: Product) -> None:
+            weight = weights[product.name]
+            squares = _squares(product, weight)
+            if weight.ndim == 3 and product.conv is None:  # experts: one row of sums each
+                total.setdefault(product.name, squares.new_zeros(len(weight), 1, squares.numel()))
+                total[product.name][product.index, 0] += squares
+            elif product.conv is not None:
+                total[product.name] = total[product.name] + squares if product.name in total else squares
+            else:
+                shape = (1, -1) if _lies_along_inputs(ctx, product.name) else (-1, 1)
+                squares = squares.reshape(shape)
+                total[product.name] = total[product.name] + squares if product.name in total else squares
+
+        watch(ctx, self.batches, see)
+        refuse_unseen(ctx, set(total))
         summed(total[n] for n in sorted(total))
-        return {n: total[n].expand(w.shape) for n, w in weights_of(ctx).items()}
+        return {n: total[n].expand(w.shape) for n, w in weights.items()}
 
 
-def _watch(name: str, total: dict[str, Tensor]) -> Any:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        squares = _squares(module, (*args, *kwargs.values())[0].detach())
-        total[name] = total[name] + squares if name in total else squares
-
-    return hook
+def _lies_along_inputs(ctx: Measuring, name: str) -> bool:
+    """True for ``(out, in)``, False for the transposed layout of Conv1D."""
+    view = next((getattr(part, "view", None) for part in ctx.parts.values() if name in part.members), None)
+    return view is None or view.order != (1, 0)
 
 
-def _squares(module: nn.Module, x: Tensor) -> Tensor:
-    """The sums, in a shape that broadcasts to the weight's."""
-    squared = x.float().square()
-    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        # the gradient of a convolution with respect to its kernel, for an output gradient of ones, is this sum
-        leaf = torch.zeros_like(module.weight, dtype=torch.float32, requires_grad=True)
-        with torch.enable_grad():
-            out = module._conv_forward(squared, leaf, None)
-            (grad,) = torch.autograd.grad(out.sum(), leaf)
-        return grad
-    if isinstance(module, nn.Linear):  # (out, in)
-        return squared.reshape(-1, x.shape[-1]).sum(0)[None, :]
-    if is_transposed_linear(module):  # (in, out)
-        return squared.reshape(-1, x.shape[-1]).sum(0)[:, None]
-    raise MissingStatistic(f"{type(module).__name__}: input norms are known for linear and convolution layers only")
+def _squares(product: Product, weight: Tensor) -> Tensor:
+    """The sums of one product: ``[in]``, for a convolution in a shape that broadcasts to the weight's."""
+    squared = product.x.float().square()
+    if product.conv is None:
+        return squared.reshape(-1, squared.shape[-1]).sum(0)
+    # the gradient of a convolution with respect to its kernel, for an output gradient of ones, is this sum
+    leaf = torch.zeros_like(weight, dtype=torch.float32, requires_grad=True)
+    with torch.enable_grad():
+        assert product.call is not None
+        out = product.call(squared, leaf, None, **product.conv)
+        (grad,) = torch.autograd.grad(out.sum(), leaf)
+    return grad
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums over the ``tokens`` [groups] rows that met a weight: ``first`` and ``squares`` [groups, in], float64.
+
+    ``samples`` counts the batch entries (sequences) behind them.
+    """
+
+    first: Tensor
+    squares: Tensor
+    tokens: Tensor
+    samples: int
+
+    @property
+    def mean(self) -> Tensor:
+        """``[groups, in]``."""
+        return self.first / self.tokens.clamp(min=1)[:, None]
+
+    @property
+    def variance(self) -> Tensor:
+        """``[groups, in]``, biased, never negative."""
+        mean = self.squares / self.tokens.clamp(min=1)[:, None]
+        return (mean - self.mean.square()).clamp(min=0)
+
+
+@dataclass(frozen=True)
+class InputMoments(Stat):
+    """Parameter name -> ``Moments`` of the inputs, merged exactly over batches; one group per expert or conv group."""
+
+    batches: int | None = None
+
+    def __post_init__(self) -> None:
+        check_batches("InputMoments", self.batches)
+
+    def measure(self, ctx: Measuring) -> dict[str, Moments]:
+        weights = weights_of(ctx)
+        sums: dict[str, list[Tensor]] = {}
+        samples: dict[str, int] = {}
+
+        def see(product: Product) -> None:
+            weight = weights[product.name]
+            rows = unfolded(product, tuple(weight.shape)).double()
+            groups = len(weight) if is_stack(product, weight) else len(rows)
+            if product.name not in sums:
+                width = rows.shape[-1]
+                sums[product.name] = [
+                    rows.new_zeros(groups, width),
+                    rows.new_zeros(groups, width),
+                    no_tokens(groups, rows),
+                ]
+            at = slice(product.index, product.index + 1) if is_stack(product, weight) else slice(None)
+            first, squares, tokens = sums[product.name]
+            first[at] += rows.sum(1)
+            squares[at] += rows.square().sum(1)
+            tokens[at] += rows.shape[1]
+            samples[product.name] = samples.get(product.name, 0) + (len(product.x) if product.x.ndim > 1 else 1)
+
+        watch(ctx, self.batches, see)
+        refuse_unseen(ctx, set(sums))
+        for name in sorted(sums):
+            summed(sums[name])
+        return {name: Moments(s[0], s[1], s[2], samples[name]) for name, s in sums.items()}
+
+
+def is_stack(product: Product, weight: Tensor) -> bool:
+    """Whether the weight is a stack of experts."""
+    return weight.ndim == 3 and product.conv is None
+
+
+def no_tokens(groups: int, like: Tensor) -> Tensor:
+    """``[groups]`` zeros to count in."""
+    return torch.zeros(groups, dtype=torch.int64, device=like.device)

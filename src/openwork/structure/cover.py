@@ -26,8 +26,12 @@ class Covered:
     groups: tuple[str, ...] = ()
 
 
-def partition(model: nn.Module, structure: Structure, where: Select) -> tuple[dict[str, Partition], list[Covered]]:
-    """One partition per selected parameter (or per group of coupled slices), and the coverage of all parameters.
+def partition(
+    model: nn.Module, structure: Structure, where: Select, *, skeleton: bool = False, inside: tuple[str, ...] = ()
+) -> tuple[dict[str, Partition], list[Covered]]:
+    """One partition per selected parameter or per group of coupled slices, and the coverage of all parameters.
+
+    ``skeleton`` allows parameters without values; ``inside`` leaves out what lies in none of these modules.
 
     With ``min_units`` above 1 small tensors may stay dense, so one that the structure does not fit stays dense too.
 
@@ -38,9 +42,12 @@ def partition(model: nn.Module, structure: Structure, where: Select) -> tuple[di
     if whole is not None:
         found: tuple[dict[str, Partition], list[Covered]] = whole(model, where)
         return found
-    targets, skipped = find_targets(model, where)
+    targets, skipped = find_targets(model, where, skeleton=skeleton)
     parts: dict[str, Partition] = {}
     for target in targets:
+        if inside and not target.name.startswith(tuple(f"{name}." for name in inside)):
+            skipped[target.name] = "outside the blocks"
+            continue
         try:
             fitted = structure.fit(target)
         except StructureError as problem:

@@ -53,7 +53,7 @@ def from_config(config: Mapping[str, Any], owner: str) -> nn.Module:
 
     settings = {key: value for key, value in config.items() if key != "model_type"}
     try:
-        built = AutoConfig.for_model(config.get("model_type"), **settings)
+        built = AutoConfig.for_model(config.get("model_type") or "", **settings)
     except ValueError as error:
         raise RecipeError(f"{owner}: transformers does not know this model: {error}") from error
     return auto.from_config(built, trust_remote_code=False)

@@ -1,0 +1,60 @@
+// Blocks of weights in register tiles: what a tile needs, and weights as floats.
+#pragma once
+
+#include <algorithm>
+
+#include "kernels.hpp"
+#include "simd.hpp"
+#include "widen.hpp"
+
+namespace openwork::OW_ISA {
+
+constexpr int kRegisters = OW_WIDTH == 16 ? 32 : 16;
+
+// Tokens in a register tile that is NV vectors of outputs wide; NV registers more hold weights, one an activation.
+constexpr int most_tokens(int nv) { return std::min((kRegisters - nv - 1) / nv, 14); }
+
+// Vectors side by side in the register tile of a strip.
+constexpr int vectors_of(int64_t height) {
+  const int64_t v = height / W;
+  return v % 4 == 0 && kRegisters == 32 ? 4 : v % 2 == 0 ? 2 : 1;
+}
+
+struct Tile {
+  const float* x;          // x[offsets[block] * scale + k * step + token]
+  const int32_t* offsets;  // of the blocks
+  int64_t scale, step;
+  int64_t blocks, depth, height;
+  const void* w;
+  const float* scales;  // of the blocks, int8 only
+  float* y;             // first token, first output
+  int64_t y_stride, outputs;  // outputs that exist from here on
+  const float* bias;
+  const float* residual;
+  int act;
+};
+
+// Runs one tile of `tokens` tokens, `nv` vectors of outputs wide. `few` reads the weights as they are stored (`kind`).
+void run_tile(int nv, int tokens, const Tile& t, int kind = kFloat, bool few = false);
+
+// A range of blocks as floats: themselves, or widened into `room`.
+inline const float* widened(const BlockWeights& b, int64_t first, int64_t last, float* room) {
+  const int64_t size = b.depth * b.height;
+  if (b.store == kFloat) return static_cast<const float*>(b.values) + first * size;
+  for (int64_t i = first; i < last; ++i) {
+    float* to = room + (i - first) * size;
+    if (b.store == kBfloat) {
+      const uint16_t* from = static_cast<const uint16_t*>(b.values) + i * size;
+      for (int64_t j = 0; j < size; j += W) store(to + j, widen(from + j));
+    } else {
+      const int8_t* from = static_cast<const int8_t*>(b.values) + i * size;
+      const vf factor = splat(b.scales[i]);
+      for (int64_t j = 0; j < size; j += W) store(to + j, widen(from + j) * factor);
+    }
+  }
+  return room;
+}
+
+inline int64_t bytes_of(int kind) { return kind == kFloat ? 4 : kind == kBfloat ? 2 : 1; }
+
+}  // namespace openwork::OW_ISA

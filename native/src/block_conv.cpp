@@ -1,0 +1,124 @@
+// Images through blocks of weights.
+#include "act.hpp"
+#include "block.hpp"
+#include "images.hpp"
+
+namespace openwork::OW_ISA {
+namespace {
+
+// One output row [position][outputs], `stride` apart, becomes rows of y, channels first.
+void write_channels(const float* sums, int64_t stride, int64_t positions, int64_t outputs, const Epilogue& e,
+                    int64_t first, float* y, int64_t plane, const float* residual) {
+  vf r[W];
+  for (int64_t x = 0; x < positions; x += W) {
+    const int64_t wide = std::min<int64_t>(W, positions - x);
+    for (int64_t n = 0; n < outputs; n += W) {
+#pragma GCC unroll 16
+      for (int i = 0; i < W; ++i) r[i] = i < wide ? load(sums + (x + i) * stride + n) : vf{};
+      transpose(r);
+#pragma GCC unroll 16
+      for (int i = 0; i < W; ++i) {
+        if (n + i >= outputs) break;
+        const int64_t at = (n + i) * plane + x;
+        vf sum = r[i];
+        if (e.bias != nullptr) sum += splat(e.bias[first + n + i]);
+        if (residual != nullptr) sum += load_some(residual + at, wide);
+        sum = e.act == kNone ? sum : activate(sum, e.act);
+        if (wide == W)
+          store(y + at, sum);
+        else
+          store_some(y + at, sum, wide);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void block_conv(const BlockWeights& b, const Epilogue& e, const Images& images, int threads) {
+  const Planes planes(images, false);
+  const Images& a = planes.a;
+  const int nv = vectors_of(b.height);
+  const int most = most_tokens(nv);
+  const int64_t tiles = (a.out_w + most - 1) / most;
+  const auto first_of = [&](int64_t tile) { return tile * a.out_w / tiles; };
+  const int64_t size = b.depth * b.height;
+  const int64_t blocks = b.starts[b.strips];
+  // Weights in 128 KiB groups of strips; every group passes over some output rows while it is in the cache.
+  const int64_t in_group = std::max<int64_t>(1, (128 << 10) / (size * 4));
+  std::vector<int64_t> groups{0};
+  for (int64_t s = 0; s < b.strips; ++s)
+    if (s > groups.back() && b.starts[s + 1] - b.starts[groups.back()] > in_group) groups.push_back(s);
+  groups.push_back(b.strips);
+  const int64_t parts = static_cast<int64_t>(groups.size()) - 1;
+  std::vector<int32_t> offsets(blocks);
+  for (int64_t i = 0; i < blocks; ++i) offsets[i] = planes.offsets[b.inputs[i]];
+  const int64_t group = together(planes, threads);
+  const int64_t bands = std::min(a.out_h, std::max<int64_t>((a.out_h + 7) / 8, (4 * threads - 1) / group + 1));
+  // Positions of a band of a single row are shared out instead.
+  const int64_t pieces = a.out_h == 1 ? std::min(tiles, std::max<int64_t>((tiles + 15) / 16, 4 * threads / group)) : 1;
+  float* laid = scratch(2, group * planes.image);
+
+  for (int64_t b0 = 0; b0 < a.batch; b0 += group) {
+    const int64_t count = std::min(group, a.batch - b0);
+    parallel(count * planes.rows, threads, [&](int64_t task) {
+      planes.fill(b0 + task / planes.rows, task % planes.rows, laid + task / planes.rows * planes.image);
+    });
+    parallel(count * bands * pieces, threads, [&](int64_t task) {
+      const int64_t image = task / (bands * pieces), band = task / pieces % bands, piece = task % pieces;
+      const int64_t tile0 = tiles * piece / pieces, tile1 = tiles * (piece + 1) / pieces;
+      const int64_t x0 = first_of(tile0), positions = first_of(tile1) - x0;
+      for (int64_t part = 0; part < parts; ++part) {
+        const int64_t s0 = groups[part], s1 = groups[part + 1];
+        const int64_t first = b.starts[s0], last = b.starts[s1], n0 = s0 * b.height;
+        const int64_t outputs = std::min(b.outputs, s1 * b.height) - n0, room = (s1 - s0) * b.height;
+        const float* w =
+            widened(b, first, last, b.store == kFloat ? nullptr : scratch(1, (last - first) * size));
+        float* sums = a.channels_last ? nullptr : scratch(0, positions * room);
+        for (int64_t row = a.out_h * band / bands; row < a.out_h * (band + 1) / bands; ++row) {
+          const int64_t place = ((b0 + image) * a.out_h + row) * a.out_w;
+          for (int64_t tile = tile0; tile < tile1; ++tile) {
+            const int64_t x = first_of(tile);
+            for (int64_t s = s0; s < s1; ++s)
+              for (int64_t r = 0; r < b.height && s * b.height + r < b.outputs; r += nv * W) {
+                const int64_t from = b.starts[s], n = s * b.height + r;
+                Tile t;
+                t.x = laid + image * planes.image + row * planes.row_stride() + x;
+                t.offsets = offsets.data() + from;
+                t.scale = 1;
+                t.step = planes.length;
+                t.blocks = b.starts[s + 1] - from;
+                t.depth = b.depth;
+                t.height = b.height;
+                t.w = w + (from - first) * size + r;
+                t.scales = nullptr;
+                if (a.channels_last) {
+                  t.y = a.y + (place + x) * b.outputs + n;
+                  t.y_stride = b.outputs;
+                  t.outputs = b.outputs - n;
+                  t.bias = e.bias == nullptr ? nullptr : e.bias + n;
+                  t.residual = e.residual == nullptr ? nullptr : e.residual + (place + x) * b.outputs + n;
+                  t.act = e.act;
+                } else {
+                  t.y = sums + (x - x0) * room + n - n0;
+                  t.y_stride = room;
+                  t.outputs = nv * W;
+                  t.bias = t.residual = nullptr;
+                  t.act = kNone;
+                }
+                run_tile(nv, static_cast<int>(first_of(tile + 1) - x), t);
+              }
+          }
+          if (!a.channels_last) {
+            const int64_t plane = a.out_h * a.out_w;
+            const int64_t at = ((b0 + image) * b.outputs + n0) * plane + row * a.out_w + x0;
+            write_channels(sums, room, positions, outputs, e, n0, a.y + at, plane,
+                           e.residual == nullptr ? nullptr : e.residual + at);
+          }
+        }
+      }
+    });
+  }
+}
+
+}  // namespace openwork::OW_ISA

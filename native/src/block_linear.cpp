@@ -1,0 +1,99 @@
+// Tokens through blocks of weights.
+#include "block.hpp"
+#include "pool.hpp"
+
+namespace openwork::OW_ISA {
+namespace {
+
+// Rows of x become tiles [tile][k][token of the tile].
+void pack_tile(const float* x, int64_t x_stride, int tokens, int64_t inputs, int64_t padded, float* to) {
+  for (int m = 0; m < tokens; ++m) {
+    const float* row = x + m * x_stride;
+    float* out = to + m;
+    int64_t k = 0;
+    for (; k + 8 <= inputs; k += 8)
+      for (int i = 0; i < 8; ++i) out[(k + i) * tokens] = row[k + i];
+    for (; k < inputs; ++k) out[k * tokens] = row[k];
+    for (; k < padded; ++k) out[k * tokens] = 0.0f;
+  }
+}
+
+}  // namespace
+
+void block_linear(const BlockWeights& b, const Epilogue& e, const Tokens& a, int threads) {
+  const int nv = vectors_of(b.height);
+  const bool few = a.tokens <= 4;
+  const int most = few ? 4 : most_tokens(nv);
+  const int64_t padded = (a.inputs + b.depth - 1) / b.depth * b.depth;
+  // Token tiles as even as can be; super-tiles of them fit half the L2 cache, groups of strips 256 KiB of weights.
+  const int64_t tiles = (a.tokens + most - 1) / most;
+  const auto first_token = [&](int64_t tile) { return tile * a.tokens / tiles; };
+  const int64_t cached = std::max<int64_t>(1, (512 << 10) / (padded * 4 * most));
+  const int64_t per_super = std::min<int64_t>(cached, std::max(1, 192 / most));
+  int64_t supers = (tiles + per_super - 1) / per_super;
+  if (supers < threads) supers = std::min<int64_t>(tiles, threads);
+  const int64_t in_group = std::max<int64_t>(1, (256 << 10) / (b.depth * b.height * 4));
+  // With fewer super-tiles than threads want, the strips are split as well, evenly by blocks.
+  int64_t parts = threads > 1 && supers < 4 * threads ? (4 * threads + supers - 1) / supers : 1;
+  parts = std::min(parts, b.strips);
+  const int64_t blocks = b.starts[b.strips] + b.strips;  // an empty strip costs about as much as a block
+  const auto first_strip = [&](int64_t part) {
+    int64_t low = 0, high = b.strips;
+    while (low < high) {
+      const int64_t middle = (low + high) / 2;
+      (b.starts[middle] + middle) * parts < blocks * part ? low = middle + 1 : high = middle;
+    }
+    return low;
+  };
+
+  parallel(supers * parts, threads, [&](int64_t task) {
+    const int64_t super = task / parts, part = task % parts;
+    const int64_t t0 = super * tiles / supers, t1 = (super + 1) * tiles / supers;
+    const int64_t s0 = first_strip(part), s1 = part + 1 == parts ? b.strips : first_strip(part + 1);
+    if (s0 >= s1) return;
+    const int64_t base = first_token(t0);
+    float* packed = scratch(0, (first_token(t1) - base) * padded);
+    for (int64_t tile = t0; tile < t1; ++tile) {
+      const int64_t at = first_token(tile);
+      pack_tile(a.x + at * a.x_stride, a.x_stride, static_cast<int>(first_token(tile + 1) - at), a.inputs, padded,
+                packed + (at - base) * padded);
+    }
+    for (int64_t g0 = s0, g1; g0 < s1; g0 = g1) {
+      g1 = g0 + 1;
+      while (g1 < s1 && b.starts[g1 + 1] - b.starts[g0] <= in_group) ++g1;
+      const int64_t first = b.starts[g0], last = b.starts[g1], size = b.depth * b.height;
+      const float* w = few ? nullptr
+                           : widened(b, first, last, b.store == kFloat ? nullptr : scratch(1, (last - first) * size));
+      for (int64_t tile = t0; tile < t1; ++tile) {
+        const int64_t at = first_token(tile);
+        const int count = static_cast<int>(first_token(tile + 1) - at);
+        for (int64_t s = g0; s < g1; ++s) {
+          const int64_t from = b.starts[s];
+          for (int64_t row = 0; row < b.height && s * b.height + row < b.outputs; row += nv * W) {
+            const int64_t n = s * b.height + row;
+            Tile t;
+            t.x = packed + (at - base) * padded;
+            t.offsets = b.inputs + from;
+            t.scale = t.step = count;
+            t.blocks = b.starts[s + 1] - from;
+            t.depth = b.depth;
+            t.height = b.height;
+            t.w = few ? static_cast<const void*>(static_cast<const char*>(b.values) +
+                                                 (from * size + row) * bytes_of(b.store))
+                      : w + (from - first) * size + row;
+            t.scales = b.scales == nullptr ? nullptr : b.scales + from;
+            t.y = a.y + at * a.y_stride + n;
+            t.y_stride = a.y_stride;
+            t.outputs = b.outputs - n;
+            t.bias = e.bias == nullptr ? nullptr : e.bias + n;
+            t.residual = e.residual == nullptr ? nullptr : e.residual + at * a.y_stride + n;
+            t.act = e.act;
+            run_tile(nv, count, t, b.store, few);
+          }
+        }
+      }
+    }
+  });
+}
+
+}  // namespace openwork::OW_ISA

@@ -1,0 +1,172 @@
+// The register tile of columns (height 1, 2, 4 or 8): registers hold tokens, weights are broadcast.
+#pragma once
+
+#include <algorithm>
+
+#include "act.hpp"
+#include "kernels.hpp"
+#include "simd.hpp"
+#include "transpose.hpp"
+#include "widen.hpp"
+
+namespace openwork::OW_ISA {
+
+// Vectors of tokens beside each other for columns of R weights.
+constexpr int most_vectors(int64_t r) {
+  constexpr bool many = OW_WIDTH == 16;  // registers
+  return r == 1 ? 8 : r == 2 ? (many ? 8 : 4) : r == 4 ? (many ? 6 : 3) : many ? 3 : 1;
+}
+
+// Where the activations of an input lie. In a packed tile vectors stand beside each other, inputs step by the tile's
+// width; in images every vector has a base of its own and inputs have looked-up offsets.
+struct Packed {
+  const float* x;
+  template <int V>
+  OW_INLINE const float* at(uint16_t input, int v) const {
+    return x + input * int64_t{V * W} + v * W;
+  }
+};
+struct Scattered {
+  const float* bases[8];
+  const int32_t* offsets;
+  template <int V>
+  OW_INLINE const float* at(uint16_t input, int v) const {
+    return bases[v] + offsets[input];
+  }
+};
+
+// Adds `count` columns to R rows of V vectors of sums; fresh sums begin at zero.
+template <int R, int V, typename From>
+void micro(const From& from, const uint16_t* inputs, const float* w, int64_t count, float* sums, bool fresh) {
+  constexpr int64_t step = V * W;
+  constexpr int U = R * V >= 8 ? 1 : R * V >= 4 ? 2 : 4;  // independent sums, to hide the latency of the unit
+  vf acc[U][R][V];
+#pragma GCC unroll 4
+  for (int u = 0; u < U; ++u)
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) acc[u][r][v] = u > 0 || fresh ? vf{} : load(sums + r * step + v * W);
+  const auto add = [&](int64_t i, vf(&to)[R][V]) __attribute__((always_inline)) {
+    if constexpr (R == 1) {
+      const vf ws = splat(w[i]);
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) to[0][v] = fma(load(from.template at<V>(inputs[i], v)), ws, to[0][v]);
+    } else {
+      vf xv[V];
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) {
+        xv[v] = load(from.template at<V>(inputs[i], v));
+        OW_HOLD(xv[v]);
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const vf ws = splat(w[i * R + r]);
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) to[r][v] = fma(xv[v], ws, to[r][v]);
+      }
+    }
+  };
+  int64_t i = 0;
+  for (; i + U <= count; i += U) {
+#pragma GCC unroll 4
+    for (int u = 0; u < U; ++u) add(i + u, acc[u]);
+  }
+  for (; i < count; ++i) add(i, acc[0]);
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) {
+      vf sum = acc[0][r][v];
+#pragma GCC unroll 4
+      for (int u = 1; u < U; ++u) sum += acc[u][r][v];
+      store(sums + r * step + v * W, sum);
+    }
+}
+
+template <typename From>
+using Micro = void (*)(const From&, const uint16_t*, const float*, int64_t, float*, bool);
+
+template <typename From, int R, int V = most_vectors(R)>
+Micro<From> micro_of(int vectors) {
+  if constexpr (V > 1) {
+    if (vectors < V) return micro_of<From, R, V - 1>(vectors);
+  }
+  return micro<R, V, From>;
+}
+
+template <typename From>
+Micro<From> pick(int64_t height, int vectors) {
+  return height == 8   ? micro_of<From, 8>(vectors)
+         : height == 4 ? micro_of<From, 4>(vectors)
+         : height == 2 ? micro_of<From, 2>(vectors)
+                       : micro_of<From, 1>(vectors);
+}
+
+// The weights of columns [first, last) as floats, times nothing: scales of int8 wait for the sums.
+inline const float* widened(const ColumnWeights& c, int64_t first, int64_t last, float* room) {
+  const int64_t begin = first * c.height, end = last * c.height;
+  if (c.store == kFloat) return static_cast<const float*>(c.values) + begin;
+  if (c.store == kBfloat) {
+    const uint16_t* from = static_cast<const uint16_t*>(c.values);
+    for (int64_t i = begin; i < end; ++i) room[i - begin] = one(from[i]);
+  } else {
+    const int8_t* from = static_cast<const int8_t*>(c.values);
+    for (int64_t i = begin; i < end; ++i) room[i - begin] = one(from[i]);
+  }
+  return room;
+}
+
+// The sums [group][height][V * W] of one part of the outputs; `offset_of(chunk)` gives the place of its activations.
+template <typename From, typename FromOf>
+void sum_part(const ColumnWeights& c, int64_t part, int64_t step, Micro<From> run, const FromOf& from_of, float* sums,
+              float* (*room)(int, size_t)) {
+  const int64_t g0 = part * c.part, g1 = std::min(c.groups, g0 + c.part);
+  for (int64_t k = 0; k < c.chunks; ++k) {
+    const int64_t* starts = c.starts + k * c.groups;
+    const int32_t* order = c.order + k * c.groups;
+    const int64_t begin = starts[g0], end = starts[g1];
+    const float* w = widened(c, begin, end, c.store == kFloat ? nullptr : room(3, (end - begin) * c.height));
+    const From from = from_of(k);
+    for (int64_t g = g0; g < g1; ++g) {
+      const int64_t first = starts[g], count = starts[g + 1] - first;
+      if (count == 0 && k > 0) continue;
+      run(from, c.inputs + first, w + (first - begin) * c.height, count, sums + (order[g] - g0) * c.height * step,
+          k == 0);
+    }
+  }
+  if (c.store == kInt8)
+    for (int64_t n = 0; n < (g1 - g0) * c.height; ++n) {
+      const vf factor = splat(c.scales[g0 * c.height + n]);
+      for (int64_t i = 0; i < step; i += W) store(sums + n * step + i, load(sums + n * step + i) * factor);
+    }
+}
+
+// Sums [output][step] become rows of y, one for each of up to W tokens, with bias, residual and activation on the way.
+inline void write_rows(const float* sums, int64_t step, int tokens, int64_t outputs, const Epilogue& e, int64_t first,
+                       float* y, int64_t y_stride, const float* residual) {
+  vf r[W];
+  for (int64_t n = 0; n < outputs; n += W) {
+    const int64_t wide = std::min<int64_t>(W, outputs - n);
+    const vf bias = e.bias == nullptr ? vf{} : load_some(e.bias + first + n, wide);
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i) r[i] = i < wide ? load(sums + (n + i) * step) : vf{};
+    transpose(r);
+    float* out = y + n;
+    const float* more = residual == nullptr ? nullptr : residual + n;
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i) {
+      if (i >= tokens) break;
+      vf sum = r[i] + bias;
+      if (wide == W) {
+        if (more != nullptr) sum += load(more + i * y_stride);
+        store(out + i * y_stride, e.act == kNone ? sum : activate(sum, e.act));
+      } else {
+        if (more != nullptr) sum += load_some(more + i * y_stride, wide);
+        store_some(out + i * y_stride, e.act == kNone ? sum : activate(sum, e.act), wide);
+      }
+    }
+  }
+}
+
+}  // namespace openwork::OW_ISA

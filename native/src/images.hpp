@@ -1,0 +1,107 @@
+// Images laid out for kernels: [plane][padded row][channel][position], a plane for every shift of the columns.
+//
+// Element i of a row in a plane is the padded input at column i * stride + shift, so that outputs side by side read
+// activations side by side, whatever the stride. Kernels that load whole vectors get a plane for each kernel column,
+// so that their loads are aligned; kernels that broadcast get one for each phase of the stride.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "kernels.hpp"
+#include "pool.hpp"
+#include "transpose.hpp"
+
+namespace openwork::OW_ISA {
+
+struct Planes {
+  Images a;  // a 1 x 1 kernel without stride or padding sees its image as a single row
+  int64_t rows, length, count, image;  // padded rows, floats in a row of one channel, planes, floats of an image
+  std::vector<int64_t> shifts;         // of each plane
+  std::vector<int32_t> offsets;        // of each input of the weights (kernel row, kernel column, channel)
+
+  Planes(const Images& given, bool shifted) : a(given) {
+    if (a.kernel_h == 1 && a.kernel_w == 1 && a.stride_h == 1 && a.stride_w == 1 && a.pad_h == 0 && a.pad_w == 0) {
+      a.width *= a.height;
+      a.out_w *= a.out_h;
+      a.height = a.out_h = 1;
+    }
+    rows = (a.out_h - 1) * a.stride_h + (a.kernel_h - 1) * a.dilation_h + 1;
+    int64_t reach = 0;
+    std::vector<int64_t> plane_of(a.kernel_w), begin_of(a.kernel_w);
+    for (int64_t j = 0; j < a.kernel_w; ++j) {
+      const int64_t column = j * a.dilation_w;
+      const int64_t shift = shifted ? column : column % a.stride_w;
+      begin_of[j] = (column - shift) / a.stride_w;
+      reach = std::max(reach, begin_of[j]);
+      auto found = std::find(shifts.begin(), shifts.end(), shift);
+      plane_of[j] = found - shifts.begin();
+      if (found == shifts.end()) shifts.push_back(shift);
+    }
+    count = static_cast<int64_t>(shifts.size());
+    length = (a.out_w + reach + W - 1) / W * W;
+    image = count * rows * a.channels * length;
+    offsets.reserve(a.kernel_h * a.kernel_w * a.channels);
+    for (int64_t i = 0; i < a.kernel_h; ++i)
+      for (int64_t j = 0; j < a.kernel_w; ++j)
+        for (int64_t c = 0; c < a.channels; ++c)
+          offsets.push_back(static_cast<int32_t>(
+              ((plane_of[j] * rows + i * a.dilation_h) * a.channels + c) * length + begin_of[j]));
+  }
+
+  int64_t row_stride() const { return a.stride_h * a.channels * length; }  // from an output row to the next
+
+  // Fills padded row `row` of one image in all planes.
+  void fill(int64_t image_index, int64_t row, float* to) const {
+    const int64_t y = row - a.pad_h;
+    const bool inside = y >= 0 && y < a.height;
+    for (int64_t p = 0; p < count; ++p) {
+      float* out = to + (p * rows + row) * a.channels * length;
+      // Elements [low, high) of the row come from the image, the others are padding.
+      const int64_t start = shifts[p] - a.pad_w;
+      const int64_t low = inside ? std::min(length, start >= 0 ? 0 : (-start + a.stride_w - 1) / a.stride_w) : length;
+      const int64_t behind = a.width - start;
+      const int64_t high = !inside || behind <= 0 ? low : std::max(low, std::min(length, (behind - 1) / a.stride_w + 1));
+      if (a.channels_last)
+        turn(a.x + ((image_index * a.height + (inside ? y : 0)) * a.width + start) * a.channels, low, high, out);
+      else
+        copy(a.x + (image_index * a.channels * a.height + (inside ? y : 0)) * a.width + start, low, high, out);
+    }
+  }
+
+ private:
+  void copy(const float* from, int64_t low, int64_t high, float* out) const {
+    for (int64_t c = 0; c < a.channels; ++c, from += a.height * a.width, out += length) {
+      std::fill(out, out + low, 0.0f);
+      if (a.stride_w == 1)
+        std::copy(from + low, from + high, out + low);
+      else
+        for (int64_t i = low; i < high; ++i) out[i] = from[i * a.stride_w];
+      std::fill(out + high, out + length, 0.0f);
+    }
+  }
+
+  void turn(const float* from, int64_t low, int64_t high, float* out) const {
+    const int64_t step = a.stride_w * a.channels;
+    vf r[W];
+    for (int64_t i0 = 0; i0 < length; i0 += W)
+      for (int64_t c = 0; c < a.channels; c += W) {
+        const int64_t wide = std::min<int64_t>(W, a.channels - c);
+#pragma GCC unroll 16
+        for (int i = 0; i < W; ++i)
+          r[i] = i0 + i >= low && i0 + i < high ? load_some(from + (i0 + i) * step + c, wide) : vf{};
+        transpose(r);
+#pragma GCC unroll 16
+        for (int i = 0; i < W; ++i)
+          if (i < wide) store(out + (c + i) * length + i0, r[i]);
+      }
+  }
+};
+
+// Images that are laid out together: as many as fill a good part of the shared cache.
+inline int64_t together(const Planes& planes, int threads) {
+  const int64_t fit = (int64_t{4} << 20) / (planes.image * 4);
+  return std::min(planes.a.batch, std::max<int64_t>(fit, std::min<int64_t>(threads, planes.a.batch)));
+}
+
+}  // namespace openwork::OW_ISA

@@ -1,0 +1,84 @@
+// The jobs that kernels do, the same for every instruction set. All pointers are borrowed for one call.
+#pragma once
+
+#include <cstdint>
+
+namespace openwork {
+
+enum Act : int { kNone = 0, kRelu = 1, kGelu = 2, kGeluTanh = 3, kSilu = 4, kRelu6 = 5 };
+
+// How weights are stored. Sums are always float32.
+enum Store : int { kFloat = 0, kBfloat = 1, kInt8 = 2 };
+
+// What is done with a finished sum: add a bias per output, add a residual, activate.
+struct Epilogue {
+  const float* bias = nullptr;      // [outputs]
+  const float* residual = nullptr;  // strides as those of the output
+  int act = kNone;
+};
+
+// Blocks of weights, [strip][block][k][height]; a strip is `height` outputs, a block `depth` successive inputs.
+// `height` is a multiple of the vector.
+struct BlockWeights {
+  const void* values;
+  const float* scales;    // int8 only: [blocks]
+  const int32_t* inputs;  // [blocks] first input of each block
+  const int64_t* starts;  // [strips + 1] first block of each strip
+  int64_t strips, height, depth, outputs;
+  int store;
+};
+
+// Columns of weights, [chunk][slot][column][height]; a group is `height` outputs, a column one input.
+// In every chunk of inputs the groups of each part stand in the order of their number of columns, so that loops of
+// one length follow each other: `order` tells which group a slot holds.
+struct ColumnWeights {
+  const void* values;
+  const float* scales;     // int8 only: [outputs rounded up to whole groups]
+  const uint16_t* inputs;  // [columns] input of each column, counted from the start of its chunk
+  const int64_t* starts;   // [chunks * groups + 1] first column of each slot
+  const int32_t* order;    // [chunks * groups] group of each slot
+  int64_t chunk, chunks, groups, height, outputs;
+  int64_t part;  // groups in a part; the sums of a part stay in the cache
+  int store;
+};
+
+// Tokens are rows: x[token * x_stride + input], y[token * y_stride + output].
+struct Tokens {
+  const float* x;
+  float* y;
+  int64_t tokens, inputs, x_stride, y_stride;
+};
+
+// A batch of images, channels first or last; so are the outputs. Inputs of the weights are (kernel row, kernel column,
+// channel).
+struct Images {
+  const float* x;
+  float* y;
+  int64_t batch, channels, height, width;
+  int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+  int64_t out_h, out_w;
+  bool channels_last;
+};
+
+struct Kernels {
+  const char* name;
+  int width;                          // floats in a vector
+  int64_t (*strip)(int64_t height);   // height of strips for blocks of this height, 0 when there is no kernel for it
+  int64_t (*reach)(int64_t height);   // inputs whose activations fit the L1 cache beside columns of this height
+  void (*block_linear)(const BlockWeights&, const Epilogue&, const Tokens&, int threads);
+  void (*column_linear)(const ColumnWeights&, const Epilogue&, const Tokens&, int threads);
+  void (*block_conv)(const BlockWeights&, const Epilogue&, const Images&, int threads);
+  void (*column_conv)(const ColumnWeights&, const Epilogue&, const Images&, int threads);
+};
+
+namespace avx512 {
+extern const Kernels kernels;
+}
+namespace avx2 {
+extern const Kernels kernels;
+}
+namespace portable {
+extern const Kernels kernels;
+}
+
+}  // namespace openwork

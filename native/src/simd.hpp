@@ -1,0 +1,86 @@
+// Vectors of one instruction set. Every kernel file is compiled once per set, in a namespace of its own (OW_ISA).
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+#define OW_WIDTH 16
+#elif defined(__AVX2__)
+#define OW_WIDTH 8
+#else
+#define OW_WIDTH 4
+#endif
+
+#ifndef OW_ISA
+#define OW_ISA portable
+#endif
+
+#define OW_INLINE inline __attribute__((always_inline))
+
+// Keeps a loaded vector in its register: g++ otherwise folds the load back into every use of it.
+#if defined(__x86_64__)
+#define OW_HOLD(v) asm("" : "+v"(v))
+#else
+#define OW_HOLD(v)
+#endif
+
+namespace openwork::OW_ISA {
+
+constexpr int W = OW_WIDTH;  // floats in a vector
+typedef float vf __attribute__((vector_size(W * 4)));
+typedef int32_t vi __attribute__((vector_size(W * 4)));
+typedef float vfu __attribute__((vector_size(W * 4), aligned(4), may_alias));
+
+OW_INLINE vf load(const float* p) { return *reinterpret_cast<const vfu*>(p); }
+OW_INLINE void store(float* p, vf v) { *reinterpret_cast<vfu*>(p) = v; }
+
+OW_INLINE vf splat(float s) {
+#if defined(__AVX512F__)
+  return _mm512_set1_ps(s);
+#elif defined(__AVX2__)
+  return _mm256_set1_ps(s);
+#else
+  return vf{s, s, s, s};
+#endif
+}
+
+OW_INLINE vf fma(vf a, vf b, vf c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(a, b, c);
+#elif defined(__AVX2__)
+  return _mm256_fmadd_ps(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+// The first n floats of a vector, zeros behind them; nothing else is read.
+OW_INLINE vf load_some(const float* p, long n) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
+#else
+  float t[W] = {};
+  std::memcpy(t, p, n * sizeof(float));
+  return load(t);
+#endif
+}
+
+OW_INLINE void store_some(float* p, vf v, long n) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), v);
+#else
+  float t[W];
+  store(t, v);
+  std::memcpy(p, t, n * sizeof(float));
+#endif
+}
+
+OW_INLINE vf max(vf a, vf b) { return a > b ? a : b; }
+OW_INLINE vf min(vf a, vf b) { return a < b ? a : b; }
+
+}  // namespace openwork::OW_ISA

@@ -1,0 +1,41 @@
+// Weights as floats, whatever they are stored as.
+#pragma once
+
+#include "simd.hpp"
+
+namespace openwork::OW_ISA {
+
+OW_INLINE float one(float w) { return w; }
+OW_INLINE float one(uint16_t w) {
+  const uint32_t bits = static_cast<uint32_t>(w) << 16;
+  float f;
+  std::memcpy(&f, &bits, 4);
+  return f;
+}
+OW_INLINE float one(int8_t w) { return static_cast<float>(w); }
+
+OW_INLINE vf widen(const float* w) { return load(w); }
+
+OW_INLINE vf widen(const uint16_t* w) {
+#if defined(__AVX512F__)
+  return _mm512_castsi512_ps(
+      _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(w))), 16));
+#elif defined(__AVX2__)
+  return _mm256_castsi256_ps(
+      _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w))), 16));
+#else
+  return vf{one(w[0]), one(w[1]), one(w[2]), one(w[3])};
+#endif
+}
+
+OW_INLINE vf widen(const int8_t* w) {
+#if defined(__AVX512F__)
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w))));
+#elif defined(__AVX2__)
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(w))));
+#else
+  return vf{one(w[0]), one(w[1]), one(w[2]), one(w[3])};
+#endif
+}
+
+}  // namespace openwork::OW_ISA

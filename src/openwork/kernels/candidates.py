@@ -1,0 +1,57 @@
+"""The layouts in which a kernel could run a stored matrix."""
+
+from __future__ import annotations
+
+import torch
+
+from openwork.formats import BlockSparse, Format, NMSparse
+from openwork.kernels.layout import Columns, Layout, block_layout, column_layout, columns_of_blocks
+
+HEIGHTS = (8, 4, 2, 1)
+
+
+def kinds_of(fmt: Format) -> tuple[str, ...]:
+    """The kernels that can run a format, the likely fastest first: ``block``, ``column``."""
+    from openwork.kernels.native import strip_of
+
+    blocks = isinstance(fmt, BlockSparse) and strip_of(fmt.height) > 0
+    return ("block", "column") if blocks else ("column",)
+
+
+def layout_of(fmt: Format, kind: str, *, run: int, few: bool = False) -> Layout:
+    """The layout of one kind.
+
+    Values stay in the type they are stored in where the kernel can scale them; int8 with a scale for each block or
+    group is widened to float32 for columns.
+
+    Args:
+        fmt: the stored matrix.
+        kind: one of ``kinds_of(fmt)``.
+        run: inputs that lie side by side in memory: all of a linear layer, the channels of a convolution.
+        few: for products with at most four tokens (columns only).
+    """
+    if kind == "block" and isinstance(fmt, BlockSparse):
+        found = block_layout(fmt.values, fmt.columns, fmt.row_starts, fmt.rows, fmt.cols, run=run, scales=fmt.scales)
+        if found is not None:
+            return found
+    return column_layout(_columns(fmt), few=few)
+
+
+def _columns(fmt: Format) -> Columns:
+    if isinstance(fmt, BlockSparse):
+        height = next(h for h in HEIGHTS if fmt.height % h == 0)
+        values = fmt.values if fmt.scales is None else fmt.values.float() * fmt.scales[:, None, None]
+        return columns_of_blocks(values, fmt.columns, fmt.row_starts, fmt.rows, fmt.cols, height)
+    matrix = fmt.unpack()
+    height = 4 if isinstance(fmt, NMSparse) and fmt.share == 4 else 1
+    rows = -(-fmt.rows // height) * height
+    padded = torch.nn.functional.pad(matrix, (0, 0, 0, rows - fmt.rows)).view(rows // height, height, fmt.cols)
+    groups, inputs = (padded != 0).any(1).nonzero(as_tuple=True)
+    values = padded[groups, :, inputs]
+    if fmt.scales is not None and fmt.dtype == torch.int8 and fmt.scales.numel() == fmt.rows:
+        scales = torch.nn.functional.pad(fmt.scales.flatten(), (0, rows - fmt.rows), value=1.0)
+        steps = (values / scales.view(-1, height)[groups]).round().to(torch.int8)
+        return Columns(fmt.rows, fmt.cols, groups, inputs, steps, scales)
+    return Columns(
+        fmt.rows, fmt.cols, groups, inputs, values.to(fmt.dtype if fmt.dtype == torch.bfloat16 else torch.float32)
+    )

@@ -1,0 +1,40 @@
+"""Layouts turned back into matrices: the Python path, and what tests compare with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def dense_of(kind: str, tensors: Sequence[Tensor], sizes: Sequence[int], cols: int) -> Tensor:
+    """The matrix ``(outputs, cols)`` of a layout, float32."""
+    return (_of_blocks if kind == "block" else _of_columns)(tensors, sizes, cols)
+
+
+def _of_blocks(tensors: Sequence[Tensor], sizes: Sequence[int], cols: int) -> Tensor:
+    values, inputs, starts = tensors[:3]
+    height, depth, outputs = sizes
+    strips = len(starts) - 1
+    blocks = values.float()
+    if values.dtype == torch.int8:
+        blocks = blocks * tensors[3][:, None, None]
+    matrix = blocks.new_zeros(strips * height, -(-cols // depth) * depth)
+    strip = torch.repeat_interleave(torch.arange(strips), starts.diff())
+    rows = (strip[:, None] * height + torch.arange(height))[:, None]
+    matrix[rows, (inputs.long()[:, None] + torch.arange(depth))[:, :, None]] = blocks
+    return matrix[:outputs, :cols]
+
+
+def _of_columns(tensors: Sequence[Tensor], sizes: Sequence[int], cols: int) -> Tensor:
+    values, inputs, starts, order = tensors[:4]
+    chunk, height, outputs, _ = sizes
+    groups = max(1, -(-outputs // height))
+    slot = torch.repeat_interleave(torch.arange(len(order)), starts.diff())
+    columns = inputs.long() + slot // groups * chunk
+    matrix = torch.zeros(groups * height, cols)
+    matrix[order.long()[slot][:, None] * height + torch.arange(height), columns[:, None]] = values.float()
+    if values.dtype == torch.int8:
+        matrix *= tensors[4][: len(matrix), None]
+    return matrix[:outputs]

@@ -1,0 +1,69 @@
+"""The compiled kernels, if they are there, and which instruction set they use."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+from openwork.errors import OpenworkError
+
+PORTABLE_STRIP, PORTABLE_REACH = 16, 4096  # layouts for the Python path, which reads any
+
+
+@cache
+def native() -> Any | None:
+    """The extension module, or None where it was not built. ``OPENWORK_ISA`` forces an instruction set.
+
+    Raises:
+        OpenworkError: ``OPENWORK_ISA`` names a set that this build or this processor does not have.
+    """
+    wanted = os.environ.get("OPENWORK_ISA", "")
+    try:
+        module = import_module("openwork._native")
+    except ImportError as problem:
+        if wanted not in ("", "python"):
+            raise OpenworkError(
+                f"OPENWORK_ISA: {wanted!r} needs the native kernels, which are not installed ({problem}); unset it"
+            ) from None
+        return None
+    if wanted == "python":
+        return None
+    if wanted and not module.use(wanted):
+        raise OpenworkError(
+            f"OPENWORK_ISA: must be one of {', '.join([*module.isas(), 'python'])} on this processor, got {wanted!r}"
+        )
+    return module
+
+
+def isa() -> str:
+    """``avx512``, ``avx2``, ``portable``, or ``python`` without the native kernels."""
+    module = native()
+    return "python" if module is None else module.isa()
+
+
+def strip_of(height: int) -> int:
+    """Height of the strips that the block kernel cuts blocks of this height into; 0 when it cannot."""
+    module = native()
+    if module is None:
+        return PORTABLE_STRIP if height % PORTABLE_STRIP == 0 else 0
+    return module.strip(height)
+
+
+def reach_of(height: int) -> int:
+    """How many inputs a column kernel of this height keeps in the first cache."""
+    module = native()
+    return PORTABLE_REACH if module is None else module.reach(height)
+
+
+@cache
+def warn_once() -> None:
+    """Say, once a process, that only the slow path is there."""
+    warnings.warn(
+        "openwork: the native kernels are not installed, packed layers run their slower Python path; install a C++ "
+        "compiler (g++) and reinstall openwork",
+        RuntimeWarning,
+        stacklevel=3,
+    )

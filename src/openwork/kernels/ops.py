@@ -1,0 +1,192 @@
+"""The operators ``torch.ops.openwork.sparse_*``: products that torch.compile and torch.export understand.
+
+Sums are float32. Inputs of another floating type are computed in float32 and turned back. For inference: there is no
+gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from openwork.errors import OpenworkError
+from openwork.kernels.dense import dense_of
+from openwork.kernels.native import native
+
+ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu", "relu6")
+STORES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+WORTH = 2_000_000  # multiplications below which a second thread costs more than it brings
+
+_LIB = torch.library.Library("openwork", "DEF")
+_ARGUMENTS = "Tensor x, str kind, Tensor[] weights, int[] sizes, Tensor? bias, Tensor? residual, str activation"
+_LIB.define(f"sparse_linear({_ARGUMENTS}) -> Tensor")
+_LIB.define(f"sparse_conv2d({_ARGUMENTS}, int[] kernel, int[] stride, int[] padding, int[] dilation) -> Tensor")
+
+
+def _weights(kind: str, tensors: Sequence[Tensor], sizes: Sequence[int]) -> tuple[int, ...]:
+    """The arguments of the native function; see ``module.cpp``."""
+    values = tensors[0]
+    scaled = values.dtype == torch.int8
+    scales = tensors[-1].data_ptr() if scaled else 0
+    store = STORES[values.dtype]
+    if kind == "block":
+        inputs, starts = tensors[1:3]
+        height, depth, outputs = sizes
+        two = (inputs.data_ptr(), starts.data_ptr())
+        return values.data_ptr(), scales, *two, len(starts) - 1, height, depth, outputs, store
+    inputs, starts, order = tensors[1:4]
+    chunk, height, outputs, part = sizes
+    groups = max(1, -(-outputs // height))
+    places = (inputs.data_ptr(), starts.data_ptr(), order.data_ptr())
+    return values.data_ptr(), scales, *places, chunk, len(order) // groups, groups, height, outputs, part, store
+
+
+def _end(y: Tensor, residual: Tensor | None, activation: str) -> Tensor:
+    y = y if residual is None else y + residual
+    match activation:
+        case "relu":
+            return torch.relu(y)
+        case "gelu":
+            return F.gelu(y)
+        case "gelu_tanh":
+            return F.gelu(y, approximate="tanh")
+        case "silu":
+            return F.silu(y)
+        case "relu6":
+            return F.relu6(y)
+    return y
+
+
+def _check(
+    op: str,
+    x: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    shape: Sequence[int],
+    outputs: int,
+) -> None:
+    if activation not in ACTIVATIONS:
+        raise OpenworkError(f"{op}: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    if not x.dtype.is_floating_point:
+        raise OpenworkError(f"{op}: the input must be floating point, got {x.dtype}")
+    if bias is not None and tuple(bias.shape) != (outputs,):
+        raise OpenworkError(f"{op}: the bias must have shape ({outputs},), got {tuple(bias.shape)}")
+    if residual is not None and tuple(residual.shape) != tuple(shape):
+        raise OpenworkError(
+            f"{op}: the residual must have the shape of the output, {tuple(shape)}, got {tuple(residual.shape)}"
+        )
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _threads(tensors: Sequence[Tensor], times: float) -> int:
+    return torch.get_num_threads() if tensors[0].numel() * times > WORTH else 1
+
+
+def linear_now(
+    x: Tensor,
+    kind: str,
+    weights: Sequence[Tensor],
+    sizes: Sequence[int],
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+) -> Tensor:
+    """``sparse_linear`` without torch's dispatcher. ``x`` is ``(..., in)``; see ``Layout`` for the weights."""
+    outputs, cols = sizes[2], x.shape[-1]
+    shape = (*x.shape[:-1], outputs)
+    _check("sparse_linear", x, bias, residual, activation, shape, outputs)
+    dtype, module = x.dtype, native()
+    x = x.float().reshape(-1, cols)
+    bias = None if bias is None else bias.float().contiguous()
+    if module is None:
+        more = None if residual is None else residual.reshape(-1, outputs)
+        return _end(F.linear(x, dense_of(kind, weights, sizes, cols), bias), more, activation).to(dtype).view(shape)
+    tokens = len(x)
+    y = torch.empty(tokens, outputs)
+    if y.numel():
+        if x.stride(1) != 1 or x.stride(0) < cols:
+            x = x.contiguous()
+        more = None if residual is None else residual.float().reshape(tokens, outputs).contiguous()
+        getattr(module, f"{kind}_linear")(
+            _weights(kind, weights, sizes),
+            (_address(bias), _address(more), ACTIVATIONS.index(activation)),
+            (x.data_ptr(), y.data_ptr(), tokens, cols, x.stride(0), outputs),
+            _threads(weights, tokens),
+        )
+    return y.to(dtype).view(shape)
+
+
+def _sizes_out(x: Tensor, *window: Sequence[int]) -> list[int]:
+    kernel, stride, padding, dilation = window
+    return [
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, k, s, p, d in zip(x.shape[2:], kernel, stride, padding, dilation, strict=True)
+    ]
+
+
+def conv2d_now(
+    x: Tensor,
+    kind: str,
+    weights: Sequence[Tensor],
+    sizes: Sequence[int],
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """``sparse_conv2d`` without torch's dispatcher. ``x`` is ``(batch, in, height, width)``."""
+    if x.dim() != 4:
+        raise OpenworkError(f"sparse_conv2d: the input must be (batch, channels, height, width), got {tuple(x.shape)}")
+    outputs, (batch, channels, height, width) = sizes[2], x.shape
+    out = _sizes_out(x, kernel, stride, padding, dilation)
+    if min(out) < 1:
+        raise OpenworkError(f"sparse_conv2d: the input {tuple(x.shape)} is smaller than the kernel {tuple(kernel)}")
+    shape = (batch, outputs, *out)
+    _check("sparse_conv2d", x, bias, residual, activation, shape, outputs)
+    dtype, module = x.dtype, native()
+    x = x.float()
+    bias = None if bias is None else bias.float().contiguous()
+    if module is None:
+        matrix = dense_of(kind, weights, sizes, kernel[0] * kernel[1] * channels)
+        weight = matrix.view(outputs, *kernel, channels).permute(0, 3, 1, 2)
+        return _end(F.conv2d(x, weight, bias, stride, padding, dilation), residual, activation).to(dtype)
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    form = torch.channels_last if last else torch.contiguous_format
+    y = torch.empty(shape, memory_format=form)
+    if y.numel():
+        x = x.contiguous(memory_format=form)
+        more = None if residual is None else residual.float().contiguous(memory_format=form)
+        image = (batch, channels, height, width, *kernel, *stride, *padding, *dilation, *out, last)
+        getattr(module, f"{kind}_conv")(
+            _weights(kind, weights, sizes),
+            (_address(bias), _address(more), ACTIVATIONS.index(activation)),
+            (x.data_ptr(), y.data_ptr(), *image),
+            _threads(weights, batch * out[0] * out[1]),
+        )
+    return y.to(dtype)
+
+
+_LIB.impl("sparse_linear", linear_now, "CPU")
+_LIB.impl("sparse_conv2d", conv2d_now, "CPU")
+
+
+@torch.library.register_fake("openwork::sparse_linear")
+def _fake_linear(x, kind, weights, sizes, bias, residual, activation):  # type: ignore[no-untyped-def]
+    return x.new_empty((*x.shape[:-1], sizes[2]))
+
+
+@torch.library.register_fake("openwork::sparse_conv2d")
+def _fake_conv2d(x, kind, weights, sizes, bias, residual, activation, kernel, stride, padding, dilation):  # type: ignore[no-untyped-def]
+    y = x.new_empty((len(x), sizes[2], *_sizes_out(x, kernel, stride, padding, dilation)))
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return y.contiguous(memory_format=torch.channels_last) if last else y

@@ -1,0 +1,67 @@
+"""Folders of language models evaluated on a text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from openwork.errors import FileError
+from openwork.llm.calibration import documents_of, load_tokenizer
+from openwork.llm.checkpoint import Checkpoint
+from openwork.metrics.perplexity import agreement, perplexity
+
+
+def load_model(folder: str | Path) -> nn.Module:
+    """The causal language model of a folder, never from the network.
+
+    Raises:
+        FileError: transformers cannot load it, or finds weights missing.
+    """
+    from transformers import AutoModelForCausalLM
+
+    Checkpoint(folder)  # says what is wrong with the files
+    try:
+        auto: Any = AutoModelForCausalLM
+        model, told = auto.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as problem:
+        first = (str(problem).splitlines() or ["?"])[0]
+        raise FileError(f"{folder}: transformers cannot load it ({first})") from None
+    if told["missing_keys"]:
+        raise FileError(f"{folder}: {sorted(told['missing_keys'])[0]} is in none of the files")
+    return model.eval()
+
+
+def evaluate(
+    folder: str | Path,
+    text: str | Path,
+    length: int | None = None,
+    stride: int | None = None,
+    tokenizer: str | Path | None = None,
+    against: str | Path | None = None,
+) -> dict[str, Any]:
+    """Perplexity, and with ``against`` agreement; everything that is needed to measure it again."""
+    documents = documents_of(text, load_tokenizer(tokenizer or folder))
+    model = load_model(folder)
+    length = length or min(2048, int(getattr(model.config, "max_position_embeddings", 2048)))
+    source: Tensor | list[Tensor] = documents[0] if len(documents) == 1 else documents
+    found = {"model": str(folder), "text": str(text), "documents": len(documents)}
+    found["perplexity"] = perplexity(model, source, length, stride).to_dict()
+    if against is not None:
+        ids = torch.cat(documents)
+        found["agreement"] = agreement(model, load_model(against), ids, min(length, len(ids))).to_dict()
+    return found
+
+
+def compare(
+    dense: str | Path, pruned: str | Path, text: str | Path, length: int | None, tokenizer: str | Path | None
+) -> dict[str, Any]:
+    """The perplexities of two folders and their agreement."""
+    mine = evaluate(pruned, text, length, None, tokenizer or dense, dense)
+    theirs = evaluate(dense, text, length, None, tokenizer or dense)
+    return {"text": str(text), "dense": theirs["perplexity"], "pruned": mine["perplexity"],
+            "agreement": mine["agreement"]}  # fmt: skip

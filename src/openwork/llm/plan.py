@@ -1,0 +1,144 @@
+"""What a block-wise run will need, counted before it begins."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from openwork.core.protocols import Partition
+from openwork.errors import FileError
+
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes, all upper bounds: weights of the largest block, its statistics, working copies, activations, output.
+
+    ``cached`` says where the activations go: ``"memory"``, ``"disk"``, or ``"none"`` for methods without data.
+    """
+
+    blocks: int
+    targets: int
+    targeted: int
+    parameters: int
+    front: int
+    block: int
+    statistics: int
+    working: int
+    activations: int
+    cached: str
+    output: int
+
+    @property
+    def peak(self) -> int:
+        """Resident bytes at the worst moment."""
+        held = self.activations if self.cached == "memory" else 0
+        return max(self.front, self.block + self.statistics + self.working) + held
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "peak": self.peak}
+
+    def text(self) -> str:
+        """The plan as lines for people."""
+        rows = [
+            (
+                "targets",
+                f"{self.targets} tensors in {self.blocks} blocks, {self.targeted:,} of {self.parameters:,} weights",
+            ),
+            ("largest block", _size(self.block)),
+            ("statistics", f"at most {_size(self.statistics)}"),
+            ("working copies", _size(self.working)),
+            ("embeddings", f"{_size(self.front)} (not at the same time as a block)"),
+            ("activations", f"{_size(self.activations)} ({self.cached})"),
+            ("peak", f"at most {_size(self.peak)} beside Python and torch"),
+            ("output", _size(self.output)),
+        ]
+        return "\n".join(f"  {name:<16} {text}" for name, text in rows)
+
+
+def make_plan(
+    model: nn.Module,
+    blocks: Mapping[str, nn.Module],
+    parts: Mapping[str, Partition],
+    windows: tuple[int, int] | None,
+    width: int,
+    itemsize: int,
+    statistics: str,
+    memory: int | None,
+    output: int,
+) -> Plan:
+    """Count.
+
+    Args:
+        model: with or without values.
+        blocks: name -> block.
+        parts: name of a targeted tensor -> partition.
+        windows: (number, length) of the calibration; None without data.
+        width: of the hidden states.
+        itemsize: bytes of a number in computing.
+        statistics: ``"gram"``, ``"vector"`` or ``"none"``, what the method measures.
+        memory: bytes that activations may take; None: a quarter of what is free now.
+        output: bytes to be written.
+    """
+    largest = stats = working = 0
+    for name, block in blocks.items():
+        largest = max(largest, sum(p.numel() for p in block.parameters()) * itemsize)
+        here = [part for n, part in parts.items() if n.startswith(f"{name}.")]
+        sizes = [getattr(part, "view", None) for part in here]
+        columns = [(v.folded[0], v.folded[2], v.folded[1] * v.folded[2]) for v in sizes if v is not None]
+        if statistics == "gram":
+            stats = max(stats, sum(stack * c * c * 4 for stack, c, _ in columns))
+            working = max(working, *(5 * size * 4 + 4 * c * c * 4 for _, c, size in columns), 0)
+        elif columns:
+            stats = max(stats, sum(stack * c * 4 for stack, c, _ in columns) if statistics == "vector" else 0)
+            working = max(working, *(4 * size * 4 for _, _, size in columns), 0)
+    inside = sum(p.numel() for block in blocks.values() for p in block.parameters())
+    everything = sum(p.numel() for p in model.parameters())
+    activations = 2 * windows[0] * windows[1] * width * itemsize if windows else 0
+    limit = memory if memory is not None else free_memory() // 4
+    cached = "none" if not windows else "memory" if activations <= limit else "disk"
+    return Plan(
+        len(blocks), len(parts), sum(int(p.cost.sum()) for p in parts.values()), everything,
+        (everything - inside) * itemsize if windows else 0, largest, stats, working, activations, cached, output,
+    )  # fmt: skip
+
+
+def free_memory() -> int:
+    """Bytes that can be had without swapping."""
+    info = Path("/proc/meminfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("MemAvailable"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def refuse_full_disk(folder: Path, needed: int) -> None:
+    """Say before the work that its result will not fit.
+
+    Raises:
+        FileError: less space than needed.
+    """
+    place = folder
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise FileError(f"{folder}: needs {_size(needed)} of disk, but only {_size(free)} are free")
+
+
+def itemsize_of(dtype: torch.dtype) -> int:
+    """Bytes of a number."""
+    return dtype.itemsize
+
+
+def _size(count: int) -> str:
+    return f"{count / GB:.2f} GB" if count >= GB / 10 else f"{count / 1e6:.1f} MB"

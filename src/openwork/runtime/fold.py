@@ -1,0 +1,87 @@
+"""Norms folded into the convolutions before them, activations into the layers before them."""
+
+from __future__ import annotations
+
+from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.SiLU: "silu", nn.ReLU6: "relu6"}
+
+
+class _Shallow(fx.Tracer):
+    """Does not look into layers; whatever else is Python is followed."""
+
+
+def fold_norms(model: nn.Module) -> list[tuple[str, str]]:
+    """Fold every BatchNorm2d that follows a convolution, and nothing else reads, into it, in place.
+
+    The norm becomes ``nn.Identity``; zeros of the weights stay zeros. A model that cannot be traced is left as it is.
+
+    Returns:
+        ``(convolution, norm)`` names.
+    """
+    graph = _trace(model)
+    if graph is None:
+        return []
+    modules, folded = dict(model.named_modules()), []
+    used = [n.target for n in graph.nodes if n.op == "call_module"]
+    for node in graph.nodes:
+        if node.op != "call_module" or not isinstance(modules.get(node.target), nn.BatchNorm2d):
+            continue
+        before = node.args[0] if node.args else None
+        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) != 1:
+            continue
+        conv, norm = modules.get(str(before.target)), modules[node.target]
+        single = used.count(before.target) == used.count(node.target) == 1
+        if type(conv) is not nn.Conv2d or not single or norm.training or norm.running_mean is None:
+            continue
+        weight, bias = fuse_conv_bn_weights(
+            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        )
+        conv.weight, conv.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
+        replace_module(model, str(node.target), nn.Identity())
+        folded.append((str(before.target), str(node.target)))
+    return folded
+
+
+def activations_after(model: nn.Module) -> dict[str, tuple[str, str]]:
+    """Layer -> (activation, module that computes it), where nothing else reads the layer's output."""
+    graph = _trace(model)
+    if graph is None:
+        return {}
+    modules, found = dict(model.named_modules()), {}
+    used = [n.target for n in graph.nodes if n.op == "call_module"]
+    for node in graph.nodes:
+        if node.op != "call_module" or len(node.users) != 1 or used.count(node.target) != 1:
+            continue
+        after = next(iter(node.users))
+        while after.op == "call_module" and type(modules.get(str(after.target))) is nn.Identity:
+            if len(after.users) != 1:
+                break
+            after = next(iter(after.users))
+        name = str(after.target)
+        if after.op == "call_module" and used.count(after.target) == 1:
+            module = modules.get(name)
+            word = ACTIVATIONS.get(type(module)) if module is not None else None
+            if isinstance(module, nn.GELU):
+                word = "gelu" if module.approximate == "none" else "gelu_tanh"
+            if word is not None:
+                found[str(node.target)] = (word, name)
+    return found
+
+
+def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
+    """Put a module in the place of another, wherever the old one is registered."""
+    old = model.get_submodule(name)
+    new.train(old.training)
+    for parent in list(model.modules()):
+        for key, child in list(parent._modules.items()):
+            if child is old:
+                parent._modules[key] = new
+
+
+def _trace(model: nn.Module) -> fx.Graph | None:
+    try:
+        return _Shallow().trace(model)
+    except Exception:  # (tracing runs the user's code on stand-ins; any failure means "cannot be traced")
+        return None

@@ -1,0 +1,81 @@
+"""The fastest dense layers there are on this processor: weights reordered once by oneDNN. For inference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Prepacked(nn.Module):
+    """Holds ``weight`` and ``bias`` as the layer it replaces did, and beside them oneDNN's own order."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d) -> None:
+        super().__init__()
+        self.register_buffer("weight", layer.weight.detach())
+        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach())
+        self._ready: dict[tuple[int, ...], Any] = {}
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._ready.clear()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Prepacked:
+        self._ready.clear()
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_ready": {}}  # oneDNN's order is made again by the copy
+
+
+class PrepackedLinear(Prepacked):
+    """``F.linear`` on a weight in oneDNN's order, one for each number of tokens met."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__(layer)
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.numel() // max(1, self.in_features)
+        if x.dtype != torch.float32 or tokens == 0:
+            return nn.functional.linear(
+                x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
+            )
+        if (tokens,) not in self._ready:
+            self._ready[(tokens,)] = torch.ops.mkldnn._reorder_linear_weight(self.weight, tokens)
+        return torch.ops.mkldnn._linear_pointwise(x, self._ready[(tokens,)], self.bias, "none", [], "")
+
+
+class PrepackedConv2d(Prepacked):
+    """``F.conv2d`` on a weight in oneDNN's order, one for each input shape met."""
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        super().__init__(layer)
+        self.stride, self.dilation, self.groups = list(layer.stride), list(layer.dilation), layer.groups
+        self.padding = [int(p) for p in layer.padding]
+
+    def forward(self, x: Tensor) -> Tensor:
+        window = (self.padding, self.stride, self.dilation, self.groups)
+        if x.dtype != torch.float32 or x.dim() != 4 or not x.numel():
+            bias = None if self.bias is None else self.bias.to(x.dtype)
+            p, s, d, g = window
+            return nn.functional.conv2d(x, self.weight.to(x.dtype), bias, s, p, d, g)
+        shape = tuple(x.shape)
+        if shape not in self._ready:
+            self._ready[shape] = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *window, list(shape))
+        return torch.ops.mkldnn._convolution_pointwise(x, self._ready[shape], self.bias, *window, "none", [], "")
+
+
+def prepacked(layer: nn.Module) -> nn.Module | None:
+    """The layer in oneDNN's order, or None when oneDNN is not there or does not run this layer."""
+    if not torch.backends.mkldnn.is_available():
+        return None
+    if type(layer) is nn.Linear and layer.weight.dtype == torch.float32:
+        return PrepackedLinear(layer)
+    if type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
+        return PrepackedConv2d(layer) if layer.weight.dtype == torch.float32 else None
+    return None

@@ -1,0 +1,189 @@
+"""A packed model as a folder: ``model.packed.safetensors`` and ``openwork.json``; ``load`` reads it anywhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from openwork.core.targets import Select, find_targets
+from openwork.core.views import conv_view, linear_view
+from openwork.engine.result import Result
+from openwork.errors import FileError, OpenworkError
+from openwork.formats import Format, smallest, weight
+from openwork.runtime.fold import replace_module
+from openwork.runtime.layers import Packed, PackedConv2d, PackedLinear
+from openwork.runtime.plan import Plan
+from openwork.runtime.prepacked import Prepacked, prepacked
+from openwork.ship.atomic import new_folder
+from openwork.ship.packed import read_packed, write_packed
+from openwork.ship.tied import untied
+from openwork.zoo.registry import rebuild_model
+
+PACKED_FORMAT = "packed-1"
+PACKED = "model.packed.safetensors"
+
+
+def export(model: nn.Module, result: Result, folder: str | Path, *, overwrite: bool = False) -> Path:
+    """Write a packed model; the folder appears whole or not at all.
+
+    The file holds storage formats, not the order of one machine's kernels, so that ``load`` works on another machine.
+
+    Args:
+        model: what ``pack`` returned.
+        result: of the pruning, kept beside the weights.
+        folder: must not exist, unless ``overwrite``.
+        overwrite: replace an earlier result.
+
+    Raises:
+        OpenworkError: a model that ``pack`` did not make.
+        FileError: the folder is in the way, or the disk refuses.
+    """
+    plan = getattr(model, "openwork_plan", None)
+    if not isinstance(plan, Plan):
+        raise OpenworkError(f"export: needs a model that pack() returned, got {type(model).__name__}; pack it first")
+    layers: dict[str, Any] = {}
+    skip: set[str] = set()
+    stored: dict[str, Format | Tensor] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Packed):
+            stored[f"{name}.weight"] = module.format
+            layers[name] = _describe(module)
+            skip.update(f"{name}.weight_{n}" for n in module.format.tensors())
+    state = {n: t for n, t in model.state_dict(keep_vars=True).items() if n not in skip}
+    tensors, tied = untied(state)
+    stored.update({n: _small(model, n, t) if n in result.masks else t for n, t in tensors.items()})
+    data = {
+        "format": PACKED_FORMAT,
+        "source": getattr(model, "openwork_source", None),
+        "model_class": f"{type(model).__module__}.{type(model).__qualname__}",
+        "layers": layers,
+        "gone": list(getattr(model, "openwork_gone", ())),
+        "onednn": [n for n, m in model.named_modules() if isinstance(m, Prepacked)],
+        "tied": tied,
+        "plan": plan.plain(),
+        "result": result.to_dict(),
+    }
+    with new_folder(Path(folder), overwrite) as work:
+        write_packed(work / PACKED, stored)
+        (work / "openwork.json").write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        config = getattr(model, "config", None)
+        if hasattr(config, "save_pretrained"):
+            config.save_pretrained(work)  # type: ignore[union-attr]
+    return Path(folder)
+
+
+def load_packed(
+    folder: Path, data: Mapping[str, Any], model: nn.Module | None, *, allow_factory: bool
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The packed model of a folder, ready to run, and the dictionary of its result.
+
+    ``model`` is the dense architecture; without it the folder must know how to build it.
+
+    Raises:
+        FileError: damaged files, or a model that does not fit.
+        OpenworkError: the model cannot be built again; pass ``model=``.
+    """
+    place = folder / "openwork.json"
+    if model is None:
+        if data.get("source") is None:
+            raise OpenworkError(
+                f"{folder}: the folder does not say how to build its model ({data.get('model_class')}); "
+                "build it yourself and pass model="
+            )
+        model = rebuild_model(data["source"], allow_factory=allow_factory)
+    stored, _ = read_packed(folder / PACKED)
+    targets = {t.name: t for t in find_targets(model, Select())[0]}
+    dtypes = {n: p.dtype for n, p in model.named_parameters()}
+    try:
+        plan = Plan.read(data["plan"])
+        for alias, name in data["tied"].items():
+            stored[alias] = stored[name]
+        model.eval()
+        for name in data["gone"]:
+            replace_module(model, name, nn.Identity())
+        for name, described in data["layers"].items():
+            fmt = stored.pop(f"{name}.weight")
+            bias = stored.get(f"{name}.bias")
+            if not isinstance(fmt, Format) or isinstance(bias, Format):
+                raise FileError(f"{folder / PACKED}: {name}.weight is not packed")
+            replace_module(model, name, _build(fmt, bias, described))
+        for name in [n for n, t in stored.items() if isinstance(t, Format)]:
+            target = targets[name]
+            stored[name] = weight(stored[name].unpack()[None], target).to(dtypes[name])  # type: ignore[union-attr]
+        result = dict(data["result"])
+    except (KeyError, TypeError, AttributeError, ValueError) as problem:
+        raise FileError(f"{place}: incomplete or damaged ({type(problem).__name__}: {problem})") from None
+    _fill(model, stored, folder)
+    for name in data["onednn"]:
+        fast = prepacked(model.get_submodule(name))
+        if fast is not None:
+            replace_module(model, name, fast)
+    for param in model.parameters():
+        param.requires_grad_(False)
+    model.openwork_plan = plan  # type: ignore[assignment]
+    model.openwork_gone = tuple(data["gone"])  # type: ignore[assignment]
+    return model, result
+
+
+def _small(model: nn.Module, name: str, tensor: Tensor) -> Format | Tensor:
+    """A pruned weight that runs dense is stored as small as its zeros allow all the same."""
+    layer = model.get_submodule(name.rpartition(".")[0])
+    if tensor.dtype != torch.float32 or not isinstance(layer, nn.Linear | nn.Conv2d | Prepacked):
+        return tensor
+    if tensor.dim() == 4:
+        view, groups = conv_view(tuple(tensor.shape)), layer.groups
+    else:
+        view, groups = linear_view(tuple(tensor.shape)), 1
+    if groups != 1:
+        return tensor
+    matrix = view.open(tensor)[0]
+    fmt = smallest(matrix, matrix != 0)
+    return fmt if fmt.nbytes < tensor.nbytes else tensor
+
+
+def _describe(module: Packed) -> dict[str, Any]:
+    data: dict[str, Any] = {"kind": module.kind, "activation": module.activation, "transposed": module.transposed}
+    if isinstance(module, PackedConv2d):
+        names = ("kernel_size", "stride", "padding", "dilation")
+        data["window"] = {n: list(getattr(module, n)) for n in names}
+    return data
+
+
+def _build(fmt: Format, bias: Tensor | None, data: Mapping[str, Any]) -> Packed:
+    if "window" not in data:
+        linear = PackedLinear(fmt, bias, data["kind"], data["activation"])
+        linear.transposed = bool(data["transposed"])
+        return linear
+    window = {n: (int(v[0]), int(v[1])) for n, v in data["window"].items()}
+    return PackedConv2d(fmt, bias, data["kind"], activation=data["activation"], **window)
+
+
+def _fill(model: nn.Module, stored: Mapping[str, Format | Tensor], folder: Path) -> None:
+    """Load what is not packed; a convolution that took over a norm has a bias that the fresh model lacks."""
+    rest = {n: t for n, t in stored.items() if isinstance(t, Tensor)}
+    for name in rest:
+        owner, _, leaf = name.rpartition(".")
+        try:
+            module = model.get_submodule(owner)
+        except AttributeError:
+            raise FileError(f"{folder / PACKED}: {name} is unknown to {type(model).__name__}") from None
+        if leaf == "bias" and getattr(module, "bias", 0) is None and isinstance(module, nn.Conv2d | nn.Linear):
+            module.bias = nn.Parameter(torch.zeros(len(module.weight)))
+    own = model.state_dict()
+    packed = {f"{n}." for n, m in model.named_modules() if isinstance(m, Packed)}
+    wanted = {n for n in own if not any(n.startswith(p) and "weight_" in n[len(p) :] for p in packed)}
+    wrong = sorted(wanted ^ set(rest))
+    if wrong:
+        where = "missing in the file" if wrong[0] in wanted else "unknown to the model"
+        raise FileError(f"{folder / PACKED}: {wrong[0]} is {where} ({len(wrong)} names differ)")
+    for name, tensor in rest.items():
+        if own[name].shape != tensor.shape:
+            raise FileError(
+                f"{folder / PACKED}: {name} is {tuple(tensor.shape)}, the model wants {tuple(own[name].shape)}"
+            )
+    model.load_state_dict({**own, **rest})
