@@ -2,7 +2,7 @@
 PYTHON ?= python3
 WORKERS ?= 2
 BIN := .venv/bin
-SETUP := pyproject.toml constraints.txt
+SETUP := pyproject.toml constraints.txt $(wildcard native/CMakeLists.txt native/src/*)
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: demo test lint types lines docs clean help
