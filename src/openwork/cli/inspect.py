@@ -5,10 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from torch import nn
+
 from openwork.cli.output import console, say, write_json
 from openwork.cli.parse import FORMS, options_of, structure_of
 from openwork.core.targets import Select
 from openwork.errors import RecipeError
+from openwork.graph.cost import cost_of
+from openwork.graph.example import Example, Tensorlike
+from openwork.graph.groups import build_graph
 from openwork.report import report_text
 from openwork.ship import load
 from openwork.structure import Element, partition
@@ -21,6 +26,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--model", help="a model instead: zoo name, Hugging Face folder, or package.module:factory")
     add("--model-option", action="append", default=[], metavar="KEY=VALUE")
     add("--structure", default="element", help=FORMS)
+    add("--graph", action="store_true", help="the groups that must be removed together; needs --input or integers")
+    add("--input", metavar="SHAPE", help="shape of one input with --graph, for instance 1x3x32x32; int:1x16 for tokens")
     add("--include", action="append", default=[], metavar="PATTERN")
     add("--exclude", action="append", default=[], metavar="PATTERN")
 
@@ -42,6 +49,8 @@ def run(args: argparse.Namespace) -> int:
     from openwork.zoo import build_model
 
     model = build_model(args.model, **options_of(args.model_option))
+    if args.graph:
+        return _graph(args, model)
     structure = structure_of(args.structure) if args.structure else Element()
     _, coverage = partition(model, structure, Select(tuple(args.include), tuple(args.exclude), min_units=2))
     rows = [
@@ -55,3 +64,38 @@ def run(args: argparse.Namespace) -> int:
     say(out, f"{prunable:,} of {sum(c.numel for c in coverage):,} parameters can be pruned as {structure}")
     write_json(args.json, rows)
     return 0
+
+
+def _graph(args: argparse.Namespace, model: nn.Module) -> int:
+    """Print the groups of a model, what stays with its reasons, and what it costs."""
+    out = console(args.json)
+    graph = build_graph(model, input_of(args.input))
+    cost = cost_of(model, graph)
+    rows = []
+    for g in graph.groups:
+        places = [f"{s.tensor}[{s.dim}]" for s in g.sites if s.parameter]
+        rows.append({"name": g.name, "kind": g.kind, "units": g.n_units, "over": g.over, "places": places})
+        say(out, f"  {g.kind:<9} {g.n_units:>6} units  {', '.join(places[:6])}{' ...' if len(places) > 6 else ''}")
+    reasons: dict[str, list[str]] = {}
+    for row in graph.frozen:
+        reasons.setdefault(row.reason, []).append(f"{row.tensor}[{row.dim}]")
+    for reason, places in reasons.items():
+        say(out, f"  stays: {reason}: {', '.join(places[:4])}{' ...' if len(places) > 4 else ''}")
+    params, macs = cost("params", {}), cost("macs", {})
+    say(out, f"{len(rows)} groups, {params:,} parameters, {macs:,} multiply-accumulates ({graph.seconds:.1f} s)")
+    frozen = [{"reason": reason, "places": places} for reason, places in reasons.items()]
+    write_json(args.json, {"groups": rows, "frozen": frozen, "params": params, "macs": macs})
+    return 0
+
+
+def input_of(text: str | None) -> Example:
+    """``1x3x32x32`` or ``int:1x16`` as an example.
+
+    Raises:
+        RecipeError: another form.
+    """
+    kind, _, shape = (text or "").rpartition(":")
+    sizes = shape.split("x")
+    if kind not in ("", "int") or not all(n.isdigit() and int(n) > 0 for n in sizes):
+        raise RecipeError(f"--input must read 1x3x32x32, or int:1x16 for token ids, got {text!r}")
+    return Example((Tensorlike(tuple(map(int, sizes)), "int64" if kind else "float32"),))

@@ -14,6 +14,7 @@ def linear(op: Op, x: Value, weight: Value, bias: Value | None = None) -> Value:
     contract(op, x, -1, weight, -1)
     if bias is not None:
         same(bias.at(-1), weight.at(0))
+    op.multiplies(*x.axes, *weight.axes[:-1])
     return Value((*x.axes[:-1], *weight.axes[:-1]))
 
 
@@ -36,6 +37,7 @@ def matmul(op: Op, a: Value, b: Value, **_: Any) -> Value:
     columns = b.axes[-1:] if b.ndim > 1 else ()
     batches = [v.moved(v.axes[:-2]) for v in (a, b) if v.ndim > 2]
     lead = broadcast(batches) if batches else ()
+    op.multiplies(*lead, *rows, *columns, a.at(-1))
     stacked = any(v.weight and v.ndim > 2 for v in (a, b))
     for axis in lead:
         if stacked or not (a.weight or b.weight):
@@ -76,6 +78,7 @@ def einsum(op: Op, equation: Any, operands: Any = None, *_: Any, **__: Any) -> A
             op.notes.consumed.add(id(x.at(k)))
         if not weights:
             freeze(first.at(i), f"summed over between two activations ({op.where})")
+    op.multiplies(*(uses[0][0].at(uses[0][1]) for uses in letters.values()))
     wide = [x for x in operands if not x.weight]
     for letter in right:
         if len(wide) > 1 and len(letters[letter]) == len(operands):
@@ -89,6 +92,7 @@ def grouped(op: Op, x: Value, weight: Value, *_: Any, **__: Any) -> Any:
     if x.ndim != 2 or weight.ndim != 3:
         return NotImplemented
     contract(op, x, -1, weight, 1)
+    op.multiplies(*x.axes, weight.at(2))
     tag(weight.at(0), "experts")
     op.notes.banks.append((op.module, weight.at(0)))
     return Value((x.at(0), weight.at(2)))
@@ -137,7 +141,12 @@ def convolution(op: Op, x: Value, weight: Value, bias: Value | None = None, *arg
         same(bias.at(0), out)
     for kernel in weight.axes[2:]:
         freeze(kernel, "kernel position")
-    return Value((*x.axes[:at], out, *(op.fixed(n) for n in op.shape[at + 1 :])))
+    spread = tuple(op.fixed(n) for n in op.shape[at + 1 :])
+    if flipped:  # every input entry meets the outputs of its group, once per kernel position
+        op.multiplies(*x.axes, *weight.axes[1:])
+    else:
+        op.multiplies(*x.axes[:at], *spread, *weight.axes)
+    return Value((*x.axes[:at], out, *spread))
 
 
 @rule("aten.batch_norm", "aten.instance_norm", "aten._native_batch_norm_legit_no_training", "aten.prelu")
@@ -206,6 +215,8 @@ def attention(op: Op, q: Value, k: Value, v: Value, mask: Any = None, *args: Any
         broadcast([rows, mask])
     for axis in lead:
         tag(axis, "heads")
+    for width in (q.at(-1), v.at(-1)):
+        op.multiplies(*lead, q.at(-2), k.at(-2), width)
     return Value((*lead, q.at(-2), v.at(-1)))
 
 
@@ -223,6 +234,8 @@ def recurrence(op: Op, x: Value, hx: Any, params: Sequence[Value], has_biases: b
             mine = params[(layer * ways + way) * each :][:each]
             op.consumes(mine[0], 1, inputs)
             op.consumes(mine[1], 1, hidden)
+            op.multiplies(*x.axes[:-1], *mine[0].axes)
+            op.multiplies(*x.axes[:-1], *mine[1].axes)
             gates = mine[0].at(0).size // hidden.size
             for p in mine:
                 same(p.at(0), prod(Axis(gates, "gates of a recurrent layer"), hidden) if gates > 1 else hidden)

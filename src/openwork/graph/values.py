@@ -40,12 +40,14 @@ class Notes:
 
     ``routed`` are axes that data picks from (a router's scores), ``banks`` the expert axes of stacked weights,
     ``groups`` the groups of grouped convolutions and norms; each with the module that runs the operation.
+    ``macs`` holds one product of axes per multiplication of tensors: its multiply-accumulates.
     """
 
     consumed: set[int] = field(default_factory=set)
     routed: list[tuple[str, Axis]] = field(default_factory=list)
     banks: list[tuple[str, Axis]] = field(default_factory=list)
     groups: list[tuple[str, Axis]] = field(default_factory=list)
+    macs: list[tuple[Axis, ...]] = field(default_factory=list)
 
 
 @dataclass
@@ -70,6 +72,10 @@ class Op:
     def fixed(self, size: int, reason: str = "position") -> Axis:
         """An axis that nothing can be removed from."""
         return Axis(size, reason)
+
+    def multiplies(self, *axes: Axis) -> None:
+        """The operation takes one multiply-accumulate for every combination of entries of these axes."""
+        self.notes.macs.append(axes)
 
     def consumes(self, weight: Value, dim: int, other: Axis) -> None:
         """A weight sums over ``other``: its axis ``dim`` is the reading side of that axis."""
