@@ -194,6 +194,46 @@ def benchmarks() -> str:
                 table(["pattern", "dtype", *(f"{100 * c:g} % zeros" for c in columns)], rows),
             )
         )
+    for name in ("kernels", "kernels_2"):
+        if found := load(name):
+            rows = [
+                [
+                    r["case"],
+                    r["pattern"],
+                    f"{100 * r['sparsity']:g} %",
+                    f"{r['ms']:.3g}",
+                    f"{r['torch_ms']:.3g}",
+                    "" if r["onednn_ms"] is None else f"{r['onednn_ms']:.3g}",
+                    f"{r['over_fastest']:.2f} ({r['low']:.2f} to {r['high']:.2f})",
+                    f"{r['over_torch']:.2f}",
+                    f"{r['error']:.0e}",
+                ]
+                for r in found["rows"]
+            ]
+            columns = ["case", "pattern", "zeros", "ms", "torch ms", "oneDNN ms", "x over the fastest dense", "x over torch"]
+            parts.append(
+                _section(
+                    f"Sparse products, {found['machine']['threads']} thread{'s' * (found['machine']['threads'] > 1)}",
+                    found,
+                    "python bench/kernels.py",
+                    f"{found['note']} oneDNN is the dense product with its weights in oneDNN's own order. In the cold rows the weights come from memory, as in a model.",
+                    table([*columns, "error"], rows),
+                )
+            )
+    if found := load("flagships_digits"):
+        rows = [
+            [
+                r["method"],
+                r["structure"],
+                f"{r['density']:g}",
+                *("" if r[k] is None else percent(r[k]) for k in ("pruned", "finetuned")),
+                "" if r["lr"] is None else f"{r['lr']:g}",
+                str(r["collapsed"] or ""),
+            ]
+            for r in found["rows"]
+        ]
+        columns = ["method", "structure", "density", "after pruning", "at the end", "learning rate", "collapsed"]
+        parts.append(_section(found["title"], found, found["command"], found["note"], table(columns, rows)))
     if found := load("kill_resume"):
         parts.append(
             _section(

@@ -74,3 +74,13 @@ def test_quick_gpu_bench(tmp_path):
         allowed = 0.02 if row["dtype"] == "bfloat16" else 1e-5
         assert all(0 <= off < allowed for off in row["max_error"].values())
         assert {"forward", "grad_x", "grad_values", "dense_forward"} <= set(row["times"])
+
+
+def test_quick_kernels(tmp_path):
+    # tried: a layout that forgets the last block -> red
+    found = quick("kernels", tmp_path)
+    assert {r["pattern"] for r in found["rows"]} >= {"32x32", "unstructured"}
+    for row in found["rows"]:
+        assert row["error"] < 1e-5, row
+        assert row["ms"] > 0
+        assert row["torch_ms"] > 0

@@ -1,0 +1,207 @@
+"""Sparse products against both dense baselines: torch's default and oneDNN with weights in its own order.
+
+    python bench/kernels.py [--quick] [--threads N] [--json FILE]
+
+Interleaved rounds; one thread is timed by the processor's clock, several by the wall's. Masks are random. In the
+"cold" rows the weights rotate through more memory than the shared cache holds, as the layers of a model do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from common import write
+from torch import Tensor, nn
+
+from openwork.formats import BlockSparse, Csr, Format
+from openwork.kernels import isa, kinds_of
+from openwork.runtime import PackedConv2d, PackedLinear
+from openwork.runtime.prepacked import prepacked
+from openwork.runtime.timing import interleaved
+
+PATTERNS = {"32x32": (32, 32), "64x64": (64, 64), "16x16": (16, 16), "4x1": (4, 1), "unstructured": (1, 1)}
+LINEAR = [(1024, 1024, 4096), (512, 768, 768), (128, 768, 3072), (16, 4096, 4096)]
+CONVS = [(1, 256, 256, 14, 3), (1, 1024, 256, 14, 1), (8, 256, 256, 14, 3)]
+COLD = 96 << 20  # bytes of weights that rotate
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    rows: list[dict[str, Any]] = []
+    sparsities = (0.9,) if args.quick else (0.5, 0.8, 0.9, 0.95)
+    patterns = ("32x32", "unstructured") if args.quick else tuple(PATTERNS)
+    rounds = 2 if args.quick else 9
+    with torch.no_grad():
+        for tokens, inputs, outputs in [(64, 128, 128)] if args.quick else LINEAR:
+            rows += linear(tokens, inputs, outputs, patterns, sparsities, rounds)
+        for shape in [(1, 32, 32, 8, 3)] if args.quick else CONVS:
+            rows += conv(shape, patterns, sparsities, rounds)
+        size = 128 if args.quick else 4096
+        for dtype in (torch.float32, torch.bfloat16, torch.int8):
+            rows += decode(size, dtype, ("32x32",) if dtype != torch.float32 else patterns, sparsities, rounds)
+    name = "kernels" if args.threads == 1 else f"kernels_{args.threads}"
+    note = (
+        f"{isa()} kernels. Ratios are medians over interleaved rounds; error is the largest, over the largest output."
+    )
+    write(f"{name}_quick" if args.quick else name, rows, isa=isa(), note=note)
+    if args.json:
+        Path(args.json).write_text(json.dumps(rows, indent=1))
+
+
+def weights(outputs: int, inputs: int, pattern: str, sparsity: float, dtype: torch.dtype) -> Format:
+    """A random matrix of one pattern, exactly as sparse as asked."""
+    r, c = PATTERNS[pattern]
+    units = (outputs // r) * (inputs // c)
+    kept = torch.zeros(units, dtype=torch.bool)
+    kept[torch.randperm(units)[: round((1 - sparsity) * units)]] = True
+    mask = kept.view(outputs // r, inputs // c).repeat_interleave(r, 0).repeat_interleave(c, 1)
+    matrix = torch.randn(outputs, inputs) / inputs**0.5 * mask
+    if pattern == "unstructured":
+        return Csr.pack(matrix, mask, dtype=dtype)
+    return BlockSparse.pack(matrix, mask, height=r, width=c, dtype=dtype)
+
+
+def compare(
+    case: str, dense: nn.Module, x: Tensor, variants: dict[tuple[str, float], tuple[nn.Module, Tensor]], rounds: int
+) -> list[dict[str, Any]]:
+    """Rows of one shape; variants come with the dense weight of the same zeros, for the error."""
+    fast = prepacked(dense)
+    calls: dict[Any, Callable[[], Any]] = {"torch": lambda: dense(x)}
+    if fast is not None:
+        calls["onednn"] = lambda: fast(x)
+    calls.update({key: (lambda m=m: m(x)) for key, (m, _) in variants.items()})
+    times = interleaved(calls, rounds=rounds, least=0.02)
+    rows = []
+    best = "onednn" if fast is not None and median(times["onednn"]) < median(times["torch"]) else "torch"
+    for (pattern, sparsity), (module, weight) in variants.items():
+        exact = _dense(module, x.double(), weight.double())
+        error = float((module(x) - exact).abs().max() / exact.abs().max())
+        t = times[(pattern, sparsity)]
+        over = sorted(a / b for a, b in zip(times[best], t, strict=True))
+        rows.append(
+            {
+                "case": case,
+                "pattern": pattern,
+                "sparsity": sparsity,
+                "ms": 1e3 * median(t),
+                "torch_ms": 1e3 * median(times["torch"]),
+                "onednn_ms": 1e3 * median(times["onednn"]) if fast is not None else None,
+                "over_fastest": median(over),
+                "low": over[len(over) // 4],
+                "high": over[3 * len(over) // 4],
+                "over_torch": median(a / b for a, b in zip(times["torch"], t, strict=True)),
+                "kernel": module.kind,
+                "error": error,
+            }
+        )
+        ratios = f"{median(over):6.2f}x {rows[-1]['over_torch']:6.2f}x"
+        print(f"{case:28} {pattern:14} {sparsity:.2f} {1e3 * median(t):9.3f} ms {ratios} {error:.0e}", flush=True)
+    return rows
+
+
+def _dense(module: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
+    if isinstance(module, PackedConv2d):
+        return F.conv2d(x, weight, None, module.stride, module.padding)
+    return F.linear(x, weight)
+
+
+def linear(
+    tokens: int, inputs: int, outputs: int, patterns: tuple[str, ...], sparsities: tuple[float, ...], rounds: int
+) -> list[dict[str, Any]]:
+    variants = {}
+    for pattern in patterns:
+        for sparsity in sparsities:
+            fmt = weights(outputs, inputs, pattern, sparsity, torch.float32)
+            variants[(pattern, sparsity)] = (PackedLinear(fmt, None, kinds_of(fmt)[0]), fmt.unpack())
+    x = torch.randn(tokens, inputs)
+    return compare(f"linear {tokens},{inputs},{outputs}", nn.Linear(inputs, outputs, bias=False), x, variants, rounds)
+
+
+def conv(
+    shape: tuple[int, int, int, int, int], patterns: tuple[str, ...], sparsities: tuple[float, ...], rounds: int
+) -> list[dict[str, Any]]:
+    batch, inputs, outputs, size, k = shape
+    p = k // 2
+    variants = {}
+    for pattern in patterns:
+        for sparsity in sparsities:
+            fmt = weights(outputs, inputs * k * k, pattern, sparsity, torch.float32)
+            layer = PackedConv2d(
+                fmt, None, kinds_of(fmt)[0], kernel_size=(k, k), stride=(1, 1), padding=(p, p), dilation=(1, 1)
+            )
+            variants[(pattern, sparsity)] = (layer, layer.dense_weight())
+    x = torch.randn(batch, inputs, size, size)
+    dense = nn.Conv2d(inputs, outputs, k, padding=p, bias=False)
+    return compare(f"conv {k}x{k} {inputs}-{outputs} at {size}, batch {batch}", dense, x, variants, rounds)
+
+
+class Rotating(nn.Module):
+    """Copies of a layer used in turn, so that each finds its weights out of the cache."""
+
+    def __init__(self, layers: list[nn.Module]) -> None:
+        super().__init__()
+        self.layers, self.turn = nn.ModuleList(layers), 0
+        self.kind = getattr(layers[0], "kind", "")
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.turn = (self.turn + 1) % len(self.layers)
+        return self.layers[self.turn](x)
+
+
+def decode(
+    size: int, dtype: torch.dtype, patterns: tuple[str, ...], sparsities: tuple[float, ...], rounds: int
+) -> list[dict[str, Any]]:
+    """One token; torch's float32 layer is the baseline whatever the sparse weights are stored as."""
+    rows = []
+    name = str(dtype).removeprefix("torch.")
+    room = COLD if size > 128 else 1 << 16
+    x = torch.randn(1, size)
+    dense = Rotating([nn.Linear(size, size, bias=False) for _ in range(max(2, room // (4 * size * size)))])
+    for pattern in patterns:
+        for sparsity in sparsities:
+            fmt = weights(size, size, pattern, sparsity, dtype)
+            first = PackedLinear(fmt, None, kinds_of(fmt)[0])
+            copies = max(2, min(64, room // max(1, fmt.nbytes)))
+            packed = Rotating([PackedLinear(fmt, None, first.kind) for _ in range(copies)])
+            times = interleaved({"torch": lambda: dense(x), "packed": lambda m=packed: m(x)}, rounds=rounds, least=0.02)
+            over = sorted(a / b for a, b in zip(times["torch"], times["packed"], strict=True))
+            exact = F.linear(x.double(), fmt.unpack().double())
+            error = float((first(x) - exact).abs().max() / exact.abs().max())
+            rows.append(
+                {
+                    "case": f"decode {size}, cold, {name}",
+                    "pattern": pattern,
+                    "sparsity": sparsity,
+                    "ms": 1e3 * median(times["packed"]),
+                    "torch_ms": 1e3 * median(times["torch"]),
+                    "onednn_ms": None,
+                    "over_fastest": median(over),
+                    "low": over[len(over) // 4],
+                    "high": over[3 * len(over) // 4],
+                    "over_torch": median(over),
+                    "kernel": first.kind,
+                    "error": error,
+                }
+            )
+            print(
+                f"decode {name:10} {pattern:14} {sparsity:.2f} {rows[-1]['ms']:.3f} ms {median(over):.2f}x {error:.0e}",
+                flush=True,
+            )
+    return rows
+
+
+if __name__ == "__main__":
+    main()
