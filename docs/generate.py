@@ -105,7 +105,9 @@ def benchmarks() -> str:
                 table(["inputs", "density", "method", "reached (parameters)", "accuracy"], rows),
             )
         )
-    if found := load("fashion_oneshot"):
+    for name in ("fashion", "photopatch", "cifar"):
+        if not (found := load(f"{name}_oneshot")):
+            continue
         rows = [
             [
                 f"{r['density']:g}",
@@ -117,10 +119,10 @@ def benchmarks() -> str:
         ]
         parts.append(
             _section(
-                "Fashion-MNIST, ResNet-8, one-shot",
+                f"{found['title']}, one-shot",
                 found,
-                "python bench/fashion_oneshot.py",
-                f"Dense {percent(found['dense'])}; dense trained for the extra epoch too: {percent(found['control'])}. Three epochs dense, one epoch of fine-tuning for every row.",
+                f"python bench/images_oneshot.py {name}",
+                f"Dense {percent(found['dense'])}; dense trained for the extra epoch too: {percent(found['control'])}. One epoch of fine-tuning for every row, {len(found['control']['values'])} seeds.",
                 table(
                     [
                         "density",
@@ -210,7 +212,16 @@ def benchmarks() -> str:
                 ]
                 for r in found["rows"]
             ]
-            columns = ["case", "pattern", "zeros", "ms", "torch ms", "oneDNN ms", "x over the fastest dense", "x over torch"]
+            columns = [
+                "case",
+                "pattern",
+                "zeros",
+                "ms",
+                "torch ms",
+                "oneDNN ms",
+                "x over the fastest dense",
+                "x over torch",
+            ]
             parts.append(
                 _section(
                     f"Sparse products, {found['machine']['threads']} thread{'s' * (found['machine']['threads'] > 1)}",

@@ -1,15 +1,18 @@
-"""Fashion-MNIST, ResNet-8 (stem stride 2): all one-shot criteria before and after the same fine-tuning, 3 seeds.
+"""One-shot criteria on trained image networks, before and after the same fine-tuning.
 
-    python bench/fashion_oneshot.py [--quick]
+    python bench/images_oneshot.py [fashion | photopatch | cifar] [--quick]
 
-The dense control is fine-tuned for the same extra epoch.
+The dense control is fine-tuned as long. ``cifar`` begins with the trained ResNet-20 of the folder that
+``OPENWORK_ASSETS`` names; its seeds differ in the order of the data only.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,26 +33,50 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def main(quick: bool) -> None:
-    torch.set_num_threads(1)
-    data, seeds = load_data("fashion-mnist"), range(1 if quick else 3)
-    budget = Budget(epochs=3, finetune_epochs=1, batch_size=128, lr=0.1, finetune_lr=0.05)
-    common: dict[str, Any] = {
-        "model": "resnet8",
+SMALL: dict[str, Any] = {"model": "resnet8", "model_options": {"stem_stride": 2}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "fashion": {
+        **SMALL,
         "data": "fashion-mnist",
-        "budget": budget,
-        "model_options": {"stem_stride": 2},
-    }
+        "budget": Budget(epochs=3, finetune_epochs=1, batch_size=128, lr=0.1, finetune_lr=0.05),
+    },
+    "photopatch": {
+        **SMALL,
+        "data": "photopatch-27",
+        "budget": Budget(epochs=6, finetune_epochs=1, batch_size=128, lr=0.1, finetune_lr=0.05),
+    },
+    "cifar": {
+        "model": "resnet20",
+        "data": "cifar10-jpeg",
+        "data_options": {"test": 2000},
+        "budget": Budget(epochs=1, finetune_epochs=1, batch_size=128, lr=0.1, finetune_lr=0.05),
+    },
+}
+TITLES = {
+    "fashion": "Fashion-MNIST, ResNet-8",
+    "photopatch": "PhotoPatch-27, ResNet-8",
+    "cifar": "CIFAR-10 as JPEG, trained ResNet-20",
+}
+
+
+def main(setting: str, quick: bool) -> None:
+    torch.set_num_threads(1)
+    common = SETTINGS[setting]
+    data, seeds = load_data(common["data"], **common.get("data_options", {})), range(1 if quick else 2 if setting == "cifar" else 3)
+    densities = (0.05,) if quick else (0.05, 0.02) if setting == "cifar" else (0.10, 0.05, 0.02)
     runs: dict[tuple[float, str], list[Any]] = {}
     dense, control = [], []
     with tempfile.TemporaryDirectory() as folder:
         for seed in seeds:
-            start = trained(Job(seed=seed, **common), data, folder)
+            if setting == "cifar":
+                start = str(Path(os.environ["OPENWORK_ASSETS"]) / "resnet20_cifar10.safetensors")
+            else:
+                start = trained(Job(seed=seed, **common), data, folder)
             result = Runner(Job(density=1.0, seed=seed, checkpoint=start, **common), data=data).run()[1]
             dense.append(result.metrics["dense"]["accuracy"])
             control.append(result.metrics["finetuned"]["accuracy"])
             print(f"seed {seed}: dense {dense[-1]:.4f}, control {control[-1]:.4f}", flush=True)
-            for density in (0.05,) if quick else (0.10, 0.05, 0.02):
+            for density in densities:
                 for name, method in METHODS.items():
                     began = time.monotonic()
                     job = Job(density=density, seed=seed, checkpoint=start, **common, **method)
@@ -58,9 +85,11 @@ def main(quick: bool) -> None:
                     line = " ".join(f"{m[k]['accuracy']:.4f}" for k in ("pruned", "recalibrated", "finetuned"))
                     print(f"  {density} {name:20} {line}  {time.monotonic() - began:.0f} s", flush=True)
             rows = [_row(density, name, found) for (density, name), found in runs.items()]
+            name = f"{setting}_oneshot"
             write(
-                "fashion_oneshot_quick" if quick else "fashion_oneshot",
+                f"{name}_quick" if quick else name,
                 rows,
+                title=TITLES[setting],
                 dense=spread(dense),
                 control=spread(control),
             )
@@ -80,4 +109,5 @@ def _row(density: float, name: str, runs: list[Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main("--quick" in sys.argv)
+    named = [a for a in sys.argv[1:] if not a.startswith("--")]
+    main(named[0] if named else "fashion", "--quick" in sys.argv)
