@@ -62,7 +62,8 @@ TITLES = {
 def main(setting: str, quick: bool) -> None:
     torch.set_num_threads(1)
     common = SETTINGS[setting]
-    data, seeds = load_data(common["data"], **common.get("data_options", {})), range(1 if quick else 2 if setting == "cifar" else 3)
+    data = load_data(common["data"], **common.get("data_options", {}))
+    seeds = range(1 if quick else 2 if setting == "cifar" else 3)
     densities = (0.05,) if quick else (0.05, 0.02) if setting == "cifar" else (0.10, 0.05, 0.02)
     runs: dict[tuple[float, str], list[Any]] = {}
     dense, control = [], []

@@ -98,10 +98,10 @@ struct Planes {
   }
 };
 
-// Images that are laid out together: as many as fill a good part of the shared cache.
+// Images that are laid out together: what fits the second caches of the threads, and at least one for each thread.
 inline int64_t together(const Planes& planes, int threads) {
-  const int64_t fit = (int64_t{4} << 20) / (planes.image * 4);
-  return std::min(planes.a.batch, std::max<int64_t>(fit, std::min<int64_t>(threads, planes.a.batch)));
+  const int64_t fit = (int64_t{512} << 10) * threads / (planes.image * 4);
+  return std::min(planes.a.batch, std::max<int64_t>(fit, threads));
 }
 
 }  // namespace openwork::OW_ISA
