@@ -1,4 +1,4 @@
-"""The rows of a comparison as a result file of this folder: `openwork compare` keeps every cell, the docs need the table.
+"""The rows of a comparison as a result file: `openwork compare` keeps every cell, the docs need the table.
 
 python bench/condense.py COMPARISON_FOLDER NAME TITLE
 """
