@@ -8,8 +8,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "src" / "openwork"
 ORDER = (
     "version", "errors", "core", "report", "graph", "structure", "schedules", "stats", "metrics", "formats", "kernels",
-    "criteria", "gpu", "allocation", "relax", "inverse", "rules", "engine", "data", "zoo", "runtime", "ship", "methods", "llm", "apps",
-    "lab", "cli",
+    "criteria", "gpu", "allocation", "relax", "inverse", "rules", "engine", "recovery", "data", "zoo", "runtime", "ship",
+    "methods", "llm", "apps", "lab", "cli",
 )  # fmt: skip
 ON_TOP = {"__init__", "__main__"}
 OPTIONAL = {"transformers", "sklearn", "PIL", "scipy", "onnx", "triton"}

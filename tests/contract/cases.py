@@ -59,6 +59,8 @@ CASES = [
     Case("woodfisher", {"samples": 8, "block": 100}, groups=False),
     Case("wanda"),
     Case("sparsegpt", {"block": 16}),
+    Case("dsnot", groups=False),
+    Case("ecoflap", {"batches": 2}, regions=False),
 ]
 
 

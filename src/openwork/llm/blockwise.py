@@ -113,7 +113,7 @@ def prune_blockwise(
     windows = None
     if needs_data and calibration is not None:
         place = tokenizer if tokenizer is not None or checkpoint is None else checkpoint.folder
-        windows = _windows(module, calibration, place, samples, length, seed)
+        windows = calibration_windows(module, calibration, place, samples, length, seed)
     if batch < 1:
         raise RecipeError(f"batch must be at least 1 window, got {batch}")
     pruner = BlockPruner(recipe, parts, _shares(shares, parts, named, recipe), recovery, seed)
@@ -146,7 +146,7 @@ def _check_recipe(recipe: Recipe) -> None:
         )
 
 
-def _windows(
+def calibration_windows(
     model: nn.Module, source: Tensor | str | Path, tokenizer: Any, samples: int, length: int | None, seed: int
 ) -> Tensor:
     """The calibration as token ids ``[windows, length]``."""

@@ -1,6 +1,8 @@
 """The methods: functions that return recipes, as in ``from openwork.methods import magnitude, spode``."""
 
 from openwork.methods.acdc import acdc as acdc
+from openwork.methods.dsnot import dsnot as dsnot
+from openwork.methods.ecoflap import ecoflap as ecoflap
 from openwork.methods.global_mp import global_mp as global_mp
 from openwork.methods.gradual_magnitude import gradual_magnitude as gradual_magnitude
 from openwork.methods.grasp import grasp as grasp

@@ -62,6 +62,10 @@ METHODS: tuple[Method, ...] = (
     Method("wanda", "Weight times the norm of its input", "Sun et al., ICLR 2024", "prune", "data", ANY),
     Method("sparsegpt", "Layer-wise second order, survivors are corrected", "Frantar and Alistarh, ICML 2023", "prune",
            "data", ANY),
+    Method("dsnot", "Swap weights until expected outputs match", "Zhang et al., ICLR 2024", "prune", "data",
+           "element, N:M"),
+    Method("ecoflap", "Layer shares from forward passes, then Wanda", "Sung et al., ICLR 2024", "prune", "data, loss",
+           FREE),
 )
 # fmt: on
 

@@ -2,6 +2,13 @@
 
 from openwork.metrics.density import Densities as Densities
 from openwork.metrics.density import densities as densities
+from openwork.metrics.essential import Curve as Curve
+from openwork.metrics.essential import Essential as Essential
+from openwork.metrics.essential import abrupt as abrupt
+from openwork.metrics.essential import essential_sparsity as essential_sparsity
+from openwork.metrics.essential import induced_sparsity as induced_sparsity
+from openwork.metrics.essential import mask_cosine as mask_cosine
+from openwork.metrics.essential import sparsity_curve as sparsity_curve
 from openwork.metrics.perplexity import Agreement as Agreement
 from openwork.metrics.perplexity import Perplexity as Perplexity
 from openwork.metrics.perplexity import agreement as agreement

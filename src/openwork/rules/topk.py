@@ -31,7 +31,7 @@ class TopK(Rule):
 
     @property
     def needs(self) -> frozenset[Stat]:  # type: ignore[override]
-        return self.criterion.needs
+        return self.criterion.needs | getattr(self.allocation, "needs", frozenset())
 
     @property
     def needs_grads(self) -> bool:  # type: ignore[override]
