@@ -96,7 +96,7 @@ def main(quick: bool) -> None:
                  **{k: spread([v.value]) for k, v in measured.items()}}]  # fmt: skip
         for setting, density, structure in settings(quick):
             for name, (recipe, beside) in methods_of(density, structure, quick).items():
-                found: dict[str, list[float]] = {k: [] for k in ("validation", "unseen", "top1", "seconds", "density")}
+                found: dict[str, list[float]] = {k: [] for k in ("validation", "unseen", "top1", "seconds", "realised")}
                 for seed in range(1 if quick else 3):
                     if name == "magnitude" and seed:  # no data, nothing to draw
                         break
@@ -115,7 +115,7 @@ def main(quick: bool) -> None:
                         more["recovery"] = Perp(lr=2e-3, epochs=3)
                     result = ow.prune_blockwise(model, recipe, calibration, seed=seed, **windows, **more)
                     found["seconds"].append(time.process_time() - began)
-                    found["density"].append(result.density)
+                    found["realised"].append(result.density)
                     found["validation"].append(perplexity(model, validation, 512).value)
                     found["unseen"].append(perplexity(model, unseen, 512).value)
                     found["top1"].append(agreement(model, dense, torch.cat(validation), 512).top1)
