@@ -6,9 +6,9 @@
 
 namespace openwork::OW_ISA {
 
-// exp with a relative error below 2e-7: 2^n times a polynomial of the remainder.
-OW_INLINE vf exp_(vf x) {
-  x = min(max(x, splat(-87.0f)), splat(88.0f));
+// exp with a relative error below 2e-7: 2^n times a polynomial of the remainder; infinite above 88.
+OW_INLINE vf exp_(vf given) {
+  const vf x = min(max(given, splat(-87.0f)), splat(88.0f));
   const vf magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
   vf n = fma(x, splat(1.44269504f), magic) - magic;
   vf r = fma(n, splat(-0.693359375f), x);
@@ -21,7 +21,7 @@ OW_INLINE vf exp_(vf x) {
   p = fma(p, r, splat(5.0000001201e-1f));
   p = fma(p, r * r, r + splat(1.0f));
   vi e = (__builtin_convertvector(n, vi) + 127) << 23;
-  return p * reinterpret_cast<vf>(e);
+  return given > splat(88.0f) ? splat(__builtin_inff()) : p * reinterpret_cast<vf>(e);
 }
 
 // The error function: a Taylor series below 1, a rational fit of its complement beyond.
@@ -74,7 +74,7 @@ OW_INLINE vf activate(vf x, int act) {
     case kSilu:
       return x * sigmoid_(x);
     case kRelu6:
-      return min(max(x, splat(0.0f)), splat(6.0f));
+      return x < splat(0.0f) ? splat(0.0f) : x > splat(6.0f) ? splat(6.0f) : x;
     default:
       return x;
   }

@@ -36,7 +36,7 @@ void write_channels(const float* sums, int64_t stride, int64_t positions, int64_
 }  // namespace
 
 void block_conv(const BlockWeights& b, const Epilogue& e, const Images& images, int threads) {
-  const Planes planes(images, false);
+  const Planes planes(images, false, b.depth);
   const Images& a = planes.a;
   const int nv = vectors_of(b.height);
   const int most = most_tokens(nv);

@@ -23,7 +23,7 @@ void write_channels(const float* sums, int64_t step, int64_t positions, int64_t 
 }  // namespace
 
 void column_conv(const ColumnWeights& c, const Epilogue& e, const Images& images, int threads) {
-  const Planes planes(images, true);
+  const Planes planes(images, true, 1);
   const Images& a = planes.a;
   const int most = most_vectors(c.height);
   const int64_t per_row = (a.out_w + W - 1) / W, vectors = a.out_h * per_row;

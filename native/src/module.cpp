@@ -3,6 +3,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -15,7 +16,7 @@ namespace {
 
 std::vector<const Kernels*> usable() {
   std::vector<const Kernels*> found;
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(OW_ONLY_PORTABLE)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl"))
@@ -33,8 +34,15 @@ T* at(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
+// Layouts are made for the instruction set in use; one of another set would be read past its end.
+void demand(bool fits) {
+  if (!fits)
+    throw std::invalid_argument(std::string("openwork: the weights lie in an order that the ") + chosen->name +
+                                " kernels cannot read; pack the model again on this machine");
+}
+
 BlockWeights block_weights(nb::tuple t) {
-  return {at<const void>(nb::cast<uintptr_t>(t[0])),
+  const BlockWeights found = {at<const void>(nb::cast<uintptr_t>(t[0])),
           at<const float>(nb::cast<uintptr_t>(t[1])),
           at<const int32_t>(nb::cast<uintptr_t>(t[2])),
           at<const int64_t>(nb::cast<uintptr_t>(t[3])),
@@ -43,10 +51,12 @@ BlockWeights block_weights(nb::tuple t) {
           nb::cast<int64_t>(t[6]),
           nb::cast<int64_t>(t[7]),
           nb::cast<int>(t[8])};
+  demand(found.height > 0 && found.height % chosen->width == 0 && found.depth > 0);
+  return found;
 }
 
 ColumnWeights column_weights(nb::tuple t) {
-  return {at<const void>(nb::cast<uintptr_t>(t[0])),
+  const ColumnWeights found = {at<const void>(nb::cast<uintptr_t>(t[0])),
           at<const float>(nb::cast<uintptr_t>(t[1])),
           at<const uint16_t>(nb::cast<uintptr_t>(t[2])),
           at<const int64_t>(nb::cast<uintptr_t>(t[3])),
@@ -58,6 +68,8 @@ ColumnWeights column_weights(nb::tuple t) {
           nb::cast<int64_t>(t[9]),
           nb::cast<int64_t>(t[10]),
           nb::cast<int>(t[11])};
+  demand(found.height == 1 || found.height == 2 || found.height == 4 || found.height == 8);
+  return found;
 }
 
 Epilogue epilogue(nb::tuple t) {

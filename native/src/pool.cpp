@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdlib>
@@ -10,6 +11,7 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -34,7 +36,7 @@ class Pool {
   bool inherited() const { return owner_ != getpid(); }  // after a fork the threads are gone
 
   void run(int64_t tasks, int threads, const std::function<void(int64_t)>& body) {
-    grow(threads - 1);
+    threads = 1 + grow(threads - 1);
     body_ = &body;
     tasks_ = tasks;
     next_.store(0, std::memory_order_relaxed);
@@ -61,12 +63,18 @@ class Pool {
     }
   }
 
-  void grow(int count) {
+  // Threads beyond the caller; fewer than `count` when the system gives no more.
+  int grow(int count) {
     while (static_cast<int>(threads_.size()) < count) {
       uint64_t id = threads_.size();
-      threads_.emplace_back([this, id, seen = state_.load()] { live(id, seen); });
+      try {
+        threads_.emplace_back([this, id, seen = state_.load()] { live(id, seen); });
+      } catch (const std::system_error&) {
+        return static_cast<int>(id);
+      }
       threads_.back().detach();
     }
+    return count;
   }
 
   void live(uint64_t id, uint64_t seen) {
@@ -120,6 +128,7 @@ void parallel(int64_t tasks, int threads, const std::function<void(int64_t)>& bo
 float* scratch(int slot, size_t floats) {
   thread_local Arena arenas[4];
   Arena& a = arenas[slot];
+  floats = std::max<size_t>(floats, 1);
   if (a.floats < floats) {
     constexpr size_t page = size_t{2} << 20;
     size_t bytes = floats * sizeof(float);
