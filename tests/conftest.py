@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OPENWORK_CACHE", "")  # no measured plan is kept on disk
 
 import pytest
 import torch

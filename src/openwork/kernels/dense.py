@@ -15,7 +15,7 @@ def dense_of(kind: str, tensors: Sequence[Tensor], sizes: Sequence[int], cols: i
 
 def _of_blocks(tensors: Sequence[Tensor], sizes: Sequence[int], cols: int) -> Tensor:
     values, inputs, starts = tensors[:3]
-    height, depth, outputs = sizes
+    height, depth, outputs, _ = sizes
     strips = len(starts) - 1
     blocks = values.float()
     if values.dtype == torch.int8:
@@ -29,11 +29,11 @@ def _of_blocks(tensors: Sequence[Tensor], sizes: Sequence[int], cols: int) -> Te
 
 def _of_columns(tensors: Sequence[Tensor], sizes: Sequence[int], cols: int) -> Tensor:
     values, inputs, starts, order = tensors[:4]
-    chunk, height, outputs, _ = sizes
+    chunk, height, outputs, *_ = sizes
     groups = max(1, -(-outputs // height))
     slot = torch.repeat_interleave(torch.arange(len(order)), starts.diff())
     columns = inputs.long() + slot // groups * chunk
-    matrix = torch.zeros(groups * height, cols)
+    matrix = torch.zeros(groups * height, cols, dtype=torch.float32, device="cpu")
     matrix[order.long()[slot][:, None] * height + torch.arange(height), columns[:, None]] = values.float()
     if values.dtype == torch.int8:
         matrix *= tensors[4][: len(matrix), None]

@@ -37,9 +37,9 @@ class Columns:
 class Layout:
     """Tensors and numbers for a kernel, as the operators take them.
 
-    ``block``: tensors ``values (blocks, depth, height)``, ``inputs``, ``starts``; sizes height, depth, outputs.
+    ``block``: tensors ``values (blocks, depth, height)``, ``inputs``, ``starts``; sizes height, depth, outputs, inputs.
     ``column``: tensors ``values (columns, height)``, ``inputs``, ``starts``, ``order``; sizes chunk, height, outputs,
-    part. Scales of int8 values come last. What they mean stands in ``native/src/kernels.hpp``.
+    part, inputs. Scales of int8 values come last. What they mean stands in ``native/src/kernels.hpp``.
     """
 
     kind: Literal["block", "column"]
@@ -91,7 +91,7 @@ def block_layout(
     first = first[inside].int()[: len(kept)].contiguous()
     factors = None if factors is None else factors[: len(kept)].contiguous()
     tensors = (kept, first, starts) if factors is None else (kept, first, starts, factors)
-    return Layout("block", tensors, (strip, depth, rows))
+    return Layout("block", tensors, (strip, depth, rows, cols))
 
 
 def column_layout(c: Columns, *, few: bool = False) -> Layout:
@@ -120,7 +120,7 @@ def column_layout(c: Columns, *, few: bool = False) -> Layout:
     if factors is not None and len(factors) < groups * height:
         factors = torch.cat([factors.float(), factors.new_zeros(groups * height - len(factors)).float()])
     tensors = (c.values[place].contiguous(), inputs, starts, order.int().flatten())
-    return Layout("column", tensors if factors is None else (*tensors, factors), (chunk, height, c.rows, part))
+    return Layout("column", tensors if factors is None else (*tensors, factors), (chunk, height, c.rows, part, c.cols))
 
 
 def columns_of_blocks(

@@ -6,7 +6,9 @@ gradient.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,11 +36,11 @@ def _weights(kind: str, tensors: Sequence[Tensor], sizes: Sequence[int]) -> tupl
     store = STORES[values.dtype]
     if kind == "block":
         inputs, starts = tensors[1:3]
-        height, depth, outputs = sizes
+        height, depth, outputs, _ = sizes
         two = (inputs.data_ptr(), starts.data_ptr())
         return values.data_ptr(), scales, *two, len(starts) - 1, height, depth, outputs, store
     inputs, starts, order = tensors[1:4]
-    chunk, height, outputs, part = sizes
+    chunk, height, outputs, part, _ = sizes
     groups = max(1, -(-outputs // height))
     places = (inputs.data_ptr(), starts.data_ptr(), order.data_ptr())
     return values.data_ptr(), scales, *places, chunk, len(order) // groups, groups, height, outputs, part, store
@@ -67,8 +69,12 @@ def _check(
     residual: Tensor | None,
     activation: str,
     shape: Sequence[int],
-    outputs: int,
+    sizes: Sequence[int],
+    inputs: int,
 ) -> None:
+    outputs, cols = sizes[2], sizes[-1]
+    if inputs != cols:
+        raise OpenworkError(f"{op}: the weights take {cols} inputs, the input {tuple(x.shape)} brings {inputs}")
     if activation not in ACTIVATIONS:
         raise OpenworkError(f"{op}: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
     if not x.dtype.is_floating_point:
@@ -101,7 +107,7 @@ def linear_now(
     """``sparse_linear`` without torch's dispatcher. ``x`` is ``(..., in)``; see ``Layout`` for the weights."""
     outputs, cols = sizes[2], x.shape[-1]
     shape = (*x.shape[:-1], outputs)
-    _check("sparse_linear", x, bias, residual, activation, shape, outputs)
+    _check("sparse_linear", x, bias, residual, activation, shape, sizes, cols)
     dtype, module = x.dtype, native()
     x = x.float().reshape(-1, cols)
     bias = None if bias is None else bias.float().contiguous()
@@ -109,7 +115,7 @@ def linear_now(
         more = None if residual is None else residual.reshape(-1, outputs)
         return _end(F.linear(x, dense_of(kind, weights, sizes, cols), bias), more, activation).to(dtype).view(shape)
     tokens = len(x)
-    y = torch.empty(tokens, outputs)
+    y = torch.empty(tokens, outputs, dtype=torch.float32, device="cpu")
     if y.numel():
         if x.stride(1) != 1 or x.stride(0) < cols:
             x = x.contiguous()
@@ -152,17 +158,19 @@ def conv2d_now(
     if min(out) < 1:
         raise OpenworkError(f"sparse_conv2d: the input {tuple(x.shape)} is smaller than the kernel {tuple(kernel)}")
     shape = (batch, outputs, *out)
-    _check("sparse_conv2d", x, bias, residual, activation, shape, outputs)
+    inputs = math.prod(kernel) * channels
+    _check("sparse_conv2d", x, bias, residual, activation, shape, sizes, inputs)
     dtype, module = x.dtype, native()
     x = x.float()
     bias = None if bias is None else bias.float().contiguous()
-    if module is None:
-        matrix = dense_of(kind, weights, sizes, kernel[0] * kernel[1] * channels)
-        weight = matrix.view(outputs, *kernel, channels).permute(0, 3, 1, 2)
-        return _end(F.conv2d(x, weight, bias, stride, padding, dilation), residual, activation).to(dtype)
     last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     form = torch.channels_last if last else torch.contiguous_format
-    y = torch.empty(shape, memory_format=form)
+    if module is None:
+        matrix = dense_of(kind, weights, sizes, inputs)
+        weight = matrix.view(outputs, *kernel, channels).permute(0, 3, 1, 2).contiguous()
+        y = _end(F.conv2d(x, weight, bias, stride, padding, dilation), residual, activation)
+        return y.to(dtype).contiguous(memory_format=form)
+    y = torch.empty(shape, dtype=torch.float32, device="cpu", memory_format=form)
     if y.numel():
         x = x.contiguous(memory_format=form)
         more = None if residual is None else residual.float().contiguous(memory_format=form)
@@ -190,3 +198,13 @@ def _fake_conv2d(x, kind, weights, sizes, bias, residual, activation, kernel, st
     y = x.new_empty((len(x), sizes[2], *_sizes_out(x, kernel, stride, padding, dilation)))
     last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     return y.contiguous(memory_format=torch.channels_last) if last else y
+
+
+def _no_gradient(ctx: Any, *grads: Any) -> Any:
+    raise OpenworkError(
+        "packed layers are for inference and have no gradient; train the dense model, or detach the input"
+    )
+
+
+torch.library.register_autograd("openwork::sparse_linear", _no_gradient)
+torch.library.register_autograd("openwork::sparse_conv2d", _no_gradient)

@@ -1,0 +1,102 @@
+"""Sparse convolutions against float64: windows, batches, memory formats, epilogues and instruction sets."""
+
+from itertools import cycle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tests.unit.kernels.making import ACTIVATIONS, STORES, block, close, conv, expected, layouts
+
+# in, out, height, width, batch, kernel, stride, padding, dilation
+WINDOWS = [
+    (16, 32, 9, 14, 2, (3, 3), (1, 1), (1, 1), (1, 1)),
+    (24, 40, 7, 7, 3, (3, 3), (2, 2), (1, 1), (1, 1)),
+    (8, 16, 20, 33, 1, (5, 3), (1, 3), (2, 0), (1, 2)),
+    (70, 33, 6, 5, 2, (1, 1), (1, 1), (0, 0), (1, 1)),
+    (70, 33, 6, 5, 2, (1, 1), (2, 2), (0, 0), (1, 1)),
+    (20, 32, 1, 1, 1, (1, 1), (1, 1), (0, 0), (1, 1)),
+    (4, 16, 3, 40, 1, (1, 5), (1, 1), (0, 2), (1, 1)),
+    (16, 16, 14, 14, 1, (3, 3), (1, 1), (18, 18), (18, 18)),
+    (5, 7, 1, 1, 2, (11, 11), (1, 1), (5, 5), (1, 1)),
+    (3, 64, 12, 12, 5, (4, 4), (4, 4), (0, 0), (1, 1)),
+    (3, 8, 9, 9, 1, (7, 7), (2, 2), (3, 3), (1, 1)),
+    (6, 16, 5, 5, 9, (3, 3), (1, 1), (4, 3), (1, 1)),
+    (8, 8, 3, 5, 1, (2, 2), (7, 9), (9, 9), (3, 5)),
+]
+BLOCKS = [(32, 32), (16, 8), (4, 1), (1, 2)]
+
+
+def weight_of(fmt, channels, kernel):
+    return fmt.unpack().double().view(fmt.rows, *kernel, channels).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("dtype", STORES, ids=str)
+def test_every_window(isa, dtype):
+    for window in WINDOWS if dtype == torch.float32 else WINDOWS[3:5]:
+        try_window(window, dtype)
+
+
+def try_window(window, dtype):
+    channels, outputs, height, width, batch, kernel, *rest = window
+    ends = cycle((act, last) for act in ACTIVATIONS for last in (False, True))
+    for size in BLOCKS:
+        fmt = block(outputs, channels * kernel[0] * kernel[1], *size, dtype)
+        for layout in layouts(fmt, channels):
+            for _ in range(2):
+                activation, last = next(ends)
+                form = torch.channels_last if last else torch.contiguous_format
+                x = torch.randn(batch, channels, height, width).contiguous(memory_format=form)
+                bias = torch.randn(outputs)
+                product = F.conv2d(x.double(), weight_of(fmt, channels, kernel), bias.double(), *rest)
+                residual = torch.randn_like(product, dtype=torch.float32) if batch != 2 else None
+                y = conv(x, layout, bias, residual, activation, kernel, *rest)
+                close(y, expected(product, residual, activation))
+                both = x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+                assert y.is_contiguous(memory_format=form) or both
+
+
+def test_what_lay_in_scratch_memory_does_not_reach_outputs(isa):
+    """Blocks that stick out over the last channel must read zeros, not what an earlier product left there."""
+    dirt = layouts(block(32, 64 * 9, 32, 32), 64)[0]
+    for window in WINDOWS[2:8]:
+        channels, outputs, height, width, batch, kernel, *rest = window
+        fmt = block(outputs, channels * kernel[0] * kernel[1], 32, 32)
+        for layout in layouts(fmt, channels):
+            conv(torch.full((1, 64, 14, 14), float("nan")), dirt, None, None, "none", (3, 3))
+            x = torch.randn(batch, channels, height, width)
+            y = conv(x, layout, None, None, "none", kernel, *rest)
+            close(y, F.conv2d(x.double(), weight_of(fmt, channels, kernel), None, *rest))
+
+
+def test_empty_batches_other_types_and_views(isa):
+    fmt = block(16, 72, 8, 8)
+    weight = weight_of(fmt, 8, (3, 3))
+    for layout in layouts(fmt, 8):
+        assert conv(torch.randn(0, 8, 5, 5), layout, None, None, "relu", (3, 3)).shape == (0, 16, 3, 3)
+        for dtype in (torch.bfloat16, torch.float16, torch.float64):
+            x = torch.randn(2, 8, 5, 6).to(dtype)
+            y = conv(x, layout, None, None, "none", (3, 3))
+            assert y.dtype == dtype
+            close(y, F.conv2d(x.double(), weight), max(torch.finfo(dtype).eps, 5e-6))
+        for x in (
+            torch.randn(2, 5, 6, 8).permute(0, 3, 1, 2)[:, :, ::2],
+            torch.randn(1, 8, 5, 6).expand(3, 8, 5, 6),
+            torch.randn(2, 16, 5, 6)[:, ::2],
+            torch.randn(8, 2, 6, 5).permute(1, 0, 3, 2),
+        ):
+            close(conv(x, layout, None, None, "none", (3, 3)), F.conv2d(x.double(), weight))
+
+
+def test_special_numbers_in_images(isa):
+    """Values outside the window of an output do not touch it."""
+    fmt = block(16, 72, 16, 8, density=2.0)
+    weight = weight_of(fmt, 8, (3, 3))
+    for layout in layouts(fmt, 8):
+        for form in (torch.contiguous_format, torch.channels_last):
+            x = torch.randn(1, 8, 9, 11).contiguous(memory_format=form)
+            x[0, 3, 4, 5] = float("nan")
+            x[0, 2, 0, 0] = float("inf")
+            y = conv(x, layout, None, None, "none", (3, 3), (1, 1), (1, 1))
+            wanted = F.conv2d(x.double(), weight, None, 1, 1)
+            assert torch.equal(y.isfinite(), wanted.isfinite())
+            close(y[y.isfinite()], wanted[y.isfinite()])
