@@ -8,6 +8,7 @@ from pathlib import Path
 
 from openwork.cli import ship_parts
 from openwork.cli.output import console, say, write_json
+from openwork.errors import RecipeError
 from openwork.runtime import verdict
 from openwork.ship import export
 from openwork.ship.export import PACKED
@@ -22,6 +23,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan and the verdict."""
+    if args.rounds < 1:
+        raise RecipeError(f"--rounds must be at least 1, got {args.rounds}")
     out = console(args.json)
     model, result, packed, example = ship_parts.packed_of(args)
     with tempfile.TemporaryDirectory() as work:

@@ -23,6 +23,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan, write the folder, print the bytes."""
+    if Path(args.out).resolve() == Path(args.folder).resolve():
+        raise FileError(f"{args.out}: is the folder that is read; choose another --out")
     out = console(args.json)
     if Path(args.out).exists() and not args.overwrite:
         raise FileError(f"{args.out}: exists already; choose another folder or pass --overwrite")

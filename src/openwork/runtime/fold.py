@@ -26,7 +26,7 @@ def fold_norms(model: nn.Module) -> list[tuple[str, str]]:
     modules, folded = dict(model.named_modules()), []
     used = [n.target for n in graph.nodes if n.op == "call_module"]
     for node in graph.nodes:
-        if node.op != "call_module" or not isinstance(modules.get(node.target), nn.BatchNorm2d):
+        if node.op != "call_module" or type(modules.get(node.target)) is not nn.BatchNorm2d:
             continue
         before = node.args[0] if node.args else None
         if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) != 1:
@@ -34,6 +34,8 @@ def fold_norms(model: nn.Module) -> list[tuple[str, str]]:
         conv, norm = modules.get(str(before.target)), modules[node.target]
         single = used.count(before.target) == used.count(node.target) == 1
         if type(conv) is not nn.Conv2d or not single or norm.training or norm.running_mean is None:
+            continue
+        if is_hooked(conv) or is_hooked(norm):
             continue
         weight, bias = fuse_conv_bn_weights(
             conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
@@ -62,22 +64,34 @@ def activations_after(model: nn.Module) -> dict[str, tuple[str, str]]:
         name = str(after.target)
         if after.op == "call_module" and used.count(after.target) == 1:
             module = modules.get(name)
-            word = ACTIVATIONS.get(type(module)) if module is not None else None
-            if isinstance(module, nn.GELU):
+            word = ACTIVATIONS.get(type(module)) if module is not None and not is_hooked(module) else None
+            if type(module) is nn.GELU and not is_hooked(module):
                 word = "gelu" if module.approximate == "none" else "gelu_tanh"
             if word is not None:
                 found[str(node.target)] = (word, name)
     return found
 
 
-def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
-    """Put a module in the place of another, wherever the old one is registered."""
+def is_hooked(module: nn.Module) -> bool:
+    """Whether hooks see the module run, so that it must not be taken away."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def replace_module(model: nn.Module, name: str, new: nn.Module) -> nn.Module:
+    """Put a module in the place of another, wherever the old one is registered.
+
+    Returns:
+        The model; the new module when it took the place of the whole.
+    """
     old = model.get_submodule(name)
     new.train(old.training)
+    if not name:
+        return new
     for parent in list(model.modules()):
         for key, child in list(parent._modules.items()):
             if child is old:
                 parent._modules[key] = new
+    return model
 
 
 def _trace(model: nn.Module) -> fx.Graph | None:

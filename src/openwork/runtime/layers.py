@@ -10,17 +10,11 @@ from torch import Tensor, nn
 
 from openwork.errors import FormatError
 from openwork.formats import Format, from_tensors
-from openwork.kernels import Layout, layout_of
+from openwork.kernels import Layout, isa, layout_of
 from openwork.kernels.ops import ACTIVATIONS, conv2d_now, linear_now
+from openwork.runtime.eager import eager
 
 FEW = 4  # tokens up to which weights bound the time, not arithmetic
-
-
-def _eager(x: Tensor) -> bool:
-    """Whether nothing watches the call, so that the detour through torch's dispatcher can be spared."""
-    plain = type(x) is Tensor and x.device.type == "cpu" and not torch.compiler.is_compiling()
-    watched = x.requires_grad and torch.is_grad_enabled()
-    return plain and not watched and torch._C._len_torch_dispatch_stack() == 0
 
 
 class Packed(nn.Module):
@@ -36,6 +30,11 @@ class Packed(nn.Module):
         super().__init__()
         if activation not in ACTIVATIONS:
             raise FormatError(f"{type(self).__name__}: activation must be one of {ACTIVATIONS}, got {activation!r}")
+        if bias is not None and (tuple(bias.shape) != (fmt.rows,) or not bias.is_floating_point()):
+            raise FormatError(
+                f"{type(self).__name__}: the bias must hold {fmt.rows} floating point numbers, got "
+                f"{tuple(bias.shape)} {bias.dtype}"
+            )
         self.kind, self.run, self.activation = kind, run, activation
         self.transposed = False
         self.meta = fmt.meta()
@@ -68,6 +67,28 @@ class Packed(nn.Module):
         self._sizes = {name: list(layout.sizes) for name, layout in layouts.items()}
         for name, layout in layouts.items():
             self._keep(name, layout)
+        self._isa = isa()
+        self._watch()
+
+    def _watch(self) -> None:
+        """Remember what the kernel trusts, as it is now."""
+        packed = [t for n, t in self._buffers.items() if n != "bias" and t is not None]
+        self._trusted = [t for t in packed if not t.is_inference()]
+        self._changes = [t._version for t in self._trusted]
+
+    def _demand_unchanged(self) -> None:
+        if [t._version for t in self._trusted] != self._changes:
+            raise FormatError(
+                f"{type(self).__name__}: its packed weights were changed in place, which kernels would not see; change "
+                "the dense model and pack it again, or use load_state_dict"
+            )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self._isa == isa():
+            self._watch()
+        else:  # the copy runs on another machine
+            self._order(self.format)
 
     def _keep(self, name: str, layout: Layout) -> None:
         for i, tensor in enumerate(layout.tensors):
@@ -80,26 +101,27 @@ class Packed(nn.Module):
     def _load_from_state_dict(self, state: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         """Weights are checked before they replace the old ones, since kernels trust them."""
         given = {n: state[f"{prefix}weight_{n}"] for n in self._names if f"{prefix}weight_{n}" in state}
-        if len(given) == len(self._names):
+        if len(given) < len(self._names):  # a part of a matrix is none: all of it counts as missing
+            state = {n: t for n, t in state.items() if n not in {f"{prefix}weight_{k}" for k in given}}
+            super()._load_from_state_dict(state, prefix, *rest)
+        else:
             fmt = from_tensors(self.meta, given)
             for name, tensor in given.items():
                 if getattr(self, f"weight_{name}").shape != tensor.shape:  # another pattern may have another count
                     self.register_buffer(f"weight_{name}", torch.empty_like(tensor))
             super()._load_from_state_dict(state, prefix, *rest)
             self._order(fmt)
-        else:
-            super()._load_from_state_dict(state, prefix, *rest)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Packed:
-        """Packed weights stay what they are: ``half()``, ``to(device)`` and the like are refused by name."""
+        """Packed weights stay what and where they are: ``half()``, ``to(device)`` and the like are refused by name."""
         for tensor in self.buffers():
             moved = fn(tensor)
-            if moved.device.type not in ("cpu", "meta") or moved.dtype != tensor.dtype:
+            if moved.device.type != "cpu" or moved.dtype != tensor.dtype:
                 raise FormatError(
                     f"{type(self).__name__}: packed weights stay on the processor in the type they are stored in, got "
                     f"{moved.dtype} on {moved.device}; convert or move the model before packing it"
                 )
-        return super()._apply(fn, recurse)
+        return self
 
     def extra_repr(self) -> str:
         name = "" if self.activation == "none" else f", {self.activation}"
@@ -118,11 +140,15 @@ class PackedLinear(Packed):
         self.in_features, self.out_features = fmt.cols, fmt.rows
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        if x.shape[-1] != self.in_features:
+        if x.dim() == 0 or x.shape[-1] != self.in_features:
             raise FormatError(f"PackedLinear: the last dimension must be {self.in_features}, got {tuple(x.shape)}")
-        few = "few" in self._sizes and x.numel() <= FEW * self.in_features
+        # An exported program serves every number of tokens with one order.
+        few = "few" in self._sizes and not torch.compiler.is_exporting() and x.numel() <= FEW * self.in_features
         weights, sizes = self._weights("few" if few else "many")
-        run = linear_now if _eager(x) else torch.ops.openwork.sparse_linear
+        run: Any = torch.ops.openwork.sparse_linear
+        if eager(x):
+            self._demand_unchanged()
+            run = linear_now
         return run(x, self.kind, weights, sizes, self.bias, residual, self.activation)
 
 
@@ -144,6 +170,12 @@ class PackedConv2d(Packed):
         dilation: tuple[int, int],
         activation: str = "none",
     ) -> None:
+        window = (*kernel_size, *stride, *dilation)
+        if min(window) < 1 or min(padding) < 0 or fmt.cols % (kernel_size[0] * kernel_size[1]):
+            raise FormatError(
+                f"PackedConv2d: a matrix with {fmt.cols} columns does not fit the window kernel_size={kernel_size}, "
+                f"stride={stride}, padding={padding}, dilation={dilation}"
+            )
         channels = fmt.cols // (kernel_size[0] * kernel_size[1])
         super().__init__(fmt, bias, kind, channels, activation)
         self.in_channels, self.out_channels = channels, fmt.rows
@@ -162,7 +194,10 @@ class PackedConv2d(Packed):
         weights, sizes = self._weights("many")
         if x.dim() == 3:
             return self(x[None], None if residual is None else residual[None])[0]
-        run = conv2d_now if _eager(x) else torch.ops.openwork.sparse_conv2d
+        run: Any = torch.ops.openwork.sparse_conv2d
+        if eager(x):
+            self._demand_unchanged()
+            run = conv2d_now
         return run(
             x, self.kind, weights, sizes, self.bias, residual, self.activation,
             self.kernel_size, self.stride, self.padding, self.dilation,

@@ -17,7 +17,7 @@ from openwork.formats import Format, choose, matrices
 from openwork.formats.stored import DTYPES
 from openwork.kernels import isa, kinds_of
 from openwork.kernels.native import warn_once
-from openwork.runtime.fold import activations_after, fold_norms, replace_module
+from openwork.runtime.fold import activations_after, fold_norms, is_hooked, replace_module
 from openwork.runtime.layers import PackedConv2d, PackedLinear
 from openwork.runtime.plan import Choice, Plan, decide, key_of
 from openwork.runtime.prepacked import prepacked
@@ -94,14 +94,14 @@ def pack(
     choices += [Choice(n, (), "", 1.0, reason=r) for n, r in sorted(reasons.items())]
     originals = {name: new.get_submodule(name) for name in made}
     for name, module in made.items():
-        replace_module(new, name, module)
+        new = replace_module(new, name, module)
         if name in acts and isinstance(module, PackedLinear | PackedConv2d):
             module.activation = acts[name][0]
     fused = {n: new.get_submodule(acts[n][1]) for n, m in made.items() if n in acts and _is_packed(m)}
     for name in fused:
         replace_module(new, acts[name][1], nn.Identity())
     if plan == "measure" and not override:
-        choices = _keep_promise(new, model, example, choices, originals, acts, fused)
+        new, choices = _keep_promise(new, model, example, choices, originals, acts, fused)
     new.openwork_plan = Plan(tuple(choices))  # type: ignore[assignment]
     # What `export` must do again before it can load the state: modules that became nothing.
     new.openwork_gone = (*(norm for _, norm in folded), *(acts[name][1] for name in fused))  # type: ignore[assignment]
@@ -154,7 +154,10 @@ def _one(
                 f"pack: override for {name} must be one of {', '.join(['dense', *makers])}, got {wanted!r}"
             )
         chosen = replace(base, chosen=wanted, reason="override")
-        return chosen, None if wanted == "dense" else makers[wanted]()
+        module = None if wanted == "dense" else makers[wanted]()
+        if module is None and wanted != "dense":
+            raise OpenworkError(f"pack: override for {name}: {wanted} does not run this layer; choose another")
+        return chosen, module
     if plan == "always":
         kind = kinds_of(fmt)[0]
         return replace(base, chosen=kind, reason="always"), makers[kind]()
@@ -171,7 +174,9 @@ def _one(
         window=window, candidates=sorted(modules),
     )  # fmt: skip
     times, kind, error = decide(layer, modules, x, key, dtype)
-    return replace(base, times=times, chosen=kind, error=error), modules.get(kind)
+    wrong = sorted(set(modules) - set(times))
+    reason = f"not exact enough: {', '.join(wrong)}" if wrong else ""
+    return replace(base, times=times, chosen=kind, error=error, reason=reason), modules.get(kind)
 
 
 def _packed(layer: nn.Module, fmt: Format, kind: str) -> nn.Module:
@@ -198,6 +203,8 @@ def _layers(
         layer = model.get_submodule(owner)
         if leaf != "weight" or not (type(layer) in (nn.Linear, nn.Conv2d) or is_transposed_linear(layer)):
             reasons[target.name] = f"{leaf} of {type(layer).__name__}, no packed layer for it"
+        elif is_hooked(layer):
+            reasons[target.name] = "hooks watch this layer"
         elif isinstance(layer, nn.Conv2d) and layer.groups > 1:
             reasons[target.name] = f"a convolution in {layer.groups} groups"
         elif isinstance(layer, nn.Conv2d) and (layer.padding_mode != "zeros" or isinstance(layer.padding, str)):
@@ -215,23 +222,24 @@ def _keep_promise(
     originals: Mapping[str, nn.Module],
     acts: Mapping[str, tuple[str, str]],
     fused: dict[str, nn.Module],
-) -> list[Choice]:
+) -> tuple[nn.Module, list[Choice]]:
     """Put the layers that gain least back until the whole is not slower than the dense model."""
     dense = copy.deepcopy(model).eval()
     while any(c.chosen != "dense" for c in choices):
-        times = interleaved({"dense": lambda: call(dense, example), "new": lambda: call(new, example)}, rounds=5)
+        both = {"dense": partial(call, dense, example), "new": partial(call, new, example)}
+        times = interleaved(both, rounds=5)
         if sorted(times["new"])[2] <= SLOWER * sorted(times["dense"])[2]:
             break
         changed = [c for c in choices if c.chosen != "dense"]
         changed.sort(key=lambda c: c.times["dense"] - c.times[c.chosen])
         back = {c.name for c in changed[: max(1, len(changed) // 2)]}
         for name in back:
-            replace_module(new, name, originals[name])
+            new = replace_module(new, name, originals[name])
             if name in fused:
                 replace_module(new, acts[name][1], fused.pop(name))
         put = "slower end to end"
         choices = [replace(c, chosen="dense", error=0.0, reason=put) if c.name in back else c for c in choices]
-    return choices
+    return new, choices
 
 
 def _thawed(model: nn.Module) -> nn.Module:

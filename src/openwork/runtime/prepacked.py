@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from openwork.runtime.eager import eager
+
+KEPT = 8  # input shapes whose order of the weights is kept: each is a copy of them
 
 
 class Prepacked(nn.Module):
@@ -22,11 +27,23 @@ class Prepacked(nn.Module):
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
-        self._ready.clear()
+        self._ready = {}
 
     def _apply(self, fn: Any, recurse: bool = True) -> Prepacked:
-        self._ready.clear()
+        self._ready = {}
         return super()._apply(fn, recurse)
+
+    def _plain(self, x: Tensor) -> bool:
+        """Whether torch's own product must run: other types, empty inputs, and calls that are traced."""
+        return not (x.dtype == self.weight.dtype == torch.float32 and x.numel() and eager(x))
+
+    def _order_for(self, shape: tuple[int, ...], make: Callable[[], Any]) -> Any:
+        """The weights in the order for one input shape; the oldest order goes when there are too many."""
+        found = self._ready.get(shape)
+        if found is None:
+            found = make()
+            self._ready = {**dict(list(self._ready.items())[1 - KEPT :]), shape: found}
+        return found
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_ready": {}}  # oneDNN's order is made again by the copy
@@ -41,13 +58,12 @@ class PrepackedLinear(Prepacked):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.numel() // max(1, self.in_features)
-        if x.dtype != torch.float32 or tokens == 0:
+        if self._plain(x) or x.shape[-1] != self.in_features:
             return nn.functional.linear(
                 x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
             )
-        if (tokens,) not in self._ready:
-            self._ready[(tokens,)] = torch.ops.mkldnn._reorder_linear_weight(self.weight, tokens)
-        return torch.ops.mkldnn._linear_pointwise(x, self._ready[(tokens,)], self.bias, "none", [], "")
+        order = self._order_for((tokens,), lambda: torch.ops.mkldnn._reorder_linear_weight(self.weight, tokens))
+        return torch.ops.mkldnn._linear_pointwise(x, order, self.bias, "none", [], "")
 
 
 class PrepackedConv2d(Prepacked):
@@ -60,14 +76,15 @@ class PrepackedConv2d(Prepacked):
 
     def forward(self, x: Tensor) -> Tensor:
         window = (self.padding, self.stride, self.dilation, self.groups)
-        if x.dtype != torch.float32 or x.dim() != 4 or not x.numel():
+        if self._plain(x) or x.dim() != 4:
             bias = None if self.bias is None else self.bias.to(x.dtype)
             p, s, d, g = window
             return nn.functional.conv2d(x, self.weight.to(x.dtype), bias, s, p, d, g)
         shape = tuple(x.shape)
-        if shape not in self._ready:
-            self._ready[shape] = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *window, list(shape))
-        return torch.ops.mkldnn._convolution_pointwise(x, self._ready[shape], self.bias, *window, "none", [], "")
+        order = self._order_for(
+            shape, lambda: torch.ops.mkldnn._reorder_convolution_weight(self.weight, *window, list(shape))
+        )
+        return torch.ops.mkldnn._convolution_pointwise(x, order, self.bias, *window, "none", [], "")
 
 
 def prepacked(layer: nn.Module) -> nn.Module | None:

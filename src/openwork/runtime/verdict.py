@@ -95,7 +95,7 @@ def verdict(
     for name, layer in list(fast.named_modules()):
         new = prepacked(layer)
         if new is not None:
-            replace_module(fast, name, new)
+            fast = replace_module(fast, name, new)
     models = {"dense": dense, "onednn": fast, "packed": packed}
     expected, found = _tensor(call(dense, example)), _tensor(call(packed, example))
     gap, scale = float((expected - found).abs().max()), float(expected.abs().max())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from openwork.core.targets import Select, find_targets
+from openwork.core.targets import Select, find_targets, is_transposed_linear
 from openwork.core.views import conv_view, linear_view
 from openwork.engine.result import Result
 from openwork.errors import FileError, OpenworkError
@@ -49,11 +50,14 @@ def export(model: nn.Module, result: Result, folder: str | Path, *, overwrite: b
     layers: dict[str, Any] = {}
     skip: set[str] = set()
     stored: dict[str, Format | Tensor] = {}
-    for name, module in model.named_modules():
+    first: set[int] = set()
+    for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, Packed):
-            stored[f"{name}.weight"] = module.format
-            layers[name] = _describe(module)
-            skip.update(f"{name}.weight_{n}" for n in module.format.tensors())
+            skip.update(_of(name, f"weight_{n}") for n in module.format.tensors())
+            if id(module) not in first:  # a module that is registered twice is stored once
+                first.add(id(module))
+                stored[_of(name, "weight")] = module.format
+                layers[name] = _describe(module)
     state = {n: t for n, t in model.state_dict(keep_vars=True).items() if n not in skip}
     tensors, tied = untied(state)
     stored.update({n: _small(model, n, t) if n in result.masks else t for n, t in tensors.items()})
@@ -82,7 +86,7 @@ def load_packed(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The packed model of a folder, ready to run, and the dictionary of its result.
 
-    ``model`` is the dense architecture; without it the folder must know how to build it.
+    ``model`` is the dense architecture, which is copied; without it the folder must know how to build it.
 
     Raises:
         FileError: damaged files, or a model that does not fit.
@@ -96,33 +100,46 @@ def load_packed(
                 "build it yourself and pass model="
             )
         model = rebuild_model(data["source"], allow_factory=allow_factory)
+    else:
+        model = copy.deepcopy(model)
     stored, _ = read_packed(folder / PACKED)
+    for param in model.parameters():
+        if param.is_floating_point():
+            param.requires_grad_(True)
     targets = {t.name: t for t in find_targets(model, Select())[0]}
     dtypes = {n: p.dtype for n, p in model.named_parameters()}
     try:
         plan = Plan.read(data["plan"])
-        for alias, name in data["tied"].items():
-            stored[alias] = stored[name]
         model.eval()
         for name in data["gone"]:
             replace_module(model, name, nn.Identity())
         for name, described in data["layers"].items():
-            fmt = stored.pop(f"{name}.weight")
-            bias = stored.get(f"{name}.bias")
+            fmt = stored.pop(_of(name, "weight"))
+            bias = stored.get(_of(name, "bias"))
             if not isinstance(fmt, Format) or isinstance(bias, Format):
-                raise FileError(f"{folder / PACKED}: {name}.weight is not packed")
-            replace_module(model, name, _build(fmt, bias, described))
+                raise FileError(f"{folder / PACKED}: {_of(name, 'weight')} is not packed")
+            target = targets[_of(name, "weight")]
+            if target.groups != 1 or target.view.folded != (1, fmt.rows, fmt.cols):
+                raise FileError(
+                    f"{folder / PACKED}: {target.name} is {fmt.rows} x {fmt.cols}, the model wants "
+                    f"{' x '.join(map(str, target.view.folded[1:]))}"
+                )
+            model = replace_module(model, name, _build(model.get_submodule(name), fmt, bias, described))
         for name in [n for n, t in stored.items() if isinstance(t, Format)]:
             target = targets[name]
             stored[name] = weight(stored[name].unpack()[None], target).to(dtypes[name])  # type: ignore[union-attr]
+        for alias, name in data["tied"].items():
+            stored[alias] = stored[name]
         result = dict(data["result"])
+    except FileError:
+        raise
     except (KeyError, TypeError, AttributeError, ValueError) as problem:
         raise FileError(f"{place}: incomplete or damaged ({type(problem).__name__}: {problem})") from None
     _fill(model, stored, folder)
     for name in data["onednn"]:
         fast = prepacked(model.get_submodule(name))
         if fast is not None:
-            replace_module(model, name, fast)
+            model = replace_module(model, name, fast)
     for param in model.parameters():
         param.requires_grad_(False)
     model.openwork_plan = plan  # type: ignore[assignment]
@@ -154,13 +171,21 @@ def _describe(module: Packed) -> dict[str, Any]:
     return data
 
 
-def _build(fmt: Format, bias: Tensor | None, data: Mapping[str, Any]) -> Packed:
-    if "window" not in data:
-        linear = PackedLinear(fmt, bias, data["kind"], data["activation"])
-        linear.transposed = bool(data["transposed"])
-        return linear
-    window = {n: (int(v[0]), int(v[1])) for n, v in data["window"].items()}
-    return PackedConv2d(fmt, bias, data["kind"], activation=data["activation"], **window)
+def _build(layer: nn.Module, fmt: Format, bias: Tensor | None, data: Mapping[str, Any]) -> Packed:
+    """The packed layer for a layer of the model, whose window it takes over: a file is not asked for it."""
+    if isinstance(layer, nn.Conv2d):
+        window: dict[str, Any] = {k: getattr(layer, k) for k in ("kernel_size", "stride", "padding", "dilation")}
+        if data["window"] != {n: list(v) for n, v in window.items()}:
+            raise ValueError(f"the window of a convolution is {data['window']}, the model wants {window}")
+        return PackedConv2d(fmt, bias, data["kind"], activation=data["activation"], **window)
+    linear = PackedLinear(fmt, bias, data["kind"], data["activation"])
+    linear.transposed = is_transposed_linear(layer)
+    return linear
+
+
+def _of(layer: str, leaf: str) -> str:
+    """The name of a tensor of a layer; the layer is "" when it is the whole model."""
+    return f"{layer}.{leaf}" if layer else leaf
 
 
 def _fill(model: nn.Module, stored: Mapping[str, Format | Tensor], folder: Path) -> None:
@@ -175,7 +200,7 @@ def _fill(model: nn.Module, stored: Mapping[str, Format | Tensor], folder: Path)
         if leaf == "bias" and getattr(module, "bias", 0) is None and isinstance(module, nn.Conv2d | nn.Linear):
             module.bias = nn.Parameter(torch.zeros(len(module.weight)))
     own = model.state_dict()
-    packed = {f"{n}." for n, m in model.named_modules() if isinstance(m, Packed)}
+    packed = {_of(n, "") for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, Packed)}
     wanted = {n for n in own if not any(n.startswith(p) and "weight_" in n[len(p) :] for p in packed)}
     wrong = sorted(wanted ^ set(rest))
     if wrong:

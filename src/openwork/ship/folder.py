@@ -82,8 +82,8 @@ def load(
 ) -> tuple[nn.Module, Result]:
     """Read a result folder back: the model with its sparse weights, and the result.
 
-    From a folder of ``export`` comes the packed model, in evaluation mode; the masks of its result are where its
-    weights are not zero.
+    From a folder of ``export`` comes the packed model, in evaluation mode and apart from ``model``; the masks of its
+    result are where its weights are not zero.
 
     Args:
         folder: written by ``save``.
