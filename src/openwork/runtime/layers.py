@@ -83,8 +83,16 @@ class Packed(nn.Module):
                 "the dense model and pack it again, or use load_state_dict"
             )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """uint16 goes as int16, since torch does not pickle it."""
+        short = [n for n, t in self._buffers.items() if t is not None and t.dtype == torch.uint16]
+        seen = {n: t.view(torch.int16) if n in short and t is not None else t for n, t in self._buffers.items()}
+        return {**self.__dict__, "_buffers": seen, "_short": short, "_trusted": [], "_changes": []}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
+        short = state.pop("_short")
         super().__setstate__(state)
+        self._buffers.update({n: self._buffers[n].view(torch.uint16) for n in short})  # type: ignore[union-attr]
         if self._isa == isa():
             self._watch()
         else:  # the copy runs on another machine

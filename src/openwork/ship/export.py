@@ -124,12 +124,19 @@ def load_packed(
                     f"{folder / PACKED}: {target.name} is {fmt.rows} x {fmt.cols}, the model wants "
                     f"{' x '.join(map(str, target.view.folded[1:]))}"
                 )
-            model = replace_module(model, name, _build(model.get_submodule(name), fmt, bias, described))
+            layer = model.get_submodule(name)
+            own = getattr(layer, "bias", None)
+            if (bias is None) != (own is None) and not (own is None and isinstance(layer, nn.Conv2d)):
+                where = "missing in the file" if bias is None else "unknown to the model"
+                raise FileError(f"{folder / PACKED}: {_of(name, 'bias')} is {where}")
+            model = replace_module(model, name, _build(layer, fmt, bias, described))
         for name in [n for n, t in stored.items() if isinstance(t, Format)]:
             target = targets[name]
             stored[name] = weight(stored[name].unpack()[None], target).to(dtypes[name])  # type: ignore[union-attr]
         for alias, name in data["tied"].items():
             stored[alias] = stored[name]
+        for name in data["onednn"]:
+            model.get_submodule(name)
         result = dict(data["result"])
     except FileError:
         raise
