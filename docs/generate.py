@@ -231,6 +231,37 @@ def benchmarks() -> str:
                     table([*columns, "error"], rows),
                 )
             )
+    for name in ("models", "models_2"):
+        if found := load(name):
+            rows = [
+                [
+                    r["case"],
+                    r["pattern"],
+                    f"{100 * r['sparsity']:g} %",
+                    *(f"{r[k]:.3g}" for k in ("packed", "dense", "onednn")),
+                    f"{r['over_dense']:.2f}",
+                    f"{r['over_onednn']:.2f}",
+                    f"{r['packed_layers']} of {r['layers']}",
+                    f"{r['error']:.0e}",
+                ]
+                for r in found["rows"]
+            ]
+            columns = [
+                "model",
+                "pattern",
+                "zeros",
+                "packed ms",
+                "dense ms",
+                "oneDNN ms",
+                "x over dense",
+                "x over oneDNN",
+            ]
+            body = table([*columns, "packed layers", "error"], rows)
+            parts.append(_section("Whole models", found, "python bench/models.py", found["note"], body))
+    if found := load("memory"):
+        rows = [[r["method"], f"{r['mib']:.0f}", f"{r['over_dense']:.2f}"] for r in found["rows"]]
+        body = table(["method", "peak MiB", "over dense training"], rows)
+        parts.append(_section("Peak memory of the methods", found, "python bench/memory.py", found["note"], body))
     if found := load("flagships_digits"):
         rows = [
             [
