@@ -275,7 +275,8 @@ def benchmarks() -> str:
             for r in found["rows"]
         ]
         columns = ["method", "structure", "density", "after pruning", "at the end", "learning rate", "collapsed"]
-        parts.append(_section(found["title"], found, found["command"], found["note"], table(columns, rows)))
+        text = f"{found['note']} The curves: [the page of this comparison](reports/flagships-digits.html)."
+        parts.append(_section(found["title"], found, found["command"], text, table(columns, rows)))
     if found := load("kill_resume"):
         parts.append(
             _section(

@@ -12,7 +12,7 @@ from openwork.report.theme import card, html_page, html_table, section
 
 HEADS = ("method", "density", "after pruning", "recalibrated", "fine-tuned", "drop", "collapsed", "failed")
 SPREAD = "mean ± sample standard deviation over seeds"
-AT_A_TIME = 8  # series in one chart: more share a colour
+AT_A_TIME = 14  # series in one chart: more cannot be told apart
 
 
 def suite_html(results: Mapping[str, Any]) -> str:
@@ -147,6 +147,7 @@ def _charts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             ("pruned", "pruned"),
         ):
             mine = [*here, *shared] if moment == "finetuned" else here
+            mine.sort(key=lambda r: r["role"] == "control")  # the methods share the first chart
             lines = [s for m in dict.fromkeys(r["method"] for r in mine) if (s := _series(m, moment, mine)).x]
             for begin in range(0, len(lines), AT_A_TIME):
                 part = f", {begin // AT_A_TIME + 1}" if len(lines) > AT_A_TIME else ""

@@ -273,7 +273,7 @@ def _polyline(points: Sequence[_Point], colour: int, x: _Scale, y: _Scale, top: 
 
 def _shift(place: tuple[int, int]) -> float:
     rank, of = place
-    return (rank - (of - 1) / 2) * min(14, 160 / of)
+    return (rank - (of - 1) / 2) * min(6, 60 / of)
 
 
 def _join(points: Sequence[_Point], colour: int, x: _Scale, y: _Scale, top: int, place: tuple[int, int]) -> str:
@@ -304,8 +304,8 @@ def _markers(
 
 
 def _marker(index: int, x: float, y: float) -> str:
-    """Circle, square, triangle or diamond, so that colour is not the only sign."""
-    paint, kind = f'class="f{index % COLOURS}"', index % MARKERS
+    """Circle, square, triangle or diamond, so that colour is not the only sign; past eight, other pairs of both."""
+    paint, kind = f'class="f{index % COLOURS}"', (index + index // COLOURS) % MARKERS
     if kind == 0:
         return f'<circle {paint} cx="{x:.1f}" cy="{y:.1f}" r="5"/>'
     steps = ("m-4.5 -4.5h9v9h-9z", "m0 -5.5l5.5 10h-11z", "m0 -6l6 6l-6 6l-6 -6z")[kind - 1]
