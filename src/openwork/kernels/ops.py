@@ -195,7 +195,7 @@ def _fake_linear(x, kind, weights, sizes, bias, residual, activation):  # type: 
 
 @torch.library.register_fake("openwork::sparse_conv2d")
 def _fake_conv2d(x, kind, weights, sizes, bias, residual, activation, kernel, stride, padding, dilation):  # type: ignore[no-untyped-def]
-    y = x.new_empty((len(x), sizes[2], *_sizes_out(x, kernel, stride, padding, dilation)))
+    y = x.new_empty((x.shape[0], sizes[2], *_sizes_out(x, kernel, stride, padding, dilation)))
     last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     return y.contiguous(memory_format=torch.channels_last) if last else y
 

@@ -100,12 +100,14 @@ def test_entries_of_a_product_cannot_be_told_apart():
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=5), st.lists(st.integers(1, 6), min_size=1, max_size=5))
 def test_concatenations_always_align(xs, ys):
     total = min(sum(xs), sum(ys))
+
     def clipped(sizes):
         out, left = [], total
         for n in sizes:
             out.append(min(n, left))
             left -= out[-1]
         return [n for n in out if n]
+
     a, b = [Axis(n) for n in clipped(xs)], [Axis(n) for n in clipped(ys)]
     same(cat(*a), cat(*b))
     assert [id(x) for p in a for x in leaves(p)] == [id(x) for p in b for x in leaves(p)]

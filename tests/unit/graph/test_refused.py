@@ -27,7 +27,11 @@ def pruned(density=0.5, **bounds):
 
 
 def test_examples():
-    for bad, message in ((None, "they need example="), ((), "must hold what the model is called with"), ([object()], "tensors and plain values")):
+    for bad, message in (
+        (None, "they need example="),
+        ((), "must hold what the model is called with"),
+        ([object()], "tensors and plain values"),
+    ):
         with pytest.raises(ow.StructureError, match=message):
             ow.channels(example=bad)
     with pytest.raises(ow.StructureError, match="names need as many values"):
@@ -98,7 +102,9 @@ def test_partition_laws():
         values = {m: params[m].detach() for m in part.members}
         norm = sum(part.only([m]).pool(values, "norm").square() for m in part.members).sqrt()
         torch.testing.assert_close(part.pool(values, "norm"), norm)
-        assert torch.equal(part.pool(values, "max"), torch.stack([part.only([m]).pool(values, "max") for m in part.members]).amax(0))
+        assert torch.equal(
+            part.pool(values, "max"), torch.stack([part.only([m]).pool(values, "max") for m in part.members]).amax(0)
+        )
         torch.testing.assert_close(part.pool(values, "mean") * part.cost, part.pool(values))
         with pytest.raises(ow.StructureError, match="units expected, got"):
             part.spread(units[:-1])
@@ -224,7 +230,9 @@ def test_criteria_and_gates_work_unchanged():
         from openwork.methods import powerpropagation
 
         fresh = build("residual")[0]
-        ow.attach(fresh, powerpropagation(density=0.5, structure=structure), torch.optim.SGD(fresh.parameters(), lr=0.1))
+        ow.attach(
+            fresh, powerpropagation(density=0.5, structure=structure), torch.optim.SGD(fresh.parameters(), lr=0.1)
+        )
 
 
 def test_a_rule_of_the_user():

@@ -16,7 +16,9 @@ pytestmark = pytest.mark.slow  # a few minutes in all
 IDS = torch.randint(0, 60, (2, 8), generator=torch.Generator().manual_seed(0))
 PIXELS = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 TEXT = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, vocab_size=64, max_position_embeddings=32)
-PATCH = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, image_size=32, patch_size=8)
+PATCH = dict(
+    hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, image_size=32, patch_size=8
+)
 STAGES = dict(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1])
 ENDS = dict(bos_token_id=1, eos_token_id=2, pad_token_id=0)
 
@@ -30,37 +32,74 @@ def image(kind, config, **options):
 
 
 def gpt2():
-    config = hf.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=64, n_positions=32, bos_token_id=1, eos_token_id=2)
+    config = hf.GPT2Config(
+        n_embd=32, n_layer=2, n_head=4, vocab_size=64, n_positions=32, bos_token_id=1, eos_token_id=2
+    )
     return hf.GPT2LMHeadModel(config), {"input_ids": IDS}
 
 
 def t5():
-    config = hf.T5Config(d_model=32, d_kv=8, num_layers=2, num_heads=4, d_ff=48, vocab_size=64, decoder_start_token_id=0)
+    config = hf.T5Config(
+        d_model=32, d_kv=8, num_layers=2, num_heads=4, d_ff=48, vocab_size=64, decoder_start_token_id=0
+    )
     return hf.T5ForConditionalGeneration(config), {"input_ids": IDS, "decoder_input_ids": IDS}
 
 
 def whisper():
-    sides = {f"{side}_{name}": n for side in ("encoder", "decoder") for name, n in (("layers", 2), ("attention_heads", 4), ("ffn_dim", 48))}
-    config = hf.WhisperConfig(d_model=32, vocab_size=64, max_source_positions=16, max_target_positions=16, num_mel_bins=8, decoder_start_token_id=1, begin_suppress_tokens=None, **sides, **ENDS)
-    return hf.WhisperForConditionalGeneration(config), {"input_features": torch.randn(2, 8, 32), "decoder_input_ids": IDS}
+    sides = {
+        f"{side}_{name}": n
+        for side in ("encoder", "decoder")
+        for name, n in (("layers", 2), ("attention_heads", 4), ("ffn_dim", 48))
+    }
+    config = hf.WhisperConfig(
+        d_model=32,
+        vocab_size=64,
+        max_source_positions=16,
+        max_target_positions=16,
+        num_mel_bins=8,
+        decoder_start_token_id=1,
+        begin_suppress_tokens=None,
+        **sides,
+        **ENDS,
+    )
+    return hf.WhisperForConditionalGeneration(config), {
+        "input_features": torch.randn(2, 8, 32),
+        "decoder_input_ids": IDS,
+    }
 
 
 def clip():
-    config = hf.CLIPConfig(text_config={**TEXT, **ENDS, "intermediate_size": 48}, vision_config=PATCH, projection_dim=16)
+    config = hf.CLIPConfig(
+        text_config={**TEXT, **ENDS, "intermediate_size": 48}, vision_config=PATCH, projection_dim=16
+    )
     return hf.CLIPModel(config), {"input_ids": IDS, "pixel_values": PIXELS}
 
 
 def llava():
     words = dict(model_type="llama", num_key_value_heads=2, intermediate_size=24, **TEXT)
-    config = hf.LlavaConfig(text_config=words, vision_config={"model_type": "clip_vision_model", **PATCH}, image_token_index=63)
+    config = hf.LlavaConfig(
+        text_config=words, vision_config={"model_type": "clip_vision_model", **PATCH}, image_token_index=63
+    )
     ids = torch.tensor([[1] + [63] * 16 + [5, 6, 7]] * 2)
     return hf.LlavaForConditionalGeneration(config), {"input_ids": ids, "pixel_values": PIXELS}
 
 
 def detr():
     backbone = hf.ResNetConfig(embedding_size=8, out_features=["stage4"], **STAGES)
-    sides = {f"{side}_{name}": n for side in ("encoder", "decoder") for name, n in (("layers", 1), ("attention_heads", 4), ("ffn_dim", 48))}
-    config = hf.DetrConfig(use_timm_backbone=False, use_pretrained_backbone=False, backbone=None, backbone_config=backbone, d_model=32, num_queries=6, **sides)
+    sides = {
+        f"{side}_{name}": n
+        for side in ("encoder", "decoder")
+        for name, n in (("layers", 1), ("attention_heads", 4), ("ffn_dim", 48))
+    }
+    config = hf.DetrConfig(
+        use_timm_backbone=False,
+        use_pretrained_backbone=False,
+        backbone=None,
+        backbone_config=backbone,
+        d_model=32,
+        num_queries=6,
+        **sides,
+    )
     return hf.DetrForObjectDetection(config), {"pixel_values": PIXELS}
 
 
@@ -146,11 +185,23 @@ def test_hidden_widths_go_with_their_norms(name):
 def test_experts_go_with_their_router_rows():
     model, example = build("Mixtral")
     small = shrink(model, example, ("experts",), at_least=3)
-    assert small.model.layers[0].mlp.experts.gate_up_proj.shape[0] == small.model.layers[0].mlp.gate.weight.shape[0] == 3
+    assert (
+        small.model.layers[0].mlp.experts.gate_up_proj.shape[0] == small.model.layers[0].mlp.gate.weight.shape[0] == 3
+    )
     assert ow.verify(small, model, example).over
 
 
-@pytest.mark.parametrize(("name", "kinds"), [("Llama", ("channels",)), ("Llama", ("heads",)), ("GPT-2", ("channels",)), ("Qwen2", ("heads",)), ("Mixtral", ("experts",)), ("ViT", ("channels",))])
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("Llama", ("channels",)),
+        ("Llama", ("heads",)),
+        ("GPT-2", ("channels",)),
+        ("Qwen2", ("heads",)),
+        ("Mixtral", ("experts",)),
+        ("ViT", ("channels",)),
+    ],
+)
 def test_a_uniform_model_loads_without_us(name, kinds, tmp_path):
     model, example = build(name)
     structure = Coupling(Example.of(example), kinds, multiple=2 if "heads" not in kinds else 1)
@@ -174,7 +225,9 @@ def test_widths_that_no_config_can_say():
 
 
 def test_a_large_model_on_the_meta_device_takes_seconds():
-    sizes = dict(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8, intermediate_size=14336)
+    sizes = dict(
+        hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8, intermediate_size=14336
+    )
     with torch.device("meta"):
         model = hf.LlamaForCausalLM(hf.LlamaConfig(vocab_size=32000, **sizes))
     start = time.process_time()
