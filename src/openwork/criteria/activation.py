@@ -13,7 +13,11 @@ from openwork.stats import InputSquares
 
 @dataclass(frozen=True)
 class WeightTimesInput:
-    """``|w| * ||x||_2`` (Wanda) over the calibration batches; a unit takes the l2 norm of its entries."""
+    """``|w| * ||x||_2`` (Wanda) over the calibration batches; a unit takes the l2 norm of its entries.
+
+    Weights whose input never fired, those of an expert that saw no token for instance, rank below all others and
+    among themselves by their size.
+    """
 
     inputs: InputSquares = field(default_factory=InputSquares)
 
@@ -23,4 +27,9 @@ class WeightTimesInput:
 
     def __call__(self, part: Partition, now: Now) -> Tensor:
         squares = now[self.inputs]
-        return part.pool({m: now.weights[m].float() * squares[m].sqrt() for m in part.members}, "norm")
+        return part.pool({m: now.weights[m].float() * _fired(squares[m]).sqrt() for m in part.members}, "norm")
+
+
+def _fired(squares: Tensor) -> Tensor:
+    largest = float(squares.max()) if squares.numel() else 0.0
+    return squares.clamp_min((largest or 1.0) * 1e-20)

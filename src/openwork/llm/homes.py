@@ -228,7 +228,7 @@ class FolderHome:
         }
         for path in self.checkpoint.folder.iterdir():
             if path.is_file() and path.suffix not in (".safetensors", ".bin") and path.name not in (INDEX, SINGLE):
-                shutil.copyfile(path, self.work / path.name)
+                write_file(self.work / path.name, path.read_bytes())
         for name, content in {**files, INDEX: (json.dumps(index, indent=1) + "\n").encode()}.items():
             write_file(self.work / name, content)
         for old, new in final.items():

@@ -78,6 +78,16 @@ def test_weight_times_input():
     assert score.tolist() == pytest.approx([2, 6, 3, 8, 15, 6])
 
 
+@pytest.mark.parametrize("dead", [[0.0, 9.0, 0.0], [0.0, 0.0, 0.0]])
+def test_weights_whose_input_never_fired_rank_last_by_their_size(dead):
+    # tried: no floor under the squares -> red
+    score = WeightTimesInput()(ONE, now(ONE, {InputSquares(): {"w": torch.tensor([dead]).expand(2, 3)}}))
+    silent = [i for i in range(6) if dead[i % 3] == 0]
+    order = sorted(silent, key=lambda i: float(score[i]))
+    assert order == sorted(silent, key=lambda i: float(W.flatten()[i].abs()))
+    assert len(silent) == 6 or float(score[silent].max()) < float(score[[1, 4]].min())
+
+
 def test_functions_of_masks_are_computed_once_for_all_partitions():
     calls = []
     stat = Saliency().gradient
