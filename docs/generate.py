@@ -231,7 +231,7 @@ def benchmarks() -> str:
                     table([*columns, "error"], rows),
                 )
             )
-    for name in ("models", "models_2"):
+    for name in ("whole_models", "whole_models_2"):
         if found := load(name):
             rows = [
                 [
@@ -257,7 +257,7 @@ def benchmarks() -> str:
                 "x over oneDNN",
             ]
             body = table([*columns, "packed layers", "error"], rows)
-            parts.append(_section("Whole models", found, "python bench/models.py", found["note"], body))
+            parts.append(_section("Whole models", found, "python bench/whole_models.py", found["note"], body))
     if found := load("memory"):
         rows = [[r["method"], f"{r['mib']:.0f}", f"{r['over_dense']:.2f}"] for r in found["rows"]]
         body = table(["method", "peak MiB", "over dense training"], rows)

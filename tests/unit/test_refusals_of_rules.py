@@ -273,13 +273,13 @@ def test_synaptic_flow_names_overflow():
         ow.prune(model, ow.methods.get("synflow")(density=0.5, input_shape=(64,)))
 
 
-def test_a_gate_needs_partitions_of_one_tensor():
-    from openwork.engine.gates import Gates
-
-    part = SimpleNamespace(members=("a", "b"))
-    session = SimpleNamespace(parts={"p": part}, recipe=SimpleNamespace(density=0.5))
-    with pytest.raises(RecipeError, match="p: gates need partitions of one tensor each, got 2"):
-        Gates(net(), session, sequential_attention_pp().relaxation, None)
+def test_a_gate_that_replaces_weights_needs_one_tensor():
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    coupled = ow.channels(example=torch.zeros(1, 6))
+    recipe = ow.methods.powerpropagation(density=0.5, structure=coupled, steps=10)
+    wanted = r"replaces the weights of one tensor, but the units lie in \d+ coupled ones; take a method"
+    with pytest.raises(RecipeError, match=wanted):
+        ow.attach(model, recipe, sgd(model))
 
 
 def test_attention_that_diverged_is_named():

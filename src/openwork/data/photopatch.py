@@ -24,6 +24,7 @@ LOMIRI = """
 MATE = "Aqua Blinds Dune FreshFlower Garden GreenMeadow LadyBird RainDrops Storm TwoWings Wood YellowFlower"
 PHOTOS = sorted([f"{n}.jpg" for n in LOMIRI.split()] + [f"mate/nature/{n}.jpg" for n in MATE.split()],
                 key=lambda photo: Path(photo).name)  # fmt: skip
+SYSTEM = Path("/")  # where packages install
 BACKGROUNDS = "usr/share/backgrounds"
 LONG_SIDE, TILE, PATCH = 960, 96, 32
 MEAN, STD = [0.45, 0.45, 0.45], [0.25, 0.25, 0.25]
@@ -59,7 +60,7 @@ def photopatch27(root: Root = None, train: int = 40_000, test: int = 5_400, seed
 
 
 def _find(root: Root) -> Path:
-    places = [place / inner for place in (*roots(root), Path("/")) for inner in (BACKGROUNDS, "")]
+    places = [place / inner for place in (*roots(root), SYSTEM) for inner in (BACKGROUNDS, "")]
     missing = {place: [photo for photo in PHOTOS if not (place / photo).is_file()] for place in places}
     for place, names in missing.items():
         if not names:
