@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import write
+from common import ratio, write
 from torch import Tensor, nn
 
 from openwork.formats import BlockSparse, Csr, Format
@@ -89,27 +89,40 @@ def compare(
     for (pattern, sparsity), (module, weight) in variants.items():
         exact = _dense(module, x.double(), weight.double())
         error = float((module(x) - exact).abs().max() / exact.abs().max())
-        t = times[(pattern, sparsity)]
-        over = sorted(a / b for a, b in zip(times[best], t, strict=True))
-        rows.append(
-            {
-                "case": case,
-                "pattern": pattern,
-                "sparsity": sparsity,
-                "ms": 1e3 * median(t),
-                "torch_ms": 1e3 * median(times["torch"]),
-                "onednn_ms": 1e3 * median(times["onednn"]) if fast is not None else None,
-                "over_fastest": median(over),
-                "low": over[len(over) // 4],
-                "high": over[3 * len(over) // 4],
-                "over_torch": median(a / b for a, b in zip(times["torch"], t, strict=True)),
-                "kernel": module.kind,
-                "error": error,
-            }
-        )
-        ratios = f"{median(over):6.2f}x {rows[-1]['over_torch']:6.2f}x"
-        print(f"{case:28} {pattern:14} {sparsity:.2f} {1e3 * median(t):9.3f} ms {ratios} {error:.0e}", flush=True)
+        rows.append(row_of(case, pattern, sparsity, times, (pattern, sparsity), best, module.kind, error))
     return rows
+
+
+def row_of(
+    case: str,
+    pattern: str,
+    sparsity: float,
+    times: dict[Any, list[float]],
+    key: Any,
+    best: str,
+    kernel: str,
+    error: float,
+) -> dict[str, Any]:
+    """One printed row: the candidate ``key`` against torch and against ``best``, the fastest dense."""
+    over = ratio(times, best, key)
+    ms = {n: 1e3 * median(t) for n, t in times.items()}
+    row = {
+        "case": case,
+        "pattern": pattern,
+        "sparsity": sparsity,
+        "ms": ms[key],
+        "torch_ms": ms["torch"],
+        "onednn_ms": ms.get("onednn"),
+        "over_fastest": over["ratio"],
+        "low": over["low"],
+        "high": over["high"],
+        "over_torch": ratio(times, "torch", key)["ratio"],
+        "kernel": kernel,
+        "error": error,
+    }
+    ratios = f"{row['over_fastest']:6.2f}x {row['over_torch']:6.2f}x"
+    print(f"{case:28} {pattern:14} {sparsity:.2f} {row['ms']:9.3f} ms {ratios} {error:.0e}", flush=True)
+    return row
 
 
 def _dense(module: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
@@ -177,29 +190,10 @@ def decode(
             copies = max(2, min(64, room // max(1, fmt.nbytes)))
             packed = Rotating([PackedLinear(fmt, None, first.kind) for _ in range(copies)])
             times = interleaved({"torch": lambda: dense(x), "packed": lambda m=packed: m(x)}, rounds=rounds, least=0.02)
-            over = sorted(a / b for a, b in zip(times["torch"], times["packed"], strict=True))
             exact = F.linear(x.double(), fmt.unpack().double())
             error = float((first(x) - exact).abs().max() / exact.abs().max())
-            rows.append(
-                {
-                    "case": f"decode {size}, cold, {name}",
-                    "pattern": pattern,
-                    "sparsity": sparsity,
-                    "ms": 1e3 * median(times["packed"]),
-                    "torch_ms": 1e3 * median(times["torch"]),
-                    "onednn_ms": None,
-                    "over_fastest": median(over),
-                    "low": over[len(over) // 4],
-                    "high": over[3 * len(over) // 4],
-                    "over_torch": median(over),
-                    "kernel": first.kind,
-                    "error": error,
-                }
-            )
-            print(
-                f"decode {name:10} {pattern:14} {sparsity:.2f} {rows[-1]['ms']:.3f} ms {median(over):.2f}x {error:.0e}",
-                flush=True,
-            )
+            case = f"decode {size}, cold, {name}"
+            rows.append(row_of(case, pattern, sparsity, times, "packed", "torch", first.kind, error))
     return rows
 
 

@@ -29,3 +29,18 @@ def options_of(pairs: list[str]) -> dict[str, Any]:
         if isinstance(options[key], list):
             options[key] = tuple(options[key])
     return options
+
+
+def use_threads(count: int | None) -> None:
+    """Give torch so many threads; None leaves what it uses.
+
+    Raises:
+        RecipeError: less than one.
+    """
+    import torch
+
+    if count is None:
+        return
+    if count < 1:
+        raise RecipeError(f"--threads must be at least 1, got {count}")
+    torch.set_num_threads(count)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from openwork.cli.output import Bars, console, say, write_json
-from openwork.cli.parse import FORMS, options_of, structure_of
+from openwork.cli.parse import FORMS, options_of, structure_of, use_threads
 from openwork.core.recipe import Recipe
 from openwork.core.targets import Select
 from openwork.data.registry import LOADERS
@@ -66,12 +66,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do it; returns 0 only when the density was really reached."""
-    import torch
-
-    if args.threads is not None:
-        if args.threads < 1:
-            raise RecipeError(f"--threads must be at least 1, got {args.threads}")
-        torch.set_num_threads(args.threads)
+    use_threads(args.threads)
     out = console(args.json)
     job = job_of(args)
     folder = Path(args.out) if args.out else None

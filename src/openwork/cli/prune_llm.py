@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from openwork.cli.output import Bars, console, say, write_json
-from openwork.cli.parse import FORMS, options_of, structure_of
+from openwork.cli.parse import FORMS, options_of, structure_of, use_threads
 from openwork.core.recipe import Recipe
 from openwork.core.targets import Select
 from openwork.errors import RecipeError
@@ -52,10 +52,7 @@ def run(args: argparse.Namespace) -> int:
 
     from openwork.llm import prune_blockwise
 
-    if args.threads is not None:
-        if args.threads < 1:
-            raise RecipeError(f"--threads must be at least 1, got {args.threads}")
-        torch.set_num_threads(args.threads)
+    use_threads(args.threads)
     out = console(args.json)
     recipe = recipe_of(args)
 

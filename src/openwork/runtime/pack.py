@@ -66,8 +66,6 @@ def pack(
     new = copy.deepcopy(model).eval()
     targets, skipped = find_targets(_thawed(new), where or Select())
     folded = fold_norms(new) if fold else []
-    if folded:
-        targets, skipped = find_targets(_thawed(new), where or Select())
     layers, reasons = _layers(new, targets, skipped)
     for name in override or {}:
         if name not in layers:

@@ -22,8 +22,8 @@ from openwork.runtime.plan import Plan
 from openwork.runtime.prepacked import Prepacked, prepacked
 from openwork.ship.atomic import new_folder
 from openwork.ship.packed import read_packed, write_packed
+from openwork.ship.rebuilt import rebuilt
 from openwork.ship.tied import untied
-from openwork.zoo.registry import rebuild_model
 
 PACKED_FORMAT = "packed-1"
 PACKED = "model.packed.safetensors"
@@ -53,10 +53,11 @@ def export(model: nn.Module, result: Result, folder: str | Path, *, overwrite: b
     first: set[int] = set()
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, Packed):
-            skip.update(_of(name, f"weight_{n}") for n in module.format.tensors())
+            fmt = module.format
+            skip.update(_of(name, f"weight_{n}") for n in fmt.tensors())
             if id(module) not in first:  # a module that is registered twice is stored once
                 first.add(id(module))
-                stored[_of(name, "weight")] = module.format
+                stored[_of(name, "weight")] = fmt
                 layers[name] = _describe(module)
     state = {n: t for n, t in model.state_dict(keep_vars=True).items() if n not in skip}
     tensors, tied = untied(state)
@@ -94,12 +95,7 @@ def load_packed(
     """
     place = folder / "openwork.json"
     if model is None:
-        if data.get("source") is None:
-            raise OpenworkError(
-                f"{folder}: the folder does not say how to build its model ({data.get('model_class')}); "
-                "build it yourself and pass model="
-            )
-        model = rebuild_model(data["source"], allow_factory=allow_factory)
+        model = rebuilt(folder, data, allow_factory)
     else:
         model = copy.deepcopy(model)
     stored, _ = read_packed(folder / PACKED)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,16 @@ from torch import Tensor, nn
 from openwork.core.masks import Masks, pack_bits, unpack_bits
 from openwork.core.recipe import Recipe
 from openwork.engine.result import FORMAT, Result
-from openwork.errors import FileError, OpenworkError, VerificationFailed
+from openwork.errors import FileError, VerificationFailed
 from openwork.graph.plan import Plan, finished
 from openwork.metrics.density import Densities, densities
 from openwork.report.page import report_html
 from openwork.runtime.layers import Packed
 from openwork.ship.atomic import new_folder
 from openwork.ship.export import PACKED_FORMAT, load_packed
+from openwork.ship.rebuilt import rebuilt
 from openwork.ship.tied import untied
 from openwork.structure.cover import Covered
-from openwork.zoo.registry import rebuild_model
 
 MODEL, MASKS, INDEX, PAGE = "model.safetensors", "masks.safetensors", "openwork.json", "report.html"
 KEYS = {"recipe": dict, "density": dict, "tensors": list, "log": list, "units": dict, "tied": dict, "files": dict}
@@ -101,12 +101,7 @@ def load(
         packed, found = load_packed(folder, data, model, allow_factory=allow_factory)
         return packed, _packed_result(folder, found, packed)
     if model is None:
-        if data.get("source") is None:
-            raise OpenworkError(
-                f"{folder}: the folder does not say how to build its model ({data.get('model_class')}); "
-                "build it yourself and pass model="
-            )
-        model = rebuild_model(data["source"], allow_factory=allow_factory)
+        model = rebuilt(folder, data, allow_factory)
     elif data.get("plan") is not None and not hasattr(model, "openwork_plan"):
         plan = Plan.from_dict(data["plan"])
         model = finished(plan.apply(model), plan, getattr(model, "openwork_source", None))
@@ -186,41 +181,51 @@ def _read_tensors(path: Path, data: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def _result(folder: Path, data: Mapping[str, Any]) -> Result:
     packed = _read_tensors(folder / MASKS, data)
+
+    def masks(rows: Mapping[str, Any]) -> tuple[Masks, dict[str, Tensor]]:
+        shapes = {n[5:]: tuple(rows[n[5:]]["shape"]) for n in packed if n.startswith("mask.")}
+        units = {n: unpack_bits(packed[f"units.{n}"], (int(size),)) for n, size in data["units"].items()}
+        return Masks.unpack({n: packed[f"mask.{n}"] for n in shapes}, shapes), units
+
+    return _assembled(folder, data, masks)
+
+
+def _packed_result(folder: Path, data: Mapping[str, Any], model: nn.Module) -> Result:
+    modules = dict(model.named_modules())
+
+    def masks(rows: Mapping[str, Any]) -> tuple[Masks, dict[str, Tensor]]:
+        found = {}
+        for name, row in rows.items():
+            owner = modules.get(name.rpartition(".")[0])
+            if row["skipped"] or owner is None:
+                continue
+            weight = owner.dense_weight() if isinstance(owner, Packed) else getattr(owner, name.rpartition(".")[2])
+            found[name] = weight != 0
+        return Masks(found), {}
+
+    return _assembled(folder, data, masks)
+
+
+def _assembled(
+    folder: Path,
+    data: Mapping[str, Any],
+    masks_of: Callable[[Mapping[str, Any]], tuple[Masks, dict[str, Tensor]]],
+) -> Result:
+    """The result that a dictionary tells of; ``masks_of`` gives masks and units from its rows by name."""
     try:
         rows = {row["name"]: row for row in data["tensors"]}
-        shapes = {n[5:]: tuple(rows[n[5:]]["shape"]) for n in packed if n.startswith("mask.")}
-        masks = Masks.unpack({n: packed[f"mask.{n}"] for n in shapes}, shapes)
-        units = {n: unpack_bits(packed[f"units.{n}"], (int(size),)) for n, size in data["units"].items()}
+        masks, units = masks_of(rows)
         coverage = [
             Covered(r["name"], tuple(r["shape"]), r["numel"], r["units"], r["skipped"], tuple(r.get("groups", ())))
             for r in rows.values()
         ]
         d = data["density"]
         counts = Densities(d["kept"], d["targeted_numel"], d["prunable_numel"], d["total_numel"])
+        recipe = Recipe.from_dict(data["recipe"])
     except (KeyError, TypeError, AttributeError) as problem:
         raise FileError(f"{folder / INDEX}: incomplete or damaged ({type(problem).__name__}: {problem})") from None
     plain = {k: data.get(k) for k in ("log", "manifest", "metrics", "curve")}
-    return Result(Recipe.from_dict(data["recipe"]), masks, units, counts, coverage, **plain)  # type: ignore[arg-type]
-
-
-def _packed_result(folder: Path, data: Mapping[str, Any], model: nn.Module) -> Result:
-    modules = dict(model.named_modules())
-    try:
-        rows = {row["name"]: row for row in data["tensors"]}
-        masks = {}
-        for name, row in rows.items():
-            owner = modules.get(name.rpartition(".")[0])
-            if row["skipped"] or owner is None:
-                continue
-            weight = owner.dense_weight() if isinstance(owner, Packed) else getattr(owner, name.rpartition(".")[2])
-            masks[name] = weight != 0
-        coverage = [Covered(r["name"], tuple(r["shape"]), r["numel"], r["units"], r["skipped"]) for r in rows.values()]
-        d = data["density"]
-        counts = Densities(d["kept"], d["targeted_numel"], d["prunable_numel"], d["total_numel"])
-        plain = {k: data.get(k) for k in ("log", "manifest", "metrics", "curve")}
-        return Result(Recipe.from_dict(data["recipe"]), Masks(masks), {}, counts, coverage, **plain)  # type: ignore[arg-type]
-    except (KeyError, TypeError, AttributeError) as problem:
-        raise FileError(f"{folder / INDEX}: incomplete or damaged ({type(problem).__name__}: {problem})") from None
+    return Result(recipe, masks, units, counts, coverage, **plain)  # type: ignore[arg-type]
 
 
 def _fit(model: nn.Module, tensors: Mapping[str, Tensor], folder: Path) -> None:
