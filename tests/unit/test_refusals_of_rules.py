@@ -51,7 +51,7 @@ from openwork.methods import acdc, gradual_magnitude, imp, magnitude, rigl, sequ
 from openwork.rules.drop_grow import ConstantFraction, CosineFraction, DropGrow
 from openwork.rules.topk import Repeat, TopK
 from openwork.schedules import OneShot, Periodic, Phases, Rounds, Stretch
-from openwork.stats import GradientFlow, InputSquares, LossGradient, SynapticFlow
+from openwork.stats import GradientFlow, InputSquares, LossGradient, SynapticFlow, UnitImportance
 from openwork.structure import NM, Block, Element
 from openwork.zoo import build_model
 
@@ -80,6 +80,7 @@ ROWS = [
     ),
     (lambda t: Other().measure(None), OpenworkError, "Other does not say how it is measured"),
     (lambda t: LossGradient(0), RecipeError, "LossGradient: batches must be at least 1, got 0"),
+    (lambda t: UnitImportance(0), RecipeError, "UnitImportance: batches must be at least 1, got 0"),
     (lambda t: InputSquares(0), RecipeError, "InputSquares: batches must be at least 1, got 0"),
     (
         lambda t: GradientFlow(1, 0.0),

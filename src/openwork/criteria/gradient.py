@@ -1,4 +1,4 @@
-"""Scores from gradients: SNIP and Taylor saliency, GraSP, synaptic flow, the gradient of the current step."""
+"""Scores from gradients: SNIP's saliency, Taylor, GraSP, synaptic flow, the gradient of the current step."""
 
 from __future__ import annotations
 
@@ -10,18 +10,15 @@ from torch import Tensor
 from openwork.core.now import Now
 from openwork.core.protocols import Partition, Stat
 from openwork.errors import DivergedError
-from openwork.stats import GradientFlow, LossGradient, SynapticFlow
+from openwork.stats import GradientFlow, LossGradient, SynapticFlow, UnitImportance
+from openwork.stats.taylor import key
 
 
 @dataclass(frozen=True)
 class Saliency:
-    """``|sum over the unit of w dL/dw|``: SNIP's connection sensitivity, which is also first-order Taylor.
-
-    ``squared=True`` gives Taylor's ``(w g)^2``; the ranking of single weights is the same.
-    """
+    """``|sum over the unit of w dL/dw|``: SNIP's connection sensitivity."""
 
     gradient: LossGradient = field(default_factory=LossGradient)
-    squared: bool = False
 
     @property
     def needs(self) -> frozenset[Stat]:
@@ -30,13 +27,32 @@ class Saliency:
     def __call__(self, part: Partition, now: Now) -> Tensor:
         grads = now.at_masks(self.gradient)
         for m in part.members:
-            if not bool(grads[m].any()):
-                raise DivergedError(
-                    f"{m}: no gradient reaches it, so its connections cannot be scored; check for dead layers "
-                    "and zero weights"
-                )
-        score = part.pool({m: now.weights[m] * grads[m] for m in part.members})
-        return score.square() if self.squared else score.abs()
+            _refuse_dead(m, grads[m])
+        return part.pool({m: now.weights[m] * grads[m] for m in part.members}).abs()
+
+
+@dataclass(frozen=True)
+class Taylor:
+    """``sum over batches of (sum over the unit of w dL/dw)^2``: what removing the unit costs, to first order."""
+
+    importance: UnitImportance = field(default_factory=UnitImportance)
+
+    @property
+    def needs(self) -> frozenset[Stat]:
+        return frozenset({self.importance})
+
+    def __call__(self, part: Partition, now: Now) -> Tensor:
+        score: Tensor = now.at_masks(self.importance)[key(part)]
+        _refuse_dead(part.members[0], score)
+        return score
+
+
+def _refuse_dead(name: str, values: Tensor) -> None:
+    if not bool(values.any()):
+        raise DivergedError(
+            f"{name}: no gradient reaches it, so its connections cannot be scored; check for dead layers "
+            "and zero weights"
+        )
 
 
 @dataclass(frozen=True)

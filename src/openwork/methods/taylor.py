@@ -7,11 +7,11 @@ from typing import Literal
 from openwork.core.protocols import Structure
 from openwork.core.recipe import Recipe
 from openwork.core.targets import Select
-from openwork.criteria import Saliency
+from openwork.criteria import Taylor
 from openwork.methods._common import allocation_of, settle_density
 from openwork.rules.topk import TopK
 from openwork.schedules import OneShot
-from openwork.stats import LossGradient
+from openwork.stats import UnitImportance
 from openwork.structure import Element
 
 
@@ -24,7 +24,7 @@ def taylor(
 ) -> Recipe:
     """Keep the units whose removal changes the loss most to first order, on a trained network.
 
-    score(u) = (sum over u of w dL/dw)^2 (eq. 8 of the 2019 paper).
+    score(u) = sum over batches of (sum over u of w dL/dw)^2 (eq. 8 of the 2019 paper), so that batches cannot cancel.
 
     Args:
         density: kept share; default 0.1.
@@ -34,13 +34,13 @@ def taylor(
         scope: ``auto`` is global, or layer for N:M and per-row structures.
 
     Differences:
-        The gradient is summed over the batches before squaring, as in SNIP; the ranking equals SNIP's.
+        One decision instead of a few units after every few steps of fine-tuning; scored in eval mode.
 
     Cost:
         One forward and backward pass per batch.
 
     When not to use it:
-        On a network trained to zero loss: its gradients are noise.
+        On a network trained to zero loss: its gradients are noise (``magnitude`` does better there).
 
     Examples:
         >>> import torch, openwork as ow
@@ -54,5 +54,5 @@ def taylor(
         Molchanov et al. Importance Estimation for Neural Network Pruning. CVPR 2019, arXiv 1906.10771.
     """
     share = settle_density(density, structure, 0.1)
-    rule = TopK(Saliency(LossGradient(batches), squared=True), allocation_of(scope, structure))
+    rule = TopK(Taylor(UnitImportance(batches)), allocation_of(scope, structure))
     return Recipe("taylor", structure, rule, OneShot(share), None, where)

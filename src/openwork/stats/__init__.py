@@ -9,3 +9,4 @@ from openwork.stats.inputs import InputMoments as InputMoments
 from openwork.stats.inputs import InputSquares as InputSquares
 from openwork.stats.mask_loss import MaskLoss as MaskLoss
 from openwork.stats.samples import SampleGradients as SampleGradients
+from openwork.stats.taylor import UnitImportance as UnitImportance

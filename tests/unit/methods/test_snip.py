@@ -71,7 +71,7 @@ def test_the_scale_of_the_loss_does_not_matter():
     assert masks[0].distance(masks[1]) == masks[0].distance(masks[2]) == 0
 
 
-def test_snip_and_taylor_rank_single_weights_alike():
+def test_snip_and_taylor_of_one_batch_rank_single_weights_alike():
     model, batch = plain_net(8, 12, 4), labelled(8, 4)
     given = {"data": [batch], "loss": F.cross_entropy, "dry_run": True}
     assert (
@@ -110,3 +110,12 @@ def test_a_dead_layer_is_named():
         model[0].weight.neg_().abs_().neg_()
     with pytest.raises(ow.errors.DivergedError, match=r"0.weight: no gradient reaches it"):
         ow.prune(model, snip(0.5), data=[(batch[0].abs(), batch[1])], loss=F.cross_entropy)
+
+
+def test_taylor_squares_every_batch_by_itself():
+    # tried: gradients summed before they are squared, as SNIP does -> red
+    model, one, other = plain_net(7, 9, 5, 3), labelled(7, 3), labelled(7, 3, seed=5)
+    apart = [scores(model, taylor(0.5, ow.Row(), batches=1), [b], F.cross_entropy) for b in (one, other)]
+    both = scores(model, taylor(0.5, ow.Row(), batches=2), [one, other], F.cross_entropy)
+    for name, found in both.items():
+        torch.testing.assert_close(found, apart[0][name] + apart[1][name], rtol=1e-10, atol=1e-16)
