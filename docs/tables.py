@@ -1,0 +1,285 @@
+"""How every result file of ``bench/results`` becomes a table of the benchmark page.
+
+A result that carries ``columns`` (header -> ``key`` or ``key:format``) describes itself and needs nothing here. A format is
+Python's (``.2f``, ``g``), ``percent`` (a share of one) or ``spread`` (mean and standard deviation in points).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Found = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Section:
+    """One table with its words; ``title`` and ``command`` fall back to those of the result file."""
+
+    text: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    title: str = ""
+    command: str = ""
+
+
+SECTIONS: dict[str, Callable[[Found], Section]] = {}
+"""Result name -> how it is shown, in the order of the page."""
+
+
+def section(*names: str) -> Callable[[Callable[[Found], Section]], Callable[[Found], Section]]:
+    """Register a function for result files."""
+
+    def register(make: Callable[[Found], Section]) -> Callable[[Found], Section]:
+        SECTIONS.update(dict.fromkeys(names, make))
+        return make
+
+    return register
+
+
+def spread(value: dict[str, Any]) -> str:
+    """Mean and sample standard deviation in points."""
+    around = "" if value["std"] is None else f" ± {100 * value['std']:.1f}"
+    return f"{100 * value['mean']:.1f}{around}"
+
+
+def cell(row: Found, what: str) -> str:
+    """One value of a row by ``key`` or ``key:format``; empty when there is none."""
+    key, _, form = what.partition(":")
+    value = row.get(key)
+    if value is None:
+        return ""
+    if form == "spread":
+        return spread(value)
+    return f"{100 * value:.4g} %" if form == "percent" else format(value, form)
+
+
+def described(found: Found, columns: dict[str, str] | None = None, **words: str) -> Section:
+    """A section whose columns are named, here or by the result itself."""
+    named = columns or found["columns"]
+    rows = [[cell(r, what) for what in named.values()] for r in found["rows"]]
+    return Section(words.pop("text", found.get("note", "")), list(named), rows, **words)
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+@section("digits_oneshot")
+def _digits_oneshot(found: Found) -> Section:
+    columns = {
+        "fine-tuning": "finetune",
+        "density": "density:g",
+        "method": "method",
+        "before fine-tuning": "before:spread",
+        "after": "after:spread",
+        "regrown along the path": "returned:.0f",
+    }
+    for r in found["rows"]:
+        r["returned"] = r["regrown"]["mean"] if "regrown" in r else None
+    text = (
+        f"Dense {spread(found['dense'])}, {found['seeds']} seeds, MLP 64-128-128-10, all three weights, 20 epochs of "
+        "fine-tuning."
+    )
+    return described(
+        found, columns, title="Digits MLP, one-shot, global", command="python bench/digits_oneshot.py", text=text
+    )
+
+
+@section("digits_blocks")
+def _digits_blocks(found: Found) -> Section:
+    columns = {
+        "inputs": "inputs",
+        "density": "density:g",
+        "method": "method",
+        "reached (parameters)": "reached:.4f",
+        "accuracy": "after:spread",
+    }
+    return described(
+        found,
+        columns,
+        title="Digits MLP, 8x8 blocks, sparse training",
+        command="python bench/digits_blocks.py",
+        text=f"{found['steps']} steps for every row, {found['seeds']} seeds. In the `scaled` rows every input pixel is "
+        "multiplied by 10^U(-1, 1).",
+    )
+
+
+@section("fashion_oneshot", "photopatch_oneshot", "cifar_oneshot")
+def _images_oneshot(found: Found) -> Section:
+    columns = {
+        "density": "density:g",
+        "method": "method",
+        "after pruning": "pruned:spread",
+        "after BN recalibration": "recalibrated:spread",
+        "after fine-tuning": "finetuned:spread",
+        "smallest layer keeps": "smallest_layer",
+    }
+    return described(
+        found,
+        columns,
+        title=f"{found['title']}, one-shot",
+        command=f"python bench/images_oneshot.py {found['bench'].removesuffix('_oneshot')}",
+        text=f"Dense {spread(found['dense'])}; dense trained for the extra epoch too: {spread(found['control'])}. One epoch "
+        f"of fine-tuning for every row, {len(found['control']['values'])} seeds.",
+    )
+
+
+@section("spode_variants")
+def _spode_variants(found: Found) -> Section:
+    columns = {
+        "density": "density:g",
+        "setting": "method",
+        "before fine-tuning": "before:spread",
+        "after": "after:spread",
+    }
+    text = (
+        f"The same trained digits MLPs, {found['seeds']} seeds; after pruning and after 20 epochs at 0.01. More steps "
+        "and a search over the radius help a little before fine-tuning; the default follows the schedule's density "
+        "(`paper` follows G, which large radii break); hess and linear paths take too large last steps."
+    )
+    return described(found, columns, title="SpODE's settings", command="python bench/spode_variants.py", text=text)
+
+
+@section("init_digits", "rounds_digits", "floor_digits", "growth_fashion", "baselines_digits", "channels_fashion")
+def _accuracies(found: Found) -> Section:
+    columns = {
+        "setting": "setting",
+        "density": "density:g",
+        "method": "method",
+        "accuracy": "accuracy:spread",
+        "smallest layer keeps": "smallest_layer",
+    }
+    return described(found, columns)
+
+
+@section("mechanisms")
+def _mechanisms(found: Found) -> Section:
+    columns = {"of": "case", "what": "what", "mean": "mean:.3g", "standard deviation": "std:.2g"}
+    return described(found, columns)
+
+
+@section("flagships_digits", "blocks_fashion", "blocks_photopatch", "clicks_movielens")
+def _comparison(found: Found) -> Section:
+    columns = {
+        "method": "method",
+        "structure": "structure",
+        "density": "density:g",
+        "after pruning": "pruned:spread",
+        "at the end": "finetuned:spread",
+        "learning rate": "lr:g",
+        "collapsed": "collapsed_",
+    }
+    for r in found["rows"]:
+        r["collapsed_"] = r["collapsed"] or None
+    page = f"reports/{found['bench'].replace('_', '-')}.html"
+    return described(found, columns, text=f"{found['note']} The curves: [the page of this comparison]({page}).")
+
+
+@section("memory")
+def _memory(found: Found) -> Section:
+    columns = {"method": "method", "peak MiB": "mib:.0f", "over dense training": "over_dense:.2f"}
+    return described(found, columns, title="Peak memory of the methods", command="python bench/memory.py")
+
+
+@section("speed")
+def _speed(found: Found) -> Section:
+    rows = [
+        [
+            r["what"],
+            f"{r.get('ratio', r.get('seconds')):.3f}",
+            f"{r['low']:.3f} to {r['high']:.3f}" if "low" in r else "",
+            "" if r["goal"] is None else f"{r['goal']:g}",
+        ]
+        for r in found["rows"]
+    ]
+    text = "Ratios are medians of interleaved rounds with quartiles."
+    columns = ["what", "value", "spread", "goal (at most)"]
+    return Section(text, columns, rows, "Cost of openwork itself", "python bench/speed.py")
+
+
+@section("formats")
+def _formats(found: Found) -> Section:
+    zeros = sorted({r["sparsity"] for r in found["rows"]})
+    cells: dict[tuple[str, str], dict[float, float]] = {}
+    for r in found["rows"]:
+        cells.setdefault((r["pattern"], r["dtype"]), {})[r["sparsity"]] = r["ratio"]
+    rows = [[*key, *(f"{ratios[c]:.4f}" if c in ratios else "" for c in zeros)] for key, ratios in cells.items()]
+    size = f"{found['rows_of_matrix']} x {found['cols_of_matrix']}"
+    text = (
+        f"Whole file over the whole dense float32 file ({found['dense']:,} bytes), one {size} layer with its bias; header, "
+        "index and checksums count. int8 has one float32 scale per row (blocks: per block, so small blocks gain nothing "
+        "over bfloat16). What the formats are: [storage formats](formats.md)."
+    )
+    columns = ["pattern", "dtype", *(f"{100 * c:g} % zeros" for c in zeros)]
+    return Section(text, columns, rows, "Bytes on disk of packed layers", "python bench/formats.py")
+
+
+@section("kernels", "kernels_2")
+def _kernels(found: Found) -> Section:
+    threads = found["machine"]["threads"]
+    for r in found["rows"]:
+        r["over"] = f"{r['over_fastest']:.2f} ({r['low']:.2f} to {r['high']:.2f})"
+    columns = {
+        "case": "case",
+        "pattern": "pattern",
+        "zeros": "sparsity:percent",
+        "ms": "ms:.3g",
+        "torch ms": "torch_ms:.3g",
+        "oneDNN ms": "onednn_ms:.3g",
+        "x over the fastest dense": "over",
+        "x over torch": "over_torch:.2f",
+        "error": "error:.0e",
+    }
+    return described(
+        found,
+        columns,
+        title=f"Sparse products, {threads} thread{'s' * (threads > 1)}",
+        command="python bench/kernels.py" + (f" --threads {threads}" if threads > 1 else ""),
+        text=f"{found['note']} oneDNN is the dense product with its weights in oneDNN's own order. In the cold rows the "
+        "weights come from memory, as in a model.",
+    )
+
+
+@section("whole_models", "whole_models_2")
+def _whole_models(found: Found) -> Section:
+    for r in found["rows"]:
+        r["share"] = f"{r['packed_layers']} of {r['layers']}"
+    columns = {
+        "model": "case",
+        "pattern": "pattern",
+        "zeros": "sparsity:percent",
+        "packed ms": "packed:.3g",
+        "dense ms": "dense:.3g",
+        "oneDNN ms": "onednn:.3g",
+        "x over dense": "over_dense:.2f",
+        "x over oneDNN": "over_onednn:.2f",
+        "packed layers": "share",
+        "error": "error:.0e",
+    }
+    return described(found, columns, title="Whole models", command="python bench/whole_models.py")
+
+
+@section("kill_resume")
+def _kill_resume(found: Found) -> Section:
+    text = (
+        f"{found['kills']} SIGKILLs at random moments of `openwork prune` (also during saves), over {len(found['rows'])} runs "
+        "of four methods; every resumed run ended bit-identical to one that was never killed: "
+        f"**{'yes' if found['identical'] else 'no'}**. No file was ever half-written."
+    )
+    return Section(text, (), (), "Killed and resumed", "python bench/kill_resume.py")
+
+
+@section("commands")
+def _commands(found: Found) -> Section:
+    columns = {"command": "what", "result": "value"}
+    return described(
+        found,
+        columns,
+        title="Whole commands",
+        command="python bench/commands.py",
+        text="In a clean clone with a new environment.",
+    )
