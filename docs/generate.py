@@ -1,4 +1,4 @@
-"""Rebuild the generated pages: the README's method table, one page per method, the benchmark tables.
+"""Rebuild the generated pages: the README's method table, one page per method, the benchmark tables and curves.
 
     python docs/generate.py [--check]
 
@@ -11,10 +11,12 @@ from __future__ import annotations
 import inspect
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import tables
+from plots import plots
 from tables import SECTIONS, Section, markdown
 
 from openwork import methods
@@ -53,21 +55,28 @@ def benchmarks() -> str:
         "# Benchmarks\n\nGenerated from `bench/results/*.json` by `make docs`. Accuracies are test accuracies in percent, "
         "mean ± sample standard deviation over seeds. Every row of a table had the same budget."
     ]
-    found = {p.stem: json.loads(p.read_text()) for p in sorted(RESULTS.glob("*.json"))}
+    found = results()
     described = {name for name, result in found.items() if "columns" in result and not name.endswith("_quick")}
     shown = [name for name in (*SECTIONS, *sorted(described - set(SECTIONS))) if name in found]
-    parts += [_written(SECTIONS.get(name, tables.described)(found[name]), found[name]) for name in shown]
+    for name, result in ((name, found[name]) for name in shown):
+        parts += [_written(SECTIONS.get(name, tables.described)(result), result, plots(name, result))]
     return "\n\n".join(parts) + "\n"
 
 
-def _written(part: Section, found: dict[str, Any]) -> str:
+def results() -> dict[str, Any]:
+    """Every result file by name."""
+    return {p.stem: json.loads(p.read_text()) for p in sorted(RESULTS.glob("*.json"))}
+
+
+def _written(part: Section, found: dict[str, Any], drawn: Iterable[str]) -> str:
     m = found["machine"]
     where = (
         f"`{part.command or found['command']}`, {m['cpu']}, {m['threads']} thread{'s' * (m['threads'] > 1)}, "
         f"torch {m['torch']}."
     )
     body = markdown(part.columns, part.rows) if part.rows else ""
-    return "\n\n".join(filter(None, [f"## {part.title or found['title']}", part.text, body, where]))
+    pictures = "\n".join(f"![{name.removesuffix('.svg').replace('-', ' ')}](plots/{name})" for name in drawn)
+    return "\n\n".join(filter(None, [f"## {part.title or found['title']}", part.text, pictures, body, where]))
 
 
 def pages() -> dict[Path, str]:
@@ -81,6 +90,8 @@ def pages() -> dict[Path, str]:
     for entry in methods.METHODS:
         made[HERE / "methods" / f"{entry.name}.md"] = method_page(entry)
     made[HERE / "benchmarks.md"] = benchmarks()
+    for name, result in results().items():
+        made |= {HERE / "plots" / file: text for file, text in plots(name, result).items()}
     return made
 
 

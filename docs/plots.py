@@ -1,0 +1,84 @@
+"""Curves of the result files as SVG files of their own: the charts of the reports with their style and legend inside."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from openwork.report.svg import Axis, Panel, Series, scatter_chart
+from openwork.report.theme import CSS
+
+WIDTH, COLUMNS, LINE = 760, 3, 22
+
+CURVES: dict[str, tuple[str, Mapping[str, str]]] = {
+    **dict.fromkeys(
+        ("fashion_oneshot", "photopatch_oneshot", "cifar_oneshot"),
+        ("method", {"recalibrated": "before fine-tuning, norms recalibrated", "finetuned": "after fine-tuning"}),
+    ),
+    **dict.fromkeys(
+        ("flagships_digits", "blocks_fashion", "blocks_photopatch"),
+        ("structure", {"finetuned": "after fine-tuning"}),
+    ),
+}
+"""Result name -> what splits it into charts beside the moment (``method``: nothing), and the moments that are drawn."""
+
+
+def standalone(figure: str) -> str:
+    """A chart of the reports (HTML) as one SVG document."""
+    title = re.search(r"<figcaption>(.*?)</figcaption>", figure)
+    plot = re.search(r'<svg [^>]*class="plot"[^>]*height="(\d+)">(.*?)</svg>(?:<ul|</figure>)', figure, re.S)
+    if title is None or plot is None:
+        raise SystemExit("a chart without a plot: nothing finite in the results")
+    keys = re.findall(r"<li><svg[^>]*>(.*?)</svg>(.*?)</li>", figure)
+    top, tall = 40, int(plot[1])
+    rows = -(-len(keys) // COLUMNS)
+    legend = "".join(
+        f'<g transform="translate({20 + (i % COLUMNS) * (WIDTH - 20) // COLUMNS},{top + tall + 14 + i // COLUMNS * LINE})">'
+        f'{mark}<text class="label" x="24" y="10">{name}</text></g>'
+        for i, (mark, name) in enumerate(keys)
+    )
+    height = top + tall + 14 + rows * LINE + 8
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" '
+        'font-family="system-ui,sans-serif">'
+        f'<style>{CSS}</style><rect width="100%" height="100%" fill="var(--card)"/>'
+        f'<text class="name" x="20" y="24" font-weight="600">{title[1]}</text>'
+        f'<svg class="plot" x="10" y="{top}" width="{WIDTH - 20}" height="{tall}">{plot[2]}</svg>{legend}</svg>\n'
+    )
+
+
+def curve(rows: Sequence[Mapping[str, Any]], method: str, moment: str) -> Series:
+    """One method's mean and spread over the densities."""
+    mine = sorted((r for r in rows if r["method"] == method and r[moment]), key=lambda r: float(r["density"]))
+    return Series(
+        method,
+        [r["density"] for r in mine],
+        [r[moment]["mean"] for r in mine],
+        [r[moment]["std"] or 0.0 for r in mine],
+    )
+
+
+def plots(name: str, found: Mapping[str, Any]) -> dict[str, str]:
+    """File name -> SVG of one result; empty when it has no curves."""
+    if name not in CURVES:
+        return {}
+    split, moments = CURVES[name]
+    rows = sorted((r for r in found["rows"] if r["density"] < 1), key=lambda r: r.get("role") == "control")
+    shared = [r for r in rows if r.get("structure") == "-"]
+    groups = {"": rows}
+    if split == "structure":
+        kinds = dict.fromkeys(r["structure"] for r in rows if r["structure"] != "-")
+        groups = {k: [r for r in rows if r["structure"] == k] + shared for k in kinds}
+    dense = found.get("control") or next((r["finetuned"] for r in found["rows"] if r["method"] == "dense"), None)
+    made = {}
+    for kind, mine in groups.items():
+        for moment, told in moments.items():
+            lines = [curve(mine, m, moment) for m in dict.fromkeys(r["method"] for r in mine)]
+            panel = Panel([s for s in lines if s.x], Axis("accuracy", unit="%"))
+            title = ", ".join(filter(None, [found["title"], kind, told]))
+            mark = dense["mean"] if dense else None
+            figure = scatter_chart(title, Axis("density", "log", "%"), panel, mark, joined=True)
+            word = re.sub(r"\W+", "-", f"{name} {kind} {moment}".lower()).strip("-").replace("_", "-")
+            made[f"{word}.svg"] = standalone(figure)
+    return made
