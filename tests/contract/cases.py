@@ -61,6 +61,7 @@ CASES = [
     Case("sparsegpt", {"block": 16}),
     Case("dsnot", groups=False),
     Case("ecoflap", {"batches": 2}, regions=False),
+    Case("icbs", {"steps": 6, "block": 32, "samples": 4, "groups": 2, "solver": "swap"}, regions=False, groups=False),
 ]
 
 

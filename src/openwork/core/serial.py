@@ -31,6 +31,7 @@ KINDS: dict[str, str] = {
     "MaskLoss": "openwork.stats.mask_loss",
     "SynapticFlow": "openwork.stats.flow",
     "SampleGradients": "openwork.stats.samples",
+    "LayerGradients": "openwork.stats.layer_gradients",
     **dict.fromkeys(("Magnitude", "Random"), "openwork.criteria.weights"),
     **dict.fromkeys(("Saliency", "Taylor", "Grasp", "Flow", "StepGradient"), "openwork.criteria.gradient"),
     "WeightTimesInput": "openwork.criteria.activation",
@@ -45,6 +46,8 @@ KINDS: dict[str, str] = {
     "BrainSurgeon": "openwork.rules.obs",
     "LayerSurgeon": "openwork.rules.layer_surgeon",
     "MeanSwap": "openwork.rules.swap",
+    "BlockDescent": "openwork.rules.block_descent",
+    **dict.fromkeys(("Exhaustive", "BestSwap", "Annealing"), "openwork.rules.cardinality"),
     "ZerothNorms": "openwork.stats.zeroth",
     "ZerothOrder": "openwork.allocation.zeroth",
     "SoftmaxAttention": "openwork.relax.attention",
@@ -87,6 +90,7 @@ ROOMS = {
     "Schedule": "schedules",
     "Relaxation": "relax",
     "Fraction": "rules",
+    "Solver": "rules",
 }
 """Where the kinds of each protocol live; some protocols have only ``__call__``, so members do not tell them apart."""
 

@@ -28,6 +28,8 @@ class Home(Protocol):
     """A block's weights are there between ``enter`` and ``leave``."""
 
     done: list[dict[str, Any]]
+    keeps_masks: bool
+    """Whether masks and units of all blocks stay in memory: where the weights do."""
 
     def open_front(self) -> None: ...
     def close_front(self) -> None: ...
@@ -38,6 +40,8 @@ class Home(Protocol):
 
 class ModelHome:
     """A model that is in memory already, and is pruned in place."""
+
+    keeps_masks = True
 
     def __init__(self) -> None:
         self.done: list[dict[str, Any]] = []
@@ -61,6 +65,8 @@ class ModelHome:
 
 class FolderHome:
     """One block at a time from a checkpoint; every finished block goes to a shard of ``work``, with the rows so far."""
+
+    keeps_masks = False
 
     def __init__(
         self,

@@ -67,8 +67,9 @@ class Run:
             rooted = Rooted(name, block)
             data = None if inputs is None or calls is None else WindowBatches(inputs, calls, i)
             row, masks, units = self.pruner.prune(name, rooted, data, self.device)
-            self.masks |= masks
-            self.units |= units
+            if self.home.keeps_masks:
+                self.masks |= masks
+                self.units |= units
             self.home.settle(i)
         if outputs is not None and inputs is not None and calls is not None:
             for at, hidden in enumerate(inputs):

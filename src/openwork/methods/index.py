@@ -66,6 +66,8 @@ METHODS: tuple[Method, ...] = (
            "element, N:M"),
     Method("ecoflap", "Layer shares from forward passes, then Wanda", "Sung et al., ICLR 2024", "prune", "data, loss",
            FREE),
+    Method("icbs", "Re-decide blocks of weights by a quadratic model", "Rosenberg et al., 2024", "prune", "data, loss",
+           "element"),
 )
 # fmt: on
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class SampleGradients(Stat):
             )
 
     def measure(self, ctx: Measuring) -> Samples:
-        rows = self._draw(ctx)
+        rows = drawn(ctx, self.samples, self.batch, "SampleGradients")
 
         def gradients(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
             leaves = masked({n: weights[n] for n in ctx.members}, masks)
@@ -59,16 +59,24 @@ class SampleGradients(Stat):
 
         return gradients
 
-    def _draw(self, ctx: Measuring) -> list[tuple[Tensor, ...]]:
-        what = f"{self.samples} gradients of {self.batch} inputs each"
-        rows: list[tuple[Tensor, ...]] = []
-        wanted = -(-self.samples // world())
-        while len(rows) < wanted:
-            batch = ctx.feed.next(what)
-            if not isinstance(batch, tuple | list) or not all(isinstance(t, Tensor) for t in batch):
-                raise DataError(f"SampleGradients cuts batches into rows, so they must be tuples of tensors; {what}")
-            if len(batch[0]) < self.batch:
-                raise DataError(f"SampleGradients: batches must hold at least {self.batch} inputs, got {len(batch[0])}")
-            starts = range(0, len(batch[0]) - self.batch + 1, self.batch)
-            rows.extend(tuple(t[at : at + self.batch] for t in batch) for at in starts)
-        return rows[:wanted]
+
+def drawn(ctx: Measuring, samples: int, batch: int, owner: str) -> list[Any]:
+    """This rank's share of so many rows of ``batch`` inputs each, cut from the batches of the data in order.
+
+    Raises:
+        DataError: batches that are no tuples or mappings of tensors, or smaller than a row.
+    """
+    what = f"{samples} gradients of {batch} inputs each"
+    rows: list[Any] = []
+    wanted = -(-samples // world())
+    while len(rows) < wanted:
+        found = ctx.feed.next(what)
+        tensors = list(found.values()) if isinstance(found, Mapping) else found
+        if not isinstance(tensors, tuple | list) or not tensors or not all(isinstance(t, Tensor) for t in tensors):
+            raise DataError(f"{owner} cuts batches into rows, so they must be tuples or mappings of tensors; {what}")
+        if len(tensors[0]) < batch:
+            raise DataError(f"{owner}: batches must hold at least {batch} inputs, got {len(tensors[0])}")
+        for at in range(0, len(tensors[0]) - batch + 1, batch):
+            cut = [t[at : at + batch] for t in tensors]
+            rows.append(dict(zip(found, cut, strict=True)) if isinstance(found, Mapping) else tuple(cut))
+    return rows[:wanted]

@@ -53,8 +53,13 @@ class Tiles:
 
     @cached_property
     def cost(self) -> Tensor:
-        """``[n_units]`` int64, the true size of each tile (edge tiles are smaller)."""
+        """``[n_units]`` int64, the true size of each tile (edge tiles are smaller).
+
+        Equal tiles share one number in memory: eight bytes for each weight of a large model would be too many.
+        """
         stack, rows, cols = self.matrix
+        if rows % self.block[0] == 0 and cols % self.block[1] == 0:
+            return torch.tensor(self.block[0] * self.block[1]).expand(self.n_units)
         heights = _sizes(rows, self.block[0])
         widths = _sizes(cols, self.block[1])
         return (heights[:, None] * widths[None, :]).expand(stack, -1, -1).reshape(-1)

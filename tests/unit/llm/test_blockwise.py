@@ -72,6 +72,8 @@ def test_every_family_from_a_folder_and_in_memory(family, root, tmp_path):
     for (name, a), b in zip(model.state_dict().items(), dense.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
     params = dict(model.named_parameters())
+    assert not result.masks
+    assert not result.units  # nothing of the size of the model stays behind
     for name, mask in in_memory.masks.items():
         assert (params[name][~mask] == 0).all()
         assert result.kept[name] == int(mask.sum()) >= int((params[name] != 0).sum())

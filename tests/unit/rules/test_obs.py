@@ -133,7 +133,7 @@ def test_refusals():
         ow.prune(model, woodfisher(0.5, ow.Block(1, 2), samples=2), data=[(G, torch.zeros(7))], loss=loss)
     with pytest.raises(DataError, match="batches must hold at least 9 inputs, got 7"):
         ow.prune(model, woodfisher(0.5, samples=2, batch=9), data=[(G, torch.zeros(7))], loss=loss)
-    with pytest.raises(DataError, match="cuts batches into rows, so they must be tuples of tensors"):
+    with pytest.raises(DataError, match="cuts batches into rows, so they must be tuples or mappings of tensors"):
         ow.prune(model, woodfisher(0.5, samples=2), data=[(G, ["a"])], loss=loss)
 
     def explodes(out, y):

@@ -172,3 +172,11 @@ def test_small_tensors_may_stay_dense_only_when_asked():
     assert {r.name: r.skipped for r in rows}["small.weight"] == "2 units, fewer than min_units=3"
     with pytest.raises(StructureError, match=r"Row\(\) fits none of the 3 selected tensors"):
         partition(Net(), ow.Row(), ow.Select(min_units=9))
+
+
+def test_the_costs_of_equal_tiles_take_no_memory():
+    # tried: one number a unit, which is eight bytes a weight of a language model -> red
+    for block, size in (((1, 1), 1), ((4, 2), 8)):
+        tiles = Tiles("w", views.linear_view((64, 32)), block)
+        assert tiles.cost.untyped_storage().nbytes() == 8
+        assert tiles.cost.tolist() == [size] * tiles.n_units
