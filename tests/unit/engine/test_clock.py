@@ -45,3 +45,41 @@ def test_a_step_that_raises_does_not_stop_the_clock():
     w.sum().backward()
     optimizer.step()
     assert calls == ["before", "before", "after"]
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, Nested])
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_closure_computes_the_gradients_first(kind, by_name):
+    # tried: before() at the beginning of the step -> it sees no gradient
+    w = torch.ones(2, requires_grad=True)
+    torch.optim.SGD([w], lr=0.1)
+    optimizer = kind([w], lr=0.1)
+    seen = []
+    clock = Clock(optimizer, lambda: seen.append(w.grad.tolist()), lambda: seen.append("after"))
+
+    def closure():
+        optimizer.zero_grad()
+        loss = w.sum()
+        loss.backward()
+        return loss
+
+    loss = optimizer.step(closure=closure) if by_name else optimizer.step(closure)
+    assert seen == [[1.0, 1.0], "after"]
+    if kind is torch.optim.SGD:
+        assert loss.item() == 2.0
+    clock.remove()
+
+
+def test_every_evaluation_of_a_closure_counts():
+    w = torch.full((2,), 3.0, requires_grad=True)
+    optimizer = torch.optim.LBFGS([w], max_iter=3)
+    calls, _ = ticks(optimizer)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (w**4).sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert calls == ["before"] * 3 + ["after"]
