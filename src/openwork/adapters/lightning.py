@@ -36,7 +36,7 @@ def lightning_callback(
     except ImportError:
         raise OpenworkError("lightning_callback needs lightning; pip install 'openwork[lightning]'") from None
 
-    class Sparsity(LateRun, Callback):
+    class Sparsity(LateRun, Callback):  # type: ignore[misc]
         """The recipe of one fit."""
 
         _load: Callable[[], None] | None = None
