@@ -358,6 +358,7 @@ def _load_dense(model: nn.Module, path: Path) -> None:
     except (SafetensorError, ValueError, OSError) as problem:
         raise FileError(f"{path}: not a readable safetensors file ({problem})") from None
     own = model.state_dict()
+    state |= {k: v for k, v in own.items() if k not in state and k.endswith("num_batches_tracked")}  # a mere counter
     wrong = sorted(set(own) ^ set(state)) or [k for k in own if own[k].shape != state[k].shape]
     if wrong:
         raise FileError(
