@@ -40,6 +40,7 @@ class Case:
 CASES = [
     Case("magnitude"),
     Case("random"),
+    Case("random_search", {"draws": 5}),
     Case("global_mp"),
     Case("gradual_magnitude", {"begin": 5, "end": 40, "every": 7}),
     Case("taylor", {"batches": 2}),
@@ -49,6 +50,7 @@ CASES = [
     Case("spode", {"steps": 6}),
     Case("spode_iterative", {"steps": 4, "rounds": 2}),
     Case("imp", {"rounds": 2}),
+    Case("sap", {"rounds": 2}, regions=False),
     Case("acdc", {"steps": STEPS}),
     Case("set", {"steps": STEPS, "every": 5}, regions=False),
     Case("rigl", {"steps": STEPS, "every": 5}, regions=False),

@@ -132,7 +132,7 @@ def test_keeping_everything_changes_nothing(case):
         train(plain, sgd(plain), 0, STEPS)
         result = perform(case, case.recipe(1.0), model)
     else:
-        options = {"rewind": "none"} if case.name == "imp" else {}
+        options = {"rewind": "none"} if case.name in ("imp", "sap") else {}
         for _ in range(2):
             train(plain, sgd(plain), 0, 8)
         result = perform(case, case.recipe(1.0, **options), model)

@@ -17,7 +17,9 @@ from openwork.methods.magnitude import magnitude as magnitude
 from openwork.methods.powerpropagation import powerpropagation as powerpropagation
 from openwork.methods.probmask import probmask as probmask
 from openwork.methods.random import random as random
+from openwork.methods.random_search import random_search as random_search
 from openwork.methods.rigl import rigl as rigl
+from openwork.methods.sap import sap as sap
 from openwork.methods.sequential_attention_pp import sequential_attention_pp as sequential_attention_pp
 from openwork.methods.set_ import set_ as set_
 from openwork.methods.snip import snip as snip

@@ -39,6 +39,7 @@ FREE = "any without regions"
 METHODS: tuple[Method, ...] = (
     Method("magnitude", "Keep the largest weights or units", "Han et al., NeurIPS 2015", "prune", "nothing", ANY),
     Method("random", "Keep random units with good layer shares", "Liu et al., ICLR 2022", "prune", "nothing", ANY),
+    Method("random_search", "The best of many random masks", "Farahani, 2024", "prune", "data, loss", ANY),
     Method("global_mp", "Global magnitude, a floor per layer", "Gupta et al., CAI 2024", "prune", "nothing", ANY),
     Method("gradual_magnitude", "Magnitude on a cubic curve", "Zhu and Gupta, 2018", "attach", "training", ANY),
     Method("taylor", "First-order change of the loss", "Molchanov et al., CVPR 2019", "prune", "data, loss", ANY),
@@ -48,6 +49,7 @@ METHODS: tuple[Method, ...] = (
     Method("spode", "Masks travel along a sparsity-indexed ODE", "Mo et al., ICML 2023", "prune", "data, loss", ANY),
     Method("spode_iterative", "SpODE in rounds with fine-tuning", "Mo et al., ICML 2023", "cycle", "data, loss", ANY),
     Method("imp", "Iterative magnitude with rewinding", "Frankle and Carbin, ICLR 2019", "cycle", "training", ANY),
+    Method("sap", "Rounds that prune what the weights can spare", "Diao et al., ICLR 2023", "cycle", "training", FREE),
     Method("acdc", "Compressed and decompressed phases", "Peste et al., NeurIPS 2021", "attach", "training", ANY),
     Method("set", "Drop the smallest, grow at random", "Mocanu et al., 2018", "attach", "training", FREE),
     Method("rigl", "Drop the smallest, grow by gradient", "Evci et al., ICML 2020", "attach", "training", FREE),

@@ -13,3 +13,6 @@ from openwork.metrics.perplexity import Agreement as Agreement
 from openwork.metrics.perplexity import Perplexity as Perplexity
 from openwork.metrics.perplexity import agreement as agreement
 from openwork.metrics.perplexity import perplexity as perplexity
+from openwork.metrics.pq import entries_needed as entries_needed
+from openwork.metrics.pq import pq_index as pq_index
+from openwork.metrics.search import expected_best as expected_best

@@ -151,12 +151,14 @@ class Rounds:
     """Prune-retrain rounds: after round ``j`` of ``rounds`` the share is ``density^(j / rounds)``.
 
     ``rewind`` says what the next round starts from: the weights as they are (``"none"``), the weights of the rewind
-    point (``"weights"``), or the weights as they are with the learning-rate schedule replayed (``"lr"``).
+    point (``"weights"``), or the weights as they are with the learning-rate schedule replayed (``"lr"``). With
+    ``path="rule"`` every round is told the final share and its rule decides how far it goes; the last one must meet it.
     """
 
     density: float
     rounds: int
     rewind: Literal["none", "weights", "lr"] = "none"
+    path: Literal["equal", "rule"] = "equal"
 
     def __post_init__(self) -> None:
         check_density(self.density, "Rounds")
@@ -164,6 +166,8 @@ class Rounds:
             raise RecipeError(f"Rounds: rounds must be at least 1, got {self.rounds}")
         if self.rewind not in ("none", "weights", "lr"):
             raise RecipeError(f"Rounds: rewind must be 'none', 'weights' or 'lr', got {self.rewind!r}")
+        if self.path not in ("equal", "rule"):
+            raise RecipeError(f"Rounds: path must be 'equal' or 'rule', got {self.path!r}")
 
     @property
     def last(self) -> int:
@@ -177,4 +181,5 @@ class Rounds:
         """``step`` counts rounds; 0 is dense."""
         if step >= self.rounds:
             return Phase(self.density, step == self.rounds, "sparse")
-        return Phase(self.density ** (step / self.rounds), step > 0, "sparsify" if step else "dense")
+        share = self.density ** (step / self.rounds) if self.path == "equal" or not step else self.density
+        return Phase(share, step > 0, "sparsify" if step else "dense")

@@ -8,6 +8,7 @@ from openwork.stats.grams import InputGram as InputGram
 from openwork.stats.inputs import InputMoments as InputMoments
 from openwork.stats.inputs import InputSquares as InputSquares
 from openwork.stats.layer_gradients import LayerGradients as LayerGradients
+from openwork.stats.mask_loss import LossAtMasks as LossAtMasks
 from openwork.stats.mask_loss import MaskLoss as MaskLoss
 from openwork.stats.samples import SampleGradients as SampleGradients
 from openwork.stats.taylor import UnitImportance as UnitImportance

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from openwork.core.batches import loss_on
 from openwork.core.distributed import averaged, mean_of
 from openwork.core.measuring import Measuring, Mode, seeded, weights_of
 from openwork.core.protocols import Stat
-from openwork.errors import RecipeError
+from openwork.errors import DivergedError, RecipeError
 from openwork.stats.gradients import grads_of
 
 Energy = Callable[..., tuple[float, dict[str, Tensor]]]
@@ -56,3 +58,38 @@ class MaskLoss(Stat):
             return mean_of(total), {n: weights[n] * g for n, g in slopes.items()}
 
         return energy
+
+
+@dataclass(frozen=True)
+class LossAtMasks(Stat):
+    """The mean loss over ``batches`` batches, drawn once, as a function of masks; infinite where it diverges.
+
+    ``train`` mode normalises by the statistics of each batch, which is what an untrained network needs; running
+    statistics are not touched.
+    """
+
+    needs_loss: ClassVar[bool] = True
+    mode: Mode = "train"
+    batches: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batches < 1:
+            raise RecipeError(f"LossAtMasks: batches must be at least 1, got {self.batches}")
+
+    def measure(self, ctx: Measuring) -> Callable[[Mapping[str, Tensor]], float]:
+        seen = [ctx.feed.next(f"{self.batches} scoring batches") for _ in range(self.batches)]
+
+        def loss(masks: Mapping[str, Tensor]) -> float:
+            weights = weights_of(ctx)
+            leaves = {n: weights[n] * masks[n] for n in masks}
+            with torch.no_grad(), ctx.calling(self.mode) as call, seeded(ctx.seed):
+                try:
+                    total = sum(
+                        float(loss_on(lambda *a, **k: call(leaves, *a, **k), batch, ctx.loss, step=i))
+                        for i, batch in enumerate(seen)
+                    )
+                except DivergedError:
+                    total = math.inf
+            return mean_of(total / len(seen))
+
+        return loss
