@@ -43,7 +43,18 @@ def test_quick_formats(tmp_path):
             assert row["error"] == 0
 
 
-@pytest.mark.parametrize("name", ["init_digits", "floor_digits", "rounds_digits", "digits_oneshot", "digits_blocks"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "init_digits",
+        "floor_digits",
+        "rounds_digits",
+        "digits_oneshot",
+        "digits_blocks",
+        "random_search",
+        "adaptive_rounds",
+    ],
+)
 def test_quick_bench(name, tmp_path):
     # tried: a method under a name that the index does not have -> red
     found = quick(name, tmp_path)
@@ -84,3 +95,19 @@ def test_quick_kernels(tmp_path):
         assert row["error"] < 1e-5, row
         assert row["ms"] > 0
         assert row["torch_ms"] > 0
+
+
+def test_quick_sharded_topk(tmp_path):
+    # tried: ties to the lower rank first -> not equal
+    (row,) = quick("sharded_topk", tmp_path)["rows"]
+    assert row["equal"] == "True"
+    assert row["bytes"] < 100_000
+
+
+def test_quick_mechanisms(tmp_path):
+    # tried: a case under two names -> fewer rows
+    found = quick("mechanisms", tmp_path)
+    assert {r["part"] for r in found["rows"]} == {
+        "acdc", "powers", "gradients", "thresholds", "probabilities", "tickets", "removal"
+    }  # fmt: skip
+    assert all(len(r["values"]) == 1 for r in found["rows"])

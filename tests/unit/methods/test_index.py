@@ -46,7 +46,7 @@ def test_set_has_two_names_and_hides_nothing():
     assert index.find("set").module == "set_"
 
 
-DEFAULTED = [n for n in methods.names() if n not in ("set", "rigl", "str", "ecoflap")]
+DEFAULTED = [n for n in methods.names() if n not in ("set", "rigl", "str", "ecoflap", "sap")]
 
 
 @pytest.mark.parametrize("name", DEFAULTED)
