@@ -73,8 +73,8 @@ def main(quick: bool) -> None:
         rows,
         title="The exact choice over scores on several processes",
         command="python bench/sharded_topk.py",
-        note="A tenth is kept, a tenth of the scores are rounded so that they tie. Bytes are what one rank contributes to "
-        "all sums; times are those of a busy machine with fewer cores than ranks.",
+        note="A tenth is kept, a tenth of the scores are rounded so that they tie. Bytes are what one rank contributes "
+        "to all sums; times are those of a busy machine with fewer cores than ranks.",
         columns={
             "scores": "scores:,",
             "ranks": "ranks",
