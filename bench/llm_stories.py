@@ -68,7 +68,7 @@ def spare(text: Stories, model: Any, density: float, beside: str, seed: int, win
     return {"recovery": Perp(lr=2e-3, epochs=3)} if beside == "perp" else {}
 
 
-def main(quick: bool, only: str | None) -> None:
+def main(quick: bool, only: str | None, chosen: list[str]) -> None:
     torch.set_num_threads(1)
     text = load()
     dense = text.model()
@@ -79,10 +79,10 @@ def main(quick: bool, only: str | None) -> None:
          **{k: spread([v.value]) for k, v in measured.items()}}
     ]  # fmt: skip
     for setting, density, structure in settings(quick):
-        if only is not None and setting != only:
-            rows += earlier("llm_stories", setting)
-            continue
         for name, (recipe, beside) in methods_of(density, structure, quick).items():
+            if (only is not None and setting != only) or (chosen and name not in chosen):
+                rows += [] if quick else earlier("llm_stories", setting, name)
+                continue
             found: dict[str, list[float]] = {k: [] for k in ("validation", "unseen", "top1", "seconds", "realised")}
             for seed in range(1 if quick else 3):
                 if name == "magnitude" and seed:  # no data, nothing to draw
@@ -106,15 +106,17 @@ def main(quick: bool, only: str | None) -> None:
           counts={k: v.to_dict() for k, v in measured.items()})  # fmt: skip
 
 
-def earlier(name: str, setting: str) -> list[dict[str, Any]]:
-    """The rows of one setting from the last result, so that settings can be measured one at a time."""
-    file = RESULTS / f"{name}.json"
-    return [r for r in json.loads(file.read_text())["rows"] if r["setting"] == setting] if file.is_file() else []
+def earlier(bench: str, setting: str, method: str) -> list[dict[str, Any]]:
+    """A row of the last result, so that a long table can be measured in pieces."""
+    file = RESULTS / f"{bench}.json"
+    rows = json.loads(file.read_text())["rows"] if file.is_file() else []
+    return [r for r in rows if (r["setting"], r["method"]) == (setting, method)]
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--setting", choices=[s for s, _, _ in settings(False)], help="measure only this one")
+    parser.add_argument("--method", action="append", default=[], help="measure only these methods")
     args = parser.parse_args()
-    main(args.quick, args.setting)
+    main(args.quick, args.setting, args.method)
