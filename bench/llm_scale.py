@@ -1,9 +1,9 @@
 """SparseGPT in bounded memory: a large Llama of random weights, written to disk in shards, pruned to 50 %.
 
-``python llm_scale.py --size 1b`` writes 1.1 billion parameters (bfloat16, 2.2 GB) and prunes them; the numbers are the
-time per block, the largest resident memory, and what the time would be for 7B and 70B shapes by the operations counted
-(in^3 for the factor, out in^2 for the columns, tokens in^2 for the Gram matrix, the forward passes). ``--quick`` runs a
-rehearsal of 26 million parameters.
+``python llm_scale.py --size 1b`` writes 1.1 billion parameters (bfloat16, 2.2 GB) and prunes them, or with
+``--blocks 5`` only the first five of 22 blocks; the numbers are the time per block, the largest resident memory, and
+what the time would be for 7B and 70B shapes by the operations counted (in^3 for the factor, out in^2 for the columns,
+tokens in^2 for the Gram matrix, the forward passes). ``--quick`` runs a rehearsal of 56 million parameters.
 """
 
 from __future__ import annotations
@@ -92,7 +92,29 @@ def operations(size: str, tokens: int) -> float:
     return done
 
 
-def main(size: str, windows: int, length: int, memory: float) -> None:
+class _EnoughBlocks(Exception):
+    pass
+
+
+def row_of(size: str, blocks: list[dict], windows: int, length: int, cpu: float, parameters: int) -> dict:
+    """The numbers of the blocks that were pruned; the time of larger models is extrapolated from them."""
+    layers = SIZES[size][2]
+    row = {
+        "size": size, "parameters": parameters, "density": sum(b["density"] for b in blocks) / len(blocks),
+        "blocks": len(blocks), "of_blocks": layers, "windows": [windows, length], "cpu_seconds": cpu,
+        "wall_seconds_per_block": spread([b["seconds"] for b in blocks]), "resident_bytes": blocks[-1]["resident"],
+        "after": spread([sum(b["density"] for b in blocks) / len(blocks)]),
+    }  # fmt: skip
+    if size != "rehearsal":  # small products say nothing about the speed of large ones
+        rate = operations(size, windows * length) * len(blocks) / cpu
+        row["cpu_minutes_all_blocks"] = cpu / len(blocks) * layers / 60
+        row["extrapolated_hours_one_thread"] = {
+            big: operations(big, 128 * 2048) * SIZES[big][2] / rate / 3600 for big in ("7b", "70b")
+        }
+    return row
+
+
+def main(size: str, windows: int, length: int, memory: float, most: int | None) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as scratch:
         source, out = Path(scratch) / "dense", Path(scratch) / "sparse"
@@ -101,26 +123,23 @@ def main(size: str, windows: int, length: int, memory: float) -> None:
         rng = torch.Generator().manual_seed(1)
         ids = torch.randint(0, VOCABULARY, (windows, length), generator=rng)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        wall, cpu = time.perf_counter(), time.process_time()
-        result = ow.prune_blockwise(
-            source, sparsegpt(0.5), ids, out=out, batch=1, memory=int(memory * 1e9), dtype=torch.float32, tell=print,
-            watch=lambda stage, done, of, error: print(f"block {done} of {of}, error {error:.4f}", flush=True),
-        )  # fmt: skip
-        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    print(result.summary())
-    seconds = [b["seconds"] for b in result.blocks]
-    layers = SIZES[size][2]
-    rate = operations(size, windows * length) * layers / cpu
-    row = {
-        "size": size, "parameters": parameters, "density": result.density, "windows": [windows, length],
-        "seconds": wall, "cpu_seconds": cpu, "seconds_per_block": spread(seconds), "after": spread([result.density]),
-        "resident_bytes": result.blocks[-1]["resident"], "resident_before_bytes": before, "plan": result.plan.to_dict(),
-    }  # fmt: skip
-    if size != "rehearsal":  # small products say nothing about the speed of large ones
-        row["extrapolated_hours_one_thread"] = {
-            big: operations(big, 128 * 2048) * SIZES[big][2] / rate / 3600 for big in ("7b", "70b")
-        }
-    print({k: v for k, v in row.items() if k not in ("plan", "windows", "after")})
+        cpu = time.process_time()
+
+        def watch(stage: str, done: int, of: int, error: float) -> None:
+            print(f"block {done} of {of}, error {error:.4f}", flush=True)
+            if done == most:
+                raise _EnoughBlocks
+
+        try:
+            result = ow.prune_blockwise(source, sparsegpt(0.5), ids, out=out, batch=1, memory=int(memory * 1e9),
+                                        dtype=torch.float32, tell=print, watch=watch)  # fmt: skip
+            blocks = result.blocks
+            print(result.summary())
+        except _EnoughBlocks:
+            blocks = json.loads((Path(scratch) / "sparse.partial" / "state.json").read_text())["done"]
+        cpu = time.process_time() - cpu
+    row = {**row_of(size, blocks, windows, length, cpu, parameters), "resident_before_bytes": before}
+    print({k: v for k, v in row.items() if k not in ("windows", "after")})
     write("llm_scale_quick" if size == "rehearsal" else f"llm_scale_{size}", [row])
 
 
@@ -130,9 +149,10 @@ if __name__ == "__main__":
     parser.add_argument("--windows", type=int, default=32)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--memory-gb", type=float, default=0.5, help="activations above this go to disk")
+    parser.add_argument("--blocks", type=int, help="stop behind so many blocks and extrapolate from them")
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
     if args.quick:
-        main("rehearsal", 4, 128, 0.001)
+        main("rehearsal", 4, 128, 0.001, args.blocks)
     else:
-        main(args.size, args.windows, args.length, args.memory_gb)
+        main(args.size, args.windows, args.length, args.memory_gb, args.blocks)

@@ -20,6 +20,12 @@ def rank() -> int:
     return distributed.get_rank() if world() > 1 else 0
 
 
+def wait_for_all() -> None:
+    """Until every rank has come here."""
+    if world() > 1:
+        distributed.barrier()
+
+
 def summed(tensors: Iterable[Tensor]) -> None:
     """Replace each tensor by its sum over the ranks, in place; bit-identical on all of them."""
     if world() > 1:

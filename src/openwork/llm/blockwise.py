@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from openwork.core.distributed import rank, wait_for_all, world
 from openwork.core.masks import Masks
 from openwork.core.recipe import Recipe
 from openwork.core.targets import prunable_numel
-from openwork.errors import FileError, MissingStatistic, RecipeError
+from openwork.errors import DataError, FileError, MissingStatistic, RecipeError
 from openwork.llm.blocks import BlockPruner, Recovery
 from openwork.llm.calibration import digest, load_tokenizer, token_ids, windows_of
 from openwork.llm.checkpoint import Checkpoint, load_config
@@ -59,6 +60,9 @@ def prune_blockwise(
     A folder is read block by block and written anew, with the same tensor names and dtypes, so that
     ``from_pretrained`` loads the result; only one block and the activations are in memory. A run that was stopped goes
     on with ``resume=True`` and gives the same bits. A model in memory is pruned in place.
+
+    Under ``torch.distributed`` every process is called with the same arguments: they share the calibration windows,
+    add up their statistics, and take the same decisions; the first one writes the folder.
 
     Args:
         model: a module, or a Hugging Face folder with safetensors weights.
@@ -105,7 +109,8 @@ def prune_blockwise(
         checkpoint = Checkpoint(model)
         module = build_skeleton(load_config(checkpoint.folder), str(checkpoint.folder))
         named = find_blocks(module, blocks)
-        home = FolderHome(checkpoint, module, named, _work_folder(out, resume, overwrite, dry_run), dtype)
+        work = _work_folder(out, resume, overwrite, dry_run) if rank() == 0 else None
+        home = FolderHome(checkpoint, module, named, work, dtype)
     parts, coverage = partition(
         module, recipe.structure, recipe.where, skeleton=checkpoint is not None, inside=tuple(named)
     )
@@ -116,6 +121,7 @@ def prune_blockwise(
         windows = calibration_windows(module, calibration, place, samples, length, seed)
     if batch < 1:
         raise RecipeError(f"batch must be at least 1 window, got {batch}")
+    _check_processes(resume, recovery, windows)
     pruner = BlockPruner(recipe, parts, _shares(shares, parts, named, recipe), recovery, seed)
     plan = _plan(module, named, parts, recipe, windows, checkpoint, dtype, memory)
     if tell is not None:
@@ -125,14 +131,26 @@ def prune_blockwise(
         home.begin(_identity(recipe, windows, checkpoint, dtype, pruner, batch, seed), resume)
     run = Run(module, home, list(named), list(named.values()), pruner, torch.device(device), batch, watch)
     if not dry_run:
+        mine = windows if windows is None or world() == 1 else windows[rank() :: world()]
         with evaluating(module), eager_experts(module):
-            run.everything(windows, plan, home.work.parent if isinstance(home, FolderHome) and home.work else None)
+            run.everything(mine, plan, Path(out).parent if out is not None else None)
     result = _conclude(module, recipe, parts, coverage, home, run, plan, windows, seed, dry_run)
     if isinstance(home, FolderHome) and home.work is not None and not dry_run:
         assert out is not None
         index = (json.dumps(result.to_dict(), indent=1, allow_nan=False) + "\n").encode()
         home.finish({"openwork.json": index}, Path(out), overwrite)
+    wait_for_all()
     return result
+
+
+def _check_processes(resume: bool, recovery: Recovery | None, windows: Tensor | None) -> None:
+    """Several processes share the calibration windows; what cannot be shared is refused."""
+    if world() == 1:
+        return
+    if resume or recovery is not None:
+        raise RecipeError("resume and recovery work in one process; run them without torch.distributed")
+    if windows is not None and len(windows) < world():
+        raise DataError(f"{len(windows)} calibration windows cannot be shared by {world()} processes")
 
 
 def _check_recipe(recipe: Recipe) -> None:

@@ -141,7 +141,9 @@ class FolderHome:
                 value.copy_(value.to(self.checkpoint.dtype(self.stored[name].names[0])))
 
     def leave(self, index: int, row: Mapping[str, Any] | None) -> None:
-        if row is not None and self.work is not None:
+        if row is not None and self.work is None:  # another process writes
+            self.done.append(dict(row))
+        elif row is not None and self.work is not None:
             tensors = self._pieces(self.inside[index])
             path = self.work / self.shard(index)
             content = to_bytes(tensors, metadata={"format": "pt"})

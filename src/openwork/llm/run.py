@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from openwork.core.distributed import rank, world
 from openwork.llm.activations import Activations
 from openwork.llm.blocks import BlockPruner, Rooted, resident
 from openwork.llm.first_inputs import Calls, call_block, record
@@ -95,7 +96,9 @@ class Caches:
     def append(self, hidden: Tensor) -> None:
         if not self.both:
             shape = (*self.shape[:2], hidden.shape[-1])
-            self.both = [Activations(shape, hidden.dtype, self.batch, self.folder, n) for n in ("a", "b")]
+            own = str(rank()) if world() > 1 else ""
+            names = (f"a{own}", f"b{own}")
+            self.both = [Activations(shape, hidden.dtype, self.batch, self.folder, n) for n in names]
         self.now.put(self.filled, hidden)
         self.filled += 1
 

@@ -162,7 +162,9 @@ class InputMoments(Stat):
         watch(ctx, self.batches, see)
         refuse_unseen(ctx, set(sums))
         for name in sorted(sums):
-            summed(sums[name])
+            number = torch.tensor(samples[name])
+            summed((*sums[name], number))
+            samples[name] = int(number)
         return {name: Moments(s[0], s[1], s[2], samples[name]) for name, s in sums.items()}
 
 
