@@ -193,7 +193,13 @@ class Dropped:
     averaged: list[str] = field(default_factory=list)
 
     def within(self, density: float) -> float:
-        """The density of a second stage inside what stayed, so that both together keep ``density`` of everything."""
+        """The density of a second stage inside what stayed, so that both together keep ``density`` of all parameters.
+
+        What the second stage leaves dense (embeddings, routers) counts as pruned alike; where it matters, count it out.
+
+        Raises:
+            RecipeError: less than ``density`` is left already.
+        """
         if not density <= self.share:
             raise RecipeError(f"experts alone left a share of {self.share:.4f}, which is below the density {density:g}")
         return density / self.share
