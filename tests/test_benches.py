@@ -64,6 +64,20 @@ def test_quick_bench(name, tmp_path):
     assert max(a["mean"] for r, a in zip(found["rows"], accuracy, strict=True) if r["density"] == densest) > 0.15
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "methods"), [("obspa", 9), ("beta_rank", 5), ("precrop", 4), ("masksparsity", 3)], ids=lambda v: str(v)
+)
+def test_quick_structural_bench(name, methods, tmp_path):
+    # tried: one row of masksparsity under another name -> red
+    found = quick(name, tmp_path)
+    assert len({r["method"] for r in found["rows"]}) == methods
+    for row in found["rows"]:
+        shares = [v["mean"] for k, v in row.items() if isinstance(v, dict) and not k.startswith("scale")]
+        assert shares
+        assert all(0 < share <= 1 for share in shares)
+
+
 def test_quick_gpu_bench(tmp_path):
     """Every product of the GPU bench runs under Triton's interpreter and is right; no time is looked at."""
     # tried: the weight of the dense product not masked -> red

@@ -12,21 +12,33 @@ from torch.nn import functional as F
 
 import openwork as ow
 from openwork import methods
+from openwork.structure import InputChannel
 
 STEPS = 60
 
 
 @dataclass(frozen=True)
 class Case:
-    """``options`` keep the method small; ``regions`` says whether N:M makes sense for it, ``groups`` whether blocks do."""
+    """``options`` keep the method small; ``regions`` says whether N:M makes sense for it, ``groups`` whether blocks do.
+
+    ``structure`` takes the place of single weights for a method that removes whole units only; ``coupled`` says that
+    these are channels, found on an example of the model's dtype.
+    """
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
     regions: bool = True
     groups: bool = True
+    structure: Any = None
+    coupled: bool = False
 
-    def recipe(self, density: float | None = 0.3, structure: Any = None, **more: Any) -> ow.Recipe:
-        structure = structure if structure is not None else ow.Element()
+    def recipe(
+        self, density: float | None = 0.3, structure: Any = None, dtype: torch.dtype = torch.float32, **more: Any
+    ) -> ow.Recipe:
+        if structure is None or structure == ow.Element():
+            structure = self.structure or ow.Element()
+            if self.coupled:
+                structure = ow.channels(example=torch.zeros(2, 1, 8, 8, dtype=dtype))
         return methods.get(self.name)(density=density, structure=structure, **{**self.options, **more})
 
     @property
@@ -64,6 +76,10 @@ CASES = [
     Case("dsnot", groups=False),
     Case("ecoflap", {"batches": 2}, regions=False),
     Case("icbs", {"steps": 6, "block": 32, "samples": 4, "groups": 2, "solver": "swap"}, regions=False, groups=False),
+    Case("obspa", regions=False, groups=False, structure=InputChannel()),
+    Case("beta_rank"),
+    Case("precrop", regions=False),
+    Case("masksparsity", {"steps": STEPS, "lam": 0.05}, regions=False, groups=False, coupled=True),
 ]
 
 

@@ -66,7 +66,8 @@ def test_report_equals_a_recount(case):
     result = perform(case, case.recipe(0.3), model)
     kept = sum(int((p != 0).sum()) for n, p in model.named_parameters() if n in result.masks)
     targeted = sum(p.numel() for n, p in model.named_parameters() if n in result.masks)
-    weights = sum(p.numel() for n, p in model.named_parameters() if n.endswith("weight") and p.ndim > 1)
+    named = model.named_parameters()  # coupled units hold biases and norms as well
+    weights = sum(p.numel() for n, p in named if n in result.masks or (n.endswith("weight") and p.ndim > 1))
     total = sum(p.numel() for p in model.parameters())
     assert result.counts.kept >= kept  # a kept weight may be zero, a pruned one may not
     assert result.counts.kept == sum(int(m.sum()) for m in result.masks.values())
@@ -101,7 +102,7 @@ def test_form_of_the_model_stays(case, dtype):
     model = net(dtype=dtype)
     model.norm.eval()  # a mixed train/eval state must survive too
     before = fingerprint(model)
-    perform(case, case.recipe(0.3), model)
+    perform(case, case.recipe(0.3, dtype=dtype), model)
     after = fingerprint(model)
     for key in ("names", "identity", "grads", "hooks", "types"):
         assert after[key] == before[key], key

@@ -73,7 +73,7 @@ def test_scoring_moves_no_running_statistic(case, training):
 def test_half_precision_keeps_its_type_and_its_counts(case):
     # tried: soft masks of SpODE in float32 without a cast -> red (the convolution refuses mixed types)
     half, full = net(dtype=torch.bfloat16), net()
-    got = perform(case, case.recipe(0.3), half)
+    got = perform(case, case.recipe(0.3, dtype=torch.bfloat16), half)
     want = perform(case, case.recipe(0.3), full)
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
     assert got.counts == want.counts

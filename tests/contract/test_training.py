@@ -145,6 +145,8 @@ def test_accumulated_gradients_are_the_gradient(case):
     """Two halves of a batch against the whole, in float64; also what RigL grows by."""
     if case.name == "probmask":
         pytest.skip("this method draws a mask at every forward pass, so two halves see two masks")
+    if case.coupled:
+        pytest.skip("this method needs norms, whose statistics differ between a batch and its halves")
     made = []
     for cut in (1, 2):
         torch.manual_seed(0)
@@ -191,7 +193,8 @@ def test_an_optimiser_that_does_not_train_a_target_is_refused(case):
     model = net()
     optimizer = torch.optim.SGD(model.head.parameters(), lr=0.1)
     before = fingerprint(model)
-    with pytest.raises(OpenworkError, match=r"the optimiser does not train conv.weight \(3 of 4 targets\)"):
+    lost = r"conv.weight \(\d of \d+" if case.coupled else r"conv.weight \(3 of 4"
+    with pytest.raises(OpenworkError, match=rf"the optimiser does not train {lost} targets\)"):
         ow.attach(model, case.recipe(0.3), optimizer)
     assert same(fingerprint(model), before)
 

@@ -1,5 +1,6 @@
 """A score per unit, larger = keep."""
 
+from openwork.criteria.activation import BetaRank as BetaRank
 from openwork.criteria.activation import WeightTimesInput as WeightTimesInput
 from openwork.criteria.gradient import Flow as Flow
 from openwork.criteria.gradient import Grasp as Grasp

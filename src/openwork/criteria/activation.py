@@ -1,4 +1,4 @@
-"""Scores that weigh each weight by the size of its input."""
+"""Scores that weigh each weight by what flows through it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 from openwork.core.now import Now
 from openwork.core.protocols import Partition, Stat
 from openwork.stats import InputSquares
+from openwork.stats.deviations import DeviationRatios, making
 
 
 @dataclass(frozen=True)
@@ -33,3 +34,36 @@ class WeightTimesInput:
 def _fired(squares: Tensor) -> Tensor:
     largest = float(squares.max()) if squares.numel() else 0.0
     return squares.clamp_min((largest or 1.0) * 1e-20)
+
+
+@dataclass(frozen=True)
+class BetaRank:
+    """``|w| * sigma_out / sigma_in`` of the weight's filter: Beta-Rank's ``||f_k||_1 beta_k``, summed over a unit.
+
+    Of coupled units only the filters that make them are scored.
+    """
+
+    ratios: DeviationRatios = field(default_factory=DeviationRatios)
+
+    @property
+    def needs(self) -> frozenset[Stat]:
+        return frozenset({self.ratios})
+
+    def __call__(self, part: Partition, now: Now) -> Tensor:
+        (seen,) = making({"": part}).values()
+        ratios = now[self.ratios]
+        values = {}
+        for m in seen.members:
+            weight = now.weights[m].double().abs()
+            along = -1 if _is_transposed(part, m) else 0
+            shape = [1] * weight.ndim
+            shape[along] = -1
+            values[m] = weight * ratios[m].view(shape)
+        return seen.pool(values)
+
+
+def _is_transposed(part: Partition, member: str) -> bool:
+    view = getattr(part, "view", None)
+    if view is not None:
+        return bool(view.order == (1, 0))
+    return any(s.tensor == member and s.dim == 1 for s in part.side(False).sites)  # type: ignore[attr-defined]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import zipfile
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,7 +10,7 @@ from torch import Tensor
 
 from openwork.data.dataset import DataSet
 from openwork.data.pixels import normalised, pillow_image
-from openwork.data.places import ASSETS_VARIABLE, ROOT_VARIABLE, Root, assets_folder, not_found, roots
+from openwork.data.places import Root, arrays_of, asset_file
 from openwork.errors import DataError
 
 FILE = "cifar10_jpeg_10k10k.npz"
@@ -32,13 +30,8 @@ def cifar10_jpeg(root: Root = None, train: int | None = None, test: int | None =
         DataError: the file or pillow is missing, the file is damaged, or has fewer pictures than asked for.
     """
     Image = pillow_image("cifar10-jpeg")
-    path = _find(root)
-    try:
-        # An open file of our own: np.load leaves its own one open when the archive is damaged.
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            blob, offsets, labels, is_test = (archive[key] for key in KEYS)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} must be an .npz file with {', '.join(KEYS)}: {error}") from error
+    path = asset_file("cifar10-jpeg", FILE, root)
+    blob, offsets, labels, is_test = arrays_of(path, KEYS)
 
     def part(name: str, indices: np.ndarray, count: int | None) -> tuple[Tensor, Tensor]:
         if count is not None and not 1 <= count <= len(indices):
@@ -53,17 +46,3 @@ def cifar10_jpeg(root: Root = None, train: int | None = None, test: int | None =
     x_train, y_train = part("train", np.flatnonzero(~is_test), train)
     x_test, y_test = part("test", np.flatnonzero(is_test), test)
     return DataSet("cifar10-jpeg", x_train, y_train, x_test, y_test, classes=10, augment="shift-flip")
-
-
-def _find(root: Root) -> Path:
-    named = [place if place.is_file() else place / FILE for place in roots(root)]
-    assets = assets_folder()
-    places = [*named, *([assets / FILE] if assets else [])]
-    for place in places:
-        if place.is_file():
-            return place
-    raise not_found(
-        "cifar10-jpeg",
-        places or ["no folder was named"],
-        f"Pass the folder of {FILE} as root=, or set {ROOT_VARIABLE} or {ASSETS_VARIABLE}.",
-    )

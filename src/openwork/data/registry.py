@@ -21,6 +21,7 @@ from openwork.data.folders import imagefolder, imagenet, tiny_imagenet
 from openwork.data.movielens import movielens_100k
 from openwork.data.photopatch import photopatch27
 from openwork.data.places import Root
+from openwork.data.pneumonia import pneumonia_mnist
 from openwork.errors import DataError, did_you_mean
 
 LOADERS: dict[str, Callable[..., DataSet]] = {
@@ -35,6 +36,7 @@ LOADERS: dict[str, Callable[..., DataSet]] = {
     "tiny-imagenet": tiny_imagenet,
     "criteo": criteo,
     "movielens-100k": movielens_100k,
+    "pneumonia-mnist": pneumonia_mnist,
 }
 
 

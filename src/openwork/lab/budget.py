@@ -58,6 +58,7 @@ DEFAULTS: dict[str, Budget] = {
     "fashion-mnist": Budget(epochs=3, finetune_epochs=1, batch_size=128, lr=0.1, finetune_lr=0.05),
     "photopatch-27": Budget(epochs=6, finetune_epochs=2, batch_size=128, lr=0.1, finetune_lr=0.05),
     "cifar10-jpeg": Budget(epochs=20, finetune_epochs=5, batch_size=128, lr=0.1, finetune_lr=0.02),
+    "pneumonia-mnist": Budget(epochs=8, finetune_epochs=3, batch_size=64, lr=0.05, finetune_lr=0.02),
     # Those of papers on pruning: hours to days even on an accelerator, so lower the epochs to try.
     "cifar10": Budget(epochs=160, finetune_epochs=40, batch_size=128, lr=0.1, finetune_lr=0.02),
     "cifar100": Budget(epochs=160, finetune_epochs=40, batch_size=128, lr=0.1, finetune_lr=0.02),

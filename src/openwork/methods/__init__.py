@@ -1,6 +1,7 @@
 """The methods: functions that return recipes, as in ``from openwork.methods import magnitude, spode``."""
 
 from openwork.methods.acdc import acdc as acdc
+from openwork.methods.beta_rank import beta_rank as beta_rank
 from openwork.methods.dsnot import dsnot as dsnot
 from openwork.methods.ecoflap import ecoflap as ecoflap
 from openwork.methods.global_mp import global_mp as global_mp
@@ -14,7 +15,10 @@ from openwork.methods.index import find as find
 from openwork.methods.index import get as get
 from openwork.methods.index import names as names
 from openwork.methods.magnitude import magnitude as magnitude
+from openwork.methods.masksparsity import masksparsity as masksparsity
+from openwork.methods.obspa import obspa as obspa
 from openwork.methods.powerpropagation import powerpropagation as powerpropagation
+from openwork.methods.precrop import precrop as precrop
 from openwork.methods.probmask import probmask as probmask
 from openwork.methods.random import random as random
 from openwork.methods.random_search import random_search as random_search

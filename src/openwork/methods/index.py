@@ -70,6 +70,14 @@ METHODS: tuple[Method, ...] = (
            FREE),
     Method("icbs", "Re-decide blocks of weights by a quadratic model", "Rosenberg et al., 2024", "prune", "data, loss",
            "element"),
+    Method("obspa", "Whole units by layer-wise second order, readers are refitted", "Wang et al., 2024", "prune",
+           "data", "coupled, input channels"),
+    Method("beta_rank", "Filter norms times how much the filter's output varies", "Homayounfar et al., 2023", "prune",
+           "data", ANY),
+    Method("precrop", "Crop a fresh network to the layer shares of pruning at initialisation", "Cai et al., 2022",
+           "prune", "nothing", FREE),
+    Method("masksparsity", "Penalise the scales of chosen channels only, then remove them", "Jiang et al., MIR 2023",
+           "attach", "training", "coupled"),
 )
 # fmt: on
 

@@ -2,6 +2,7 @@
 
 from openwork.schedules.phases import Phases as Phases
 from openwork.schedules.phases import Stretch as Stretch
+from openwork.schedules.shapes import Announced as Announced
 from openwork.schedules.shapes import Cubic as Cubic
 from openwork.schedules.shapes import Exponential as Exponential
 from openwork.schedules.shapes import Linear as Linear

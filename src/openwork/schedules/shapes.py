@@ -147,6 +147,43 @@ class Periodic:
 
 
 @dataclass(frozen=True)
+class Announced:
+    """Choose the units at step ``choose``, remove them at step ``at``; in between they are ``masked`` but alive.
+
+    From ``slim`` to ``choose`` the phase is ``slim``; it begins with an update, and ``choose`` then forgets the
+    optimiser's moments. With ``slim == choose`` there is no such phase.
+    """
+
+    density: float
+    slim: int
+    choose: int
+    at: int
+
+    def __post_init__(self) -> None:
+        check_density(self.density, "Announced")
+        if not 0 <= self.slim <= self.choose < self.at:
+            raise RecipeError(
+                f"Announced: needs 0 <= slim <= choose < at, got {self.slim}, {self.choose} and {self.at}; train longer"
+            )
+
+    @property
+    def last(self) -> int:
+        return self.at
+
+    @property
+    def drive(self) -> Literal["attach"]:
+        return "attach"
+
+    def __call__(self, step: int) -> Phase:
+        if step >= self.at:
+            return Phase(self.density, step == self.at, "sparse")
+        if step >= self.choose:
+            first = step == self.choose
+            return Phase(self.density, first, "choose" if first else "masked", first and self.slim < self.choose)
+        return Phase(self.density, step == self.slim, "slim") if step >= self.slim else Phase(1.0, False, "dense")
+
+
+@dataclass(frozen=True)
 class Rounds:
     """Prune-retrain rounds: after round ``j`` of ``rounds`` the share is ``density^(j / rounds)``.
 

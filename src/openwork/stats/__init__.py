@@ -10,5 +10,7 @@ from openwork.stats.inputs import InputSquares as InputSquares
 from openwork.stats.layer_gradients import LayerGradients as LayerGradients
 from openwork.stats.mask_loss import LossAtMasks as LossAtMasks
 from openwork.stats.mask_loss import MaskLoss as MaskLoss
+from openwork.stats.readers import NoiseGram as NoiseGram
+from openwork.stats.readers import ReaderGram as ReaderGram
 from openwork.stats.samples import SampleGradients as SampleGradients
 from openwork.stats.taylor import UnitImportance as UnitImportance

@@ -33,7 +33,7 @@ _MATMULS = (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm,
 class Product:
     """One product: ``x`` meets matrix number ``index`` of parameter ``name``; ``conv`` holds a convolution's options.
 
-    Without ``conv``, ``x`` is ``[..., in]``.
+    Without ``conv``, ``x`` is ``[..., in]`` and the matrix ``[out, in]``, or ``[in, out]`` when it is ``transposed``.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Product:
     x: Tensor
     conv: Mapping[str, Any] | None = None
     call: Callable[..., Tensor] | None = None
+    transposed: bool = False
 
 
 See = Callable[[Product], None]
@@ -107,9 +108,9 @@ class Products(TorchFunctionMode):
             )
         if index is None and weight.ndim == 3:
             for number in range(weight.shape[0]):
-                self._see(Product(name, number, x[number] if x.ndim == 3 else x))
+                self._see(Product(name, number, x[number] if x.ndim == 3 else x, transposed=transposed))
         else:
-            self._see(Product(name, index or 0, x))
+            self._see(Product(name, index or 0, x, transposed=transposed))
 
     def _inputs(self, name: str) -> int | None:
         view = self._views.get(name)
