@@ -11,7 +11,7 @@ from openwork.core.recipe import Recipe
 from openwork.core.targets import Select
 from openwork.criteria import Flow, Magnitude, Saliency
 from openwork.errors import RecipeError
-from openwork.graph.example import Example
+from openwork.graph.example import Example, Tensorlike
 from openwork.methods._common import settle_density
 from openwork.rules.crop import Crop
 from openwork.rules.topk import Repeat, TopK
@@ -94,4 +94,4 @@ def precrop(
 def _shape(structure: Structure) -> tuple[int, ...] | None:
     example = getattr(structure, "example", None)
     first = next(iter((*example.args, *example.values)), None) if isinstance(example, Example) else None
-    return tuple(first.shape[1:]) if hasattr(first, "shape") else None
+    return tuple(first.shape[1:]) if isinstance(first, Tensorlike) else None

@@ -36,11 +36,7 @@ class Crop(Rule):
         units = {n: keep_top(scores[n], counts[n], now.parts[n].scope()) for n in scores}
         edits: dict[str, Tensor] = {}
         if self.rescale:
-            reading: dict[str, Partition] = {
-                n: p.side(True)
-                for n, p in now.parts.items()
-                if hasattr(p, "side")  # type: ignore[attr-defined]
-            }
+            reading: dict[str, Partition] = {n: p.side(True) for n, p in now.parts.items() if hasattr(p, "side")}
             for name, mask in masks_of(reading, {n: units[n] for n in reading}).items():
                 kept = float(mask.double().mean())
                 edits[name] = now.weights[name] * kept**-0.5
