@@ -29,6 +29,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", metavar="DIR", help="folder of the comparison (default: the name of the suite, -comparison)")
     add("--jobs", type=int, metavar="N", help="processes of one thread each (default: one for each core)")
     add("--resume", action="store_true", help="go on with a stopped comparison; nothing is lost or run twice")
+    add(
+        "--merge", action="append", default=[], metavar="DIR",
+        help="take the finished cells of another comparison of this suite, say from another machine (repeatable)",
+    )  # fmt: skip
     add("--overwrite", action="store_true", help="replace an earlier comparison")
     add("--save-every", type=float, default=20.0, metavar="SECONDS", help="time between checkpoints of a running cell")
     add("--dry-run", action="store_true", help="check everything, print the cells and an estimate, run nothing")
@@ -50,8 +54,9 @@ def run(args: argparse.Namespace) -> int:
     command += "".join(f" --setting {shlex.quote(name)}" for name in args.setting)
     with _Progress(out, args.quiet) as progress:
         results = compare(
-            suite, folder, args.jobs, args.resume, args.overwrite, args.save_every, progress.watch, command
-        )
+            suite, folder, args.jobs, args.resume, args.overwrite, args.save_every, progress.watch, command,
+            [Path(d) for d in args.merge],
+        )  # fmt: skip
     if not args.quiet:
         for setting in results["settings"]:
             _print_table(out, results, setting["name"])

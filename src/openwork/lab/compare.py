@@ -18,6 +18,7 @@ from openwork.data import load_data
 from openwork.errors import FileError, RecipeError
 from openwork.lab.cells import Cell, Facts, cells_of, facts_of, weights_file
 from openwork.lab.evaluate import cross_entropy, evaluate
+from openwork.lab.merge import SUITE, take_in
 from openwork.lab.pool import Pool, Watch
 from openwork.lab.store import DATABASE, Database, read_records
 from openwork.lab.suite import Suite
@@ -27,7 +28,7 @@ from openwork.ship.atomic import write_file
 from openwork.zoo import build_model
 from openwork.zoo.registry import table_options
 
-SUITE, LOCK = "suite.json", ".lock"
+LOCK = ".lock"
 OURS = {SUITE, LOCK, "cells", "dense", "work", "workers.log", "results.json", "report.html", DATABASE}
 START = 3.0  # seconds until a process has imported everything
 PATIENCE = 10.0  # seconds for the processes of a killed run to notice
@@ -42,6 +43,7 @@ def compare(
     save_every: float = 20.0,
     watch: Watch | None = None,
     command: str = "",
+    merge: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Run every cell that has no record yet, write ``results.json`` and ``report.html``, return the results.
 
@@ -54,6 +56,7 @@ def compare(
         save_every: seconds between the checkpoints of a running cell.
         watch: called at the start and the end of cells, see ``pool.Watch``.
         command: how the user called it, for the report.
+        merge: folders of other comparisons of this suite whose finished cells are taken, see ``merge.take_in``.
 
     Raises:
         OpenworkError: a suite that cannot run, data that is missing, a folder in the way or in use.
@@ -63,6 +66,7 @@ def compare(
     cells = cells_of(suite, facts)
     out = out.resolve()
     with _locked(out, suite, facts, resume, overwrite) as lock:
+        take_in(out, merge, _read_suite(out / SUITE))
         records = _finished(out, cells)
         database = Database(out)
         database.rebuild(records)

@@ -1,0 +1,69 @@
+"""Comparisons of one suite on several machines become one."""
+
+import copy
+import json
+import shutil
+
+import pytest
+from tests.unit.lab.tiny import TINY
+
+from openwork.errors import FileError
+from openwork.lab.compare import compare
+from openwork.lab.suite_file import read_suite
+from openwork.lab.summary import without_times
+
+
+def halves(done, tmp_path):
+    """Two folders with every second cell each, as if two machines had been stopped."""
+    out, _ = done
+    made = [tmp_path / "one", tmp_path / "two"]
+    files = sorted((out / "cells").glob("*.json"))
+    for i, folder in enumerate(made):
+        (folder / "cells").mkdir(parents=True)
+        shutil.copy(out / "suite.json", folder)
+        shutil.copytree(out / "dense", folder / "dense")
+        for file in files[i::2]:
+            shutil.copy(file, folder / "cells")
+    return made
+
+
+def test_two_halves_are_the_whole(done, tmp_path):
+    # tried: dense weights not copied -> dense cells run again
+    out, results = done
+    ran = []
+    merged = compare(
+        read_suite(TINY),
+        tmp_path / "all",
+        jobs=1,
+        merge=halves(done, tmp_path),
+        watch=lambda event, what: ran.append(what["key"]) if event == "done" else None,
+    )
+    assert ran == []
+    assert without_times(merged)["rows"] == without_times(results)["rows"]
+    assert sorted(p.name for p in (tmp_path / "all" / "cells").iterdir()) == sorted(
+        p.name for p in (out / "cells").iterdir()
+    )
+
+
+def test_merging_refuses_what_does_not_belong(done, tmp_path):
+    # tried: only the names of settings compared -> red
+    one, two = halves(done, tmp_path)
+    with pytest.raises(
+        FileError, match="nowhere: holds no comparison to merge; give the folder of an openwork compare"
+    ):
+        compare(read_suite(TINY), tmp_path / "a", merge=[tmp_path / "nowhere"])
+    other = copy.deepcopy(json.loads((two / "suite.json").read_text()))
+    other["suite"]["densities"] = [0.3]
+    (two / "suite.json").write_text(json.dumps(other))
+    with pytest.raises(
+        FileError, match=r"two: was made from another suite or other data \(densities\); merge comparisons"
+    ):
+        compare(read_suite(TINY), tmp_path / "b", merge=[one, two])
+    assert not (tmp_path / "b" / "cells").exists()
+    record = next((one / "cells").glob("*.json"))
+    shutil.copytree(one, tmp_path / "three")
+    changed = json.loads(record.read_text())
+    changed["status"] = "collapsed" if changed["status"] == "done" else "done"
+    (tmp_path / "three" / "cells" / record.name).write_text(json.dumps(changed))
+    with pytest.raises(FileError, match="of the same cell; merge only one of the two folders"):
+        compare(read_suite(TINY), tmp_path / "c", merge=[one, tmp_path / "three"])
