@@ -12,7 +12,7 @@ ORDER = (
     "methods", "llm", "apps", "lab", "adapters", "cli",
 )  # fmt: skip
 ON_TOP = {"__init__", "__main__"}
-OPTIONAL = {"transformers", "lightning", "accelerate", "sklearn", "PIL", "scipy", "onnx", "triton"}
+OPTIONAL = {"transformers", "peft", "lm_eval", "lightning", "accelerate", "sklearn", "PIL", "scipy", "onnx", "triton"}
 LATE = "openwork.gpu.device"  # Triton's kernels: a decorator needs Triton on import, so nobody imports them on import
 FILES = sorted(PACKAGE.rglob("*.py"))
 

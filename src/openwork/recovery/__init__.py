@@ -1,5 +1,7 @@
 """Repair of pruned models with masks fixed."""
 
+from openwork.recovery.lora import merge_low_rank as merge_low_rank
+from openwork.recovery.lora import merge_peft as merge_peft
 from openwork.recovery.perp import Perp as Perp
 from openwork.recovery.soup import Soup as Soup
 from openwork.recovery.soup import SoupReport as SoupReport
