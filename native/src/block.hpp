@@ -21,9 +21,10 @@ constexpr int vectors_of(int64_t height) {
 }
 
 struct Tile {
-  const float* x;          // x[offsets[block] * scale + k * step + token]
+  const float* x;          // packed: x[offsets[block] * scale + k * step + token]
   const int32_t* offsets;  // of the blocks
   int64_t scale, step;
+  int64_t row;  // not 0: tokens are rows that lie this far apart, x[token * row + offsets[block] + k]
   int64_t blocks, depth, height;
   const void* w;
   const float* scales;  // of the blocks, int8 only
@@ -36,6 +37,12 @@ struct Tile {
 
 // Runs one tile of `tokens` tokens, `nv` vectors of outputs wide. `few` reads the weights as they are stored (`kind`).
 void run_tile(int nv, int tokens, const Tile& t, int kind = kFloat, bool few = false);
+
+void block_linear(const BlockWeights&, const Epilogue&, const Tokens&, int threads);
+
+// Images with channels last whose blocks lie inside one pixel need not be laid out.
+bool reads_rows(const BlockWeights& b, const Images& a);
+void block_conv_rows(const BlockWeights&, const Epilogue&, const Images&, int threads);
 
 // A range of blocks as floats: themselves, or widened into `room`.
 inline const float* widened(const BlockWeights& b, int64_t first, int64_t last, float* room) {

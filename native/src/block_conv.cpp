@@ -36,6 +36,7 @@ void write_channels(const float* sums, int64_t stride, int64_t positions, int64_
 }  // namespace
 
 void block_conv(const BlockWeights& b, const Epilogue& e, const Images& images, int threads) {
+  if (reads_rows(b, images)) return block_conv_rows(b, e, images, threads);
   const Planes planes(images, false, b.depth);
   const Images& a = planes.a;
   const int nv = vectors_of(b.height);
@@ -86,6 +87,7 @@ void block_conv(const BlockWeights& b, const Epilogue& e, const Images& images, 
                 t.x = laid + image * planes.image + row * planes.row_stride() + x;
                 t.offsets = offsets.data() + from;
                 t.scale = 1;
+                t.row = 0;
                 t.step = planes.length;
                 t.blocks = b.starts[s + 1] - from;
                 t.depth = b.depth;

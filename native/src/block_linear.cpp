@@ -25,6 +25,9 @@ void block_linear(const BlockWeights& b, const Epilogue& e, const Tokens& a, int
   const bool few = a.tokens <= 4;
   const int most = few ? 4 : most_tokens(nv);
   const int64_t padded = (a.inputs + b.depth - 1) / b.depth * b.depth;
+  // Tokens are read where they lie, unless a block sticks out over their end, or so many rows lie a multiple of 4 KiB
+  // apart that they do not fit one set of the first cache.
+  const bool rows = padded == a.inputs && (most <= 8 ? a.x_stride % 2048 != 0 : a.x_stride % 1024 != 0);
   // Token tiles as even as can be; super-tiles of them fit half the L2 cache, groups of strips 256 KiB of weights.
   const int64_t tiles = (a.tokens + most - 1) / most;
   const auto first_token = [&](int64_t tile) { return tile * a.tokens / tiles; };
@@ -52,8 +55,8 @@ void block_linear(const BlockWeights& b, const Epilogue& e, const Tokens& a, int
     const int64_t s0 = first_strip(part), s1 = part + 1 == parts ? b.strips : first_strip(part + 1);
     if (s0 >= s1) return;
     const int64_t base = first_token(t0);
-    float* packed = scratch(0, (first_token(t1) - base) * padded);
-    for (int64_t tile = t0; tile < t1; ++tile) {
+    float* packed = rows ? nullptr : scratch(0, (first_token(t1) - base) * padded);
+    for (int64_t tile = t0; !rows && tile < t1; ++tile) {
       const int64_t at = first_token(tile);
       pack_tile(a.x + at * a.x_stride, a.x_stride, static_cast<int>(first_token(tile + 1) - at), a.inputs, padded,
                 packed + (at - base) * padded);
@@ -72,7 +75,8 @@ void block_linear(const BlockWeights& b, const Epilogue& e, const Tokens& a, int
           for (int64_t row = 0; row < b.height && s * b.height + row < b.outputs; row += nv * W) {
             const int64_t n = s * b.height + row;
             Tile t;
-            t.x = packed + (at - base) * padded;
+            t.x = rows ? a.x + at * a.x_stride : packed + (at - base) * padded;
+            t.row = rows ? a.x_stride : 0;
             t.offsets = b.inputs + from;
             t.scale = t.step = count;
             t.blocks = b.starts[s + 1] - from;

@@ -83,11 +83,14 @@ def matches(pattern: str, name: str) -> bool:
     return any(fnmatchcase(".".join(parts[:i]), pattern) for i in range(1, len(parts) + 1))
 
 
-def find_targets(model: nn.Module, where: Select, *, skeleton: bool = False) -> tuple[list[Target], dict[str, str]]:
+def find_targets(
+    model: nn.Module, where: Select, *, skeleton: bool = False, frozen_ok: bool = False
+) -> tuple[list[Target], dict[str, str]]:
     """The selected parameters in registration order, and a reason for every one that is left out.
 
     Tied parameters appear once, under the name that is registered first; a pattern may use any of their names. With
-    ``skeleton`` the parameters may be without values (meta device), to be loaded piece by piece.
+    ``skeleton`` the parameters may be without values (meta device), to be loaded piece by piece; with ``frozen_ok``
+    they need not be trainable.
 
     Raises:
         StructureError: a pattern that matches nothing, an include pattern that selects nothing prunable, parameters
@@ -101,7 +104,7 @@ def find_targets(model: nn.Module, where: Select, *, skeleton: bool = False) -> 
     for name, param in params.items():
         names = aliases[name]
         explicit = any(_hit(where.include, n) for n in names)
-        found = _describe(name, param, owners[name], explicit)
+        found = _describe(name, param, owners[name], explicit, frozen_ok)
         if where.include and not explicit:
             skipped[name] = found if isinstance(found, str) else "not selected by include"
         elif any(_hit(where.exclude, n) for n in names):

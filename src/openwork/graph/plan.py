@@ -147,7 +147,7 @@ class Plan:
 
 def finished(small: nn.Module, plan: Plan, source: Any) -> nn.Module:
     """The small model, knowing its plan and, when the dense one has a ``source``, how it is built again."""
-    small.openwork_plan = plan.to_dict()  # type: ignore[assignment]
+    small.openwork_compaction = plan.to_dict()  # type: ignore[assignment]
     if source is not None:
         options = {"source": source, "plan": plan.to_dict()}
         small.openwork_source = {"kind": "compact", "name": type(small).__name__, "options": options}  # type: ignore[assignment]

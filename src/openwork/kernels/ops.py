@@ -46,7 +46,8 @@ def _weights(kind: str, tensors: Sequence[Tensor], sizes: Sequence[int]) -> tupl
     return values.data_ptr(), scales, *places, chunk, len(order) // groups, groups, height, outputs, part, store
 
 
-def _end(y: Tensor, residual: Tensor | None, activation: str) -> Tensor:
+def activated(y: Tensor, residual: Tensor | None, activation: str) -> Tensor:
+    """What kernels do with finished sums, computed by torch."""
     y = y if residual is None else y + residual
     match activation:
         case "relu":
@@ -113,7 +114,8 @@ def linear_now(
     bias = None if bias is None else bias.float().contiguous()
     if module is None:
         more = None if residual is None else residual.reshape(-1, outputs)
-        return _end(F.linear(x, dense_of(kind, weights, sizes, cols), bias), more, activation).to(dtype).view(shape)
+        y = F.linear(x, dense_of(kind, weights, sizes, cols), bias)
+        return activated(y, more, activation).to(dtype).view(shape)
     tokens = len(x)
     y = torch.empty(tokens, outputs, dtype=torch.float32, device="cpu")
     if y.numel():
@@ -129,7 +131,8 @@ def linear_now(
     return y.to(dtype).view(shape)
 
 
-def _sizes_out(x: Tensor, *window: Sequence[int]) -> list[int]:
+def sizes_out(x: Tensor, *window: Sequence[int]) -> list[int]:
+    """Height and width of a convolution's output."""
     kernel, stride, padding, dilation = window
     return [
         (n + 2 * p - d * (k - 1) - 1) // s + 1
@@ -154,7 +157,7 @@ def conv2d_now(
     if x.dim() != 4:
         raise OpenworkError(f"sparse_conv2d: the input must be (batch, channels, height, width), got {tuple(x.shape)}")
     outputs, (batch, channels, height, width) = sizes[2], x.shape
-    out = _sizes_out(x, kernel, stride, padding, dilation)
+    out = sizes_out(x, kernel, stride, padding, dilation)
     if min(out) < 1:
         raise OpenworkError(f"sparse_conv2d: the input {tuple(x.shape)} is smaller than the kernel {tuple(kernel)}")
     shape = (batch, outputs, *out)
@@ -168,7 +171,7 @@ def conv2d_now(
     if module is None:
         matrix = dense_of(kind, weights, sizes, inputs)
         weight = matrix.view(outputs, *kernel, channels).permute(0, 3, 1, 2).contiguous()
-        y = _end(F.conv2d(x, weight, bias, stride, padding, dilation), residual, activation)
+        y = activated(F.conv2d(x, weight, bias, stride, padding, dilation), residual, activation)
         return y.to(dtype).contiguous(memory_format=form)
     y = torch.empty(shape, dtype=torch.float32, device="cpu", memory_format=form)
     if y.numel():
@@ -195,7 +198,7 @@ def _fake_linear(x, kind, weights, sizes, bias, residual, activation):  # type: 
 
 @torch.library.register_fake("openwork::sparse_conv2d")
 def _fake_conv2d(x, kind, weights, sizes, bias, residual, activation, kernel, stride, padding, dilation):  # type: ignore[no-untyped-def]
-    y = x.new_empty((x.shape[0], sizes[2], *_sizes_out(x, kernel, stride, padding, dilation)))
+    y = x.new_empty((x.shape[0], sizes[2], *sizes_out(x, kernel, stride, padding, dilation)))
     last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     return y.contiguous(memory_format=torch.channels_last) if last else y
 

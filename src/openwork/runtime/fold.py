@@ -12,15 +12,19 @@ class _Shallow(fx.Tracer):
     """Does not look into layers; whatever else is Python is followed."""
 
 
-def fold_norms(model: nn.Module) -> list[tuple[str, str]]:
+def fold_norms(model: nn.Module, graph: fx.Graph | None = None) -> list[tuple[str, str]]:
     """Fold every BatchNorm2d that follows a convolution, and nothing else reads, into it, in place.
 
     The norm becomes ``nn.Identity``; zeros of the weights stay zeros. A model that cannot be traced is left as it is.
 
+    Args:
+        model: in evaluation mode.
+        graph: its trace, if there is one already.
+
     Returns:
         ``(convolution, norm)`` names.
     """
-    graph = _trace(model)
+    graph = graph or trace(model)
     if graph is None:
         return []
     modules, folded = dict(model.named_modules()), []
@@ -46,9 +50,9 @@ def fold_norms(model: nn.Module) -> list[tuple[str, str]]:
     return folded
 
 
-def activations_after(model: nn.Module) -> dict[str, tuple[str, str]]:
+def activations_after(model: nn.Module, graph: fx.Graph | None = None) -> dict[str, tuple[str, str]]:
     """Layer -> (activation, module that computes it), where nothing else reads the layer's output."""
-    graph = _trace(model)
+    graph = graph or trace(model)
     if graph is None:
         return {}
     modules, found = dict(model.named_modules()), {}
@@ -94,7 +98,8 @@ def replace_module(model: nn.Module, name: str, new: nn.Module) -> nn.Module:
     return model
 
 
-def _trace(model: nn.Module) -> fx.Graph | None:
+def trace(model: nn.Module) -> fx.Graph | None:
+    """The graph of a model down to torch's own layers, or None when it cannot be traced."""
     try:
         return _Shallow().trace(model)
     except Exception:  # (tracing runs the user's code on stand-ins; any failure means "cannot be traced")

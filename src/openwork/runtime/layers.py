@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from openwork.errors import FormatError
 from openwork.formats import Format, from_tensors
 from openwork.kernels import Layout, isa, layout_of
-from openwork.kernels.ops import ACTIVATIONS, conv2d_now, linear_now
+from openwork.kernels.ops import ACTIVATIONS, activated, conv2d_now, linear_now, sizes_out
 from openwork.runtime.eager import eager
 
 FEW = 4  # tokens up to which weights bound the time, not arithmetic
@@ -120,6 +120,17 @@ class Packed(nn.Module):
             super()._load_from_state_dict(state, prefix, *rest)
             self._order(fmt)
 
+    @staticmethod
+    def _by_torch(residual: Tensor, x: Tensor, shape: tuple[int, ...]) -> bool:
+        """Whether a sum broadcasts or promotes, which kernels do not; what cannot be added is left to their check."""
+        if residual.dtype == x.dtype and residual.device == x.device and tuple(residual.shape) == shape:
+            return False
+        try:
+            torch.broadcast_shapes(residual.shape, shape)
+        except RuntimeError:
+            return False
+        return True
+
     def _apply(self, fn: Any, recurse: bool = True) -> Packed:
         """Packed weights stay what and where they are: ``half()``, ``to(device)`` and the like are refused by name."""
         for tensor in self.buffers():
@@ -157,13 +168,16 @@ class PackedLinear(Packed):
         if eager(x):
             self._demand_unchanged()
             run = linear_now
+        if residual is not None and self._by_torch(residual, x, (*x.shape[:-1], self.out_features)):
+            return activated(run(x, self.kind, weights, sizes, self.bias, None, "none"), residual, self.activation)
         return run(x, self.kind, weights, sizes, self.bias, residual, self.activation)
 
 
 class PackedConv2d(Packed):
     """A convolution ``(batch, in, height, width) -> (batch, out, ...)`` with packed weights, without groups.
 
-    The matrix is ``(out, kernel positions x in)``. Inputs in channels-last order give outputs in the same order.
+    The matrix is ``(out, kernel positions x in)``. Inputs in channels-last order give outputs in the same order; with
+    ``channels_last`` set, all do.
     """
 
     def __init__(
@@ -188,6 +202,7 @@ class PackedConv2d(Packed):
         super().__init__(fmt, bias, kind, channels, activation)
         self.in_channels, self.out_channels = channels, fmt.rows
         self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
+        self.channels_last = False
 
     def dense_weight(self) -> Tensor:
         """The weight as the dense layer held it, float32 ``(out, in, height, width)``."""
@@ -202,11 +217,16 @@ class PackedConv2d(Packed):
         weights, sizes = self._weights("many")
         if x.dim() == 3:
             return self(x[None], None if residual is None else residual[None])[0]
+        if self.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
         run: Any = torch.ops.openwork.sparse_conv2d
         if eager(x):
             self._demand_unchanged()
             run = conv2d_now
-        return run(
-            x, self.kind, weights, sizes, self.bias, residual, self.activation,
-            self.kernel_size, self.stride, self.padding, self.dilation,
-        )  # fmt: skip
+        window = (self.kernel_size, self.stride, self.padding, self.dilation)
+        if residual is not None:
+            shape = (len(x), self.out_channels, *sizes_out(x, *window))
+            if self._by_torch(residual, x, shape):
+                y = run(x, self.kind, weights, sizes, self.bias, None, "none", *window)
+                return activated(y, residual, self.activation)
+        return run(x, self.kind, weights, sizes, self.bias, residual, self.activation, *window)

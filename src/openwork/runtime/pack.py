@@ -17,11 +17,13 @@ from openwork.formats import Format, choose, matrices
 from openwork.formats.stored import DTYPES
 from openwork.kernels import isa, kinds_of
 from openwork.kernels.native import warn_once
-from openwork.runtime.fold import activations_after, fold_norms, is_hooked, replace_module
+from openwork.runtime.fold import activations_after, fold_norms, is_hooked, replace_module, trace
+from openwork.runtime.fuse import Fusions, fuse, unfuse
 from openwork.runtime.layers import PackedConv2d, PackedLinear
 from openwork.runtime.plan import Choice, Plan, decide, key_of
 from openwork.runtime.prepacked import prepacked
 from openwork.runtime.timing import interleaved
+from openwork.runtime.turn import may_turn, turn, turned
 from openwork.structure import Element
 
 SLOWER = 1.02  # end to end, a packed model needs at most this share of the dense time
@@ -48,14 +50,16 @@ def pack(
         model: pruned, floating point, on the processor.
         structure: what was pruned, ``ow.Block(32, 32)`` for instance; the storage format follows from it. Default:
             ``ow.Element()``.
-        plan: ``"measure"`` times dense and packed layers at the shapes of ``example`` and takes the fastest, and falls
-            back layer by layer until the whole is not slower than dense; ``"always"`` packs without measuring.
+        plan: ``"measure"`` times dense and packed layers at the shapes of ``example`` and takes the fastest (for
+            networks of convolutions in both memory formats), and falls back layer by layer until the whole is not
+            slower than dense; ``"always"`` packs without measuring.
         example: an input, a tuple of inputs or a dict of keyword inputs; needed to measure.
         where: layers to consider; default all.
         dtype: of the stored values: float32, bfloat16, or int8 with scales. Sums are float32.
-        override: layer -> ``"dense"``, ``"onednn"``, ``"block"`` or ``"column"``; these are not measured.
-        fold: fold BatchNorm into the convolution before it, and activation modules into packed layers, where the
-            model can be traced.
+        override: layer -> ``"dense"``, ``"onednn"``, ``"block"`` or ``"column"``; these are not measured, and stay
+            even where the whole is slower for it.
+        fold: fold BatchNorm into the convolution before it, and activations and residual sums into packed layers,
+            where modules can be traced.
 
     Raises:
         OpenworkError: a model that cannot be packed, an unknown plan, dtype or override, a missing example.
@@ -64,8 +68,9 @@ def pack(
     layout = choose(Element() if structure is None else structure)
     _check(model, plan, example, dtype)
     new = copy.deepcopy(model).eval()
-    targets, skipped = find_targets(_thawed(new), where or Select())
-    folded = fold_norms(new) if fold else []
+    targets, skipped = find_targets(new, where or Select(), frozen_ok=True)
+    graph = trace(new) if fold else None
+    folded = [] if graph is None else fold_norms(new, graph)
     layers, reasons = _layers(new, targets, skipped)
     for name in override or {}:
         if name not in layers:
@@ -76,40 +81,47 @@ def pack(
         )
     if isa() == "python":
         warn_once()
-    inputs = record_inputs(new, list(layers), example) if example is not None else {}
-    acts = activations_after(new) if fold else {}
-    choices: list[Choice] = []
-    made: dict[str, nn.Module] = {}
+    inputs, output = record_inputs(new, list(layers), example) if example is not None else ({}, None)
+    acts = {} if graph is None else activations_after(new, graph)
+    stored: dict[str, Format] = {}
     for name, target in layers.items():
-        layer = new.get_submodule(name)
-        matrix = matrices(layer.get_parameter("weight").detach().float(), target)[0]
-        fmt = layout.pack(matrix, matrix != 0, dtype=dtype)
-        wanted = (override or {}).get(name)
-        choice, module = _one(name, layer, fmt, plan, wanted, inputs.get(name), dtype)
-        choices.append(choice)
-        if module is not None:
-            made[name] = module
+        matrix = matrices(new.get_submodule(name).get_parameter("weight").detach().float(), target)[0]
+        stored[name] = layout.pack(matrix, matrix != 0, dtype=dtype)
+    one = partial(_one, new, stored, plan, override or {}, dtype)
+    made = {name: one(name, inputs.get(name)) for name in layers}
+    last = False
+    if plan == "measure" and may_turn(graph, output) and any(_is_image(x) for x in inputs.values()):
+        other = {name: one(name, turned(inputs.get(name))) for name in layers}
+        last = _total(other) < _total(made)
+        made = other if last else made
+    choices = [choice for choice, _ in made.values()]
     choices += [Choice(n, (), "", 1.0, reason=r) for n, r in sorted(reasons.items())]
-    originals = {name: new.get_submodule(name) for name in made}
-    for name, module in made.items():
+    modules = {name: module for name, (_, module) in made.items() if module is not None}
+    originals = {name: new.get_submodule(name) for name in modules}
+    for name, module in modules.items():
         new = replace_module(new, name, module)
         if name in acts and isinstance(module, PackedLinear | PackedConv2d):
             module.activation = acts[name][0]
-    fused = {n: new.get_submodule(acts[n][1]) for n, m in made.items() if n in acts and _is_packed(m)}
+    fused = {n: new.get_submodule(acts[n][1]) for n, m in modules.items() if n in acts and _is_packed(m)}
     for name in fused:
         replace_module(new, acts[name][1], nn.Identity())
-    if plan == "measure" and not override:
-        new, choices = _keep_promise(new, model, example, choices, originals, acts, fused)
+    if last:
+        turn(new)
+    inside = fuse(new) if fold else {}
+    if plan == "measure":
+        new, choices, inside = _keep_promise(new, model, example, choices, originals, acts, fused, inside)
     new.openwork_plan = Plan(tuple(choices))  # type: ignore[assignment]
-    # What `export` must do again before it can load the state: modules that became nothing.
+    # What `export` must do again before it can load the state: modules that became nothing, forwards that were fused.
     new.openwork_gone = (*(norm for _, norm in folded), *(acts[name][1] for name in fused))  # type: ignore[assignment]
+    new.openwork_inside = inside  # type: ignore[assignment]
+    new.openwork_last = last  # type: ignore[assignment]
     for param in new.parameters():
         param.requires_grad_(False)
     return new
 
 
-def record_inputs(model: nn.Module, names: list[str], example: Any) -> dict[str, Tensor]:
-    """Run the example once; the first input of every named layer that was reached."""
+def record_inputs(model: nn.Module, names: list[str], example: Any) -> tuple[dict[str, Tensor], Any]:
+    """Run the example once; the first input of every named layer that was reached, and what the model returned."""
     seen: dict[str, Tensor] = {}
 
     def hook(name: str) -> Callable[..., None]:
@@ -121,11 +133,11 @@ def record_inputs(model: nn.Module, names: list[str], example: Any) -> dict[str,
 
     handles = [model.get_submodule(n).register_forward_pre_hook(hook(n)) for n in names]
     try:
-        call(model, example)
+        output = call(model, example)
     finally:
         for handle in handles:
             handle.remove()
-    return seen
+    return seen, output
 
 
 @torch.no_grad()
@@ -137,11 +149,18 @@ def call(model: nn.Module, example: Any) -> Any:
 
 
 def _one(
-    name: str, layer: nn.Module, fmt: Format, plan: str, wanted: str | None, x: Tensor | None, dtype: torch.dtype
+    model: nn.Module,
+    stored: Mapping[str, Format],
+    plan: str,
+    override: Mapping[str, str],
+    dtype: torch.dtype,
+    name: str,
+    x: Tensor | None,
 ) -> tuple[Choice, nn.Module | None]:
+    """What is decided for one layer, and the module that takes its place."""
+    layer, fmt, wanted = model.get_submodule(name), stored[name], override.get(name)
     shape = tuple(x.shape) if x is not None else ()
-    stored = repr(fmt).split(",", 1)[0].split("(")[0]
-    base = Choice(name, shape, stored, fmt.density)
+    base = Choice(name, shape, type(fmt).__name__, fmt.density)
     makers: dict[str, Callable[[], nn.Module | None]] = {
         kind: partial(_packed, layer, fmt, kind) for kind in kinds_of(fmt)
     }
@@ -161,11 +180,11 @@ def _one(
         return replace(base, chosen=kind, reason="always"), makers[kind]()
     if x is None:
         return replace(base, reason="the example did not reach it"), None
-    if fmt.density > 0.9:
-        return replace(base, reason=f"nothing to gain: {100 * fmt.density:.0f} % of it would be stored"), None
+    full = fmt.density > 0.9
+    reason = f"nothing to gain: {100 * fmt.density:.0f} % of it would be stored" if full else ""
+    if full or isa() == "python":
+        makers = {"onednn": makers["onednn"]}
     modules = {kind: module for kind, make in makers.items() if (module := make()) is not None}
-    if isa() == "python":
-        modules = {k: m for k, m in modules.items() if k == "onednn"}
     window = {k: getattr(layer, k, None) for k in ("kernel_size", "stride", "padding", "dilation")}
     key = key_of(
         shape=shape, stride=x.stride(), format={**fmt.meta()}, density=round(fmt.density, 2), dtype=str(x.dtype),
@@ -173,7 +192,7 @@ def _one(
     )  # fmt: skip
     times, kind, error = decide(layer, modules, x, key, dtype)
     wrong = sorted(set(modules) - set(times))
-    reason = f"not exact enough: {', '.join(wrong)}" if wrong else ""
+    reason = reason or (f"not exact enough: {', '.join(wrong)}" if wrong else "")
     return replace(base, times=times, chosen=kind, error=error, reason=reason), modules.get(kind)
 
 
@@ -184,6 +203,15 @@ def _packed(layer: nn.Module, fmt: Format, kind: str) -> nn.Module:
     linear = PackedLinear(fmt, layer.bias, kind)  # type: ignore[arg-type]
     linear.transposed = is_transposed_linear(layer)
     return linear
+
+
+def _total(made: Mapping[str, tuple[Choice, nn.Module | None]]) -> float:
+    """Milliseconds of all layers as they were chosen."""
+    return sum(choice.times.get(choice.chosen, 0.0) for choice, _ in made.values())
+
+
+def _is_image(x: Tensor) -> bool:
+    return x.dim() == 4 and x.is_contiguous()
 
 
 def _is_packed(module: nn.Module) -> bool:
@@ -220,32 +248,29 @@ def _keep_promise(
     originals: Mapping[str, nn.Module],
     acts: Mapping[str, tuple[str, str]],
     fused: dict[str, nn.Module],
-) -> tuple[nn.Module, list[Choice]]:
+    inside: dict[str, Fusions],
+) -> tuple[nn.Module, list[Choice], dict[str, Fusions]]:
     """Put the layers that gain least back until the whole is not slower than the dense model."""
     dense = copy.deepcopy(model).eval()
-    while any(c.chosen != "dense" for c in choices):
+    while any(c.chosen != "dense" and c.reason != "override" for c in choices):
         both = {"dense": partial(call, dense, example), "new": partial(call, new, example)}
         times = interleaved(both, rounds=5)
         if sorted(times["new"])[2] <= SLOWER * sorted(times["dense"])[2]:
             break
-        changed = [c for c in choices if c.chosen != "dense"]
+        changed = [c for c in choices if c.chosen != "dense" and c.reason != "override"]
         changed.sort(key=lambda c: c.times["dense"] - c.times[c.chosen])
         back = {c.name for c in changed[: max(1, len(changed) // 2)]}
+        unfuse(new)
         for name in back:
             new = replace_module(new, name, originals[name])
             if name in fused:
                 replace_module(new, acts[name][1], fused.pop(name))
+        inside = fuse(new) if inside else {}
         put = "slower end to end"
-        choices = [replace(c, chosen="dense", error=0.0, reason=put) if c.name in back else c for c in choices]
-    return new, choices
-
-
-def _thawed(model: nn.Module) -> nn.Module:
-    """Frozen weights can be packed too."""
-    for param in model.parameters():
-        if param.is_floating_point():
-            param.requires_grad_(True)
-    return model
+        choices = [
+            replace(c, chosen="dense", error=0.0, reason=c.reason or put) if c.name in back else c for c in choices
+        ]
+    return new, choices, inside
 
 
 def _check(model: nn.Module, plan: str, example: Any, dtype: torch.dtype) -> None:

@@ -67,24 +67,31 @@ class PrepackedLinear(Prepacked):
 
 
 class PrepackedConv2d(Prepacked):
-    """``F.conv2d`` on a weight in oneDNN's order, one for each input shape met."""
+    """``F.conv2d`` on a weight in oneDNN's order, one for each input shape met.
+
+    ``activation`` may be ``"relu"``; with ``channels_last`` set, outputs have this order whatever their inputs have.
+    """
 
     def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__(layer)
         self.stride, self.dilation, self.groups = list(layer.stride), list(layer.dilation), layer.groups
         self.padding = [int(p) for p in layer.padding]
+        self.activation, self.channels_last = "none", False
 
     def forward(self, x: Tensor) -> Tensor:
         window = (self.padding, self.stride, self.dilation, self.groups)
+        if self.channels_last and x.dim() == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
         if self._plain(x) or x.dim() != 4:
             bias = None if self.bias is None else self.bias.to(x.dtype)
             p, s, d, g = window
-            return nn.functional.conv2d(x, self.weight.to(x.dtype), bias, s, p, d, g)
+            y = nn.functional.conv2d(x, self.weight.to(x.dtype), bias, s, p, d, g)
+            return torch.relu(y) if self.activation == "relu" else y
         shape = tuple(x.shape)
         order = self._order_for(
             shape, lambda: torch.ops.mkldnn._reorder_convolution_weight(self.weight, *window, list(shape))
         )
-        return torch.ops.mkldnn._convolution_pointwise(x, order, self.bias, *window, "none", [], "")
+        return torch.ops.mkldnn._convolution_pointwise(x, order, self.bias, *window, self.activation, [], "")
 
 
 def prepacked(layer: nn.Module) -> nn.Module | None:

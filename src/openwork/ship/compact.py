@@ -157,7 +157,7 @@ def compact(model: nn.Module, result: Result, *, example: Any = None, homogeneou
             small one. All layers must then keep the same number of units.
 
     Returns:
-        The small model, in the mode of ``model``; ``small.openwork_plan`` is the plan that made it.
+        The small model, in the mode of ``model``; ``small.openwork_compaction`` is the plan that made it.
 
     Raises:
         StructureError: a result of another structure or model, or a forward pass that writes a size in its code.

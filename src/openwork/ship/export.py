@@ -17,9 +17,11 @@ from openwork.engine.result import Result
 from openwork.errors import FileError, OpenworkError
 from openwork.formats import Format, smallest, weight
 from openwork.runtime.fold import replace_module
+from openwork.runtime.fuse import apply
 from openwork.runtime.layers import Packed, PackedConv2d, PackedLinear
 from openwork.runtime.plan import Plan
 from openwork.runtime.prepacked import Prepacked, prepacked
+from openwork.runtime.turn import turn
 from openwork.ship.atomic import new_folder
 from openwork.ship.packed import read_packed, write_packed
 from openwork.ship.rebuilt import rebuilt
@@ -68,6 +70,8 @@ def export(model: nn.Module, result: Result, folder: str | Path, *, overwrite: b
         "model_class": f"{type(model).__module__}.{type(model).__qualname__}",
         "layers": layers,
         "gone": list(getattr(model, "openwork_gone", ())),
+        "fused": getattr(model, "openwork_inside", {}),
+        "channels_last": getattr(model, "openwork_last", False),
         "onednn": [n for n, m in model.named_modules() if isinstance(m, Prepacked)],
         "tied": tied,
         "plan": plan.plain(),
@@ -99,10 +103,7 @@ def load_packed(
     else:
         model = copy.deepcopy(model)
     stored, _ = read_packed(folder / PACKED)
-    for param in model.parameters():
-        if param.is_floating_point():
-            param.requires_grad_(True)
-    targets = {t.name: t for t in find_targets(model, Select())[0]}
+    targets = {t.name: t for t in find_targets(model, Select(), frozen_ok=True)[0]}
     dtypes = {n: p.dtype for n, p in model.named_parameters()}
     try:
         plan = Plan.read(data["plan"])
@@ -143,10 +144,18 @@ def load_packed(
         fast = prepacked(model.get_submodule(name))
         if fast is not None:
             model = replace_module(model, name, fast)
+    try:
+        fusions, last = data.get("fused", {}), bool(data.get("channels_last"))
+        apply(model, fusions)
+    except (AttributeError, ValueError, TypeError, KeyError) as problem:
+        raise FileError(f"{place}: what was fused does not fit ({type(problem).__name__}: {problem})") from None
+    if last:
+        turn(model)
     for param in model.parameters():
         param.requires_grad_(False)
     model.openwork_plan = plan  # type: ignore[assignment]
     model.openwork_gone = tuple(data["gone"])  # type: ignore[assignment]
+    model.openwork_inside, model.openwork_last = fusions, last  # type: ignore[assignment]
     return model, result
 
 

@@ -46,7 +46,7 @@ def save(model: nn.Module, result: Result, folder: str | Path, *, overwrite: boo
         FileError: the folder is in the way, or the disk refuses.
         VerificationFailed: the model does not hold zeros where the masks say so.
     """
-    plan = getattr(model, "openwork_plan", None)
+    plan = getattr(model, "openwork_compaction", None)
     counts = (
         result.counts if plan is not None else densities(model, result.masks)
     )  # a small model has no zeros to count
@@ -102,11 +102,11 @@ def load(
         return packed, _packed_result(folder, found, packed)
     if model is None:
         model = rebuilt(folder, data, allow_factory)
-    elif data.get("plan") is not None and not hasattr(model, "openwork_plan"):
+    elif data.get("plan") is not None and not hasattr(model, "openwork_compaction"):
         plan = Plan.from_dict(data["plan"])
         model = finished(plan.apply(model), plan, getattr(model, "openwork_source", None))
     if data.get("plan") is not None:
-        model.openwork_plan = data["plan"]
+        model.openwork_compaction = data["plan"]
     tensors = _read_tensors(folder / MODEL, data)
     try:
         for alias, name in data["tied"].items():

@@ -63,7 +63,7 @@ def _differences(kind: Any, plain: dict[str, Any], config: Any, wanted: dict[str
 
 
 def _candidates(model: nn.Module, config: Any) -> Iterator[dict[str, Any]]:
-    plan: dict[str, Any] = model.openwork_plan  # type: ignore[assignment]
+    plan: dict[str, Any] = model.openwork_compaction  # type: ignore[assignment]
     news: dict[int, set[int]] = {}
     for _, _, old, new in plan["rewrites"]:
         if isinstance(old, int) and isinstance(new, int):

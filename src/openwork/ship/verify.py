@@ -57,7 +57,7 @@ def verify(small: nn.Module, masked: nn.Module, example: Any, *, atol: float | N
         >>> verify(ow.compact(model, result), model, x).reference
         'masked model'
     """
-    plain = getattr(small, "openwork_plan", None)
+    plain = getattr(small, "openwork_compaction", None)
     if plain is None:
         raise StructureError(f"{type(small).__name__} has no compaction plan; verify compares what ow.compact returned")
     plan = Plan.from_dict(plain)

@@ -65,7 +65,7 @@ def test_the_small_network_computes_the_same(name, seed):
     if not proof.over:
         for a, b in zip(outputs(small, args), masked, strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
-    plan = small.openwork_plan
+    plan = small.openwork_compaction
     assert sum(p.numel() for p in small.parameters()) == plan["params"][1] < plan["params"][0]
     assert [n for n, _ in small.named_parameters()] == [n for n, _ in net.named_parameters()]
 

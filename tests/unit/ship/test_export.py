@@ -253,3 +253,19 @@ def test_shapes_of_dense_tensors_are_compared(tmp_path):
         ow.load(folder, nn.Sequential(nn.Linear(16, 8), nn.LayerNorm(8, bias=False)))
     with pytest.raises(FileError, match=r"2.bias is missing in the file \(2 names differ\)"):
         ow.load(folder, nn.Sequential(nn.Linear(16, 8), nn.LayerNorm(8), nn.LayerNorm(8)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d.update(fused={"layer1.0": {"conv1": ["silu"]}}),
+        lambda d: d.update(fused={"nowhere": {"conv1": ["relu"]}}),
+        lambda d: d.update(fused={"": 3}),
+    ],
+)
+def test_what_was_fused_must_fit_the_model(shipped, change):
+    packed, _, folder = shipped
+    assert packed.openwork_inside["layer1.0"] == {"conv1": ["relu"], "conv2": ["residual", "relu"]}
+    edit(folder, change)
+    with pytest.raises(FileError, match="what was fused does not fit"):
+        ow.load(folder)

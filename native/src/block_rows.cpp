@@ -1,0 +1,109 @@
+// Images with channels last through blocks of weights, read where they lie: outputs of a row are tokens, and every
+// kernel position is a run of inputs at an offset of its own.
+#include <limits>
+#include <stdexcept>
+#include <vector>
+
+#include "block.hpp"
+#include "pool.hpp"
+
+namespace openwork::OW_ISA {
+namespace {
+
+constexpr int64_t kBand = 192 << 10;     // bytes of padded rows that a thread keeps beside the weights
+constexpr int64_t kWeights = 128 << 10;  // bytes of weights that pass over a band together
+
+// Padded rows [first, first + count) of an image, zeros around it.
+void pad_rows(const Images& a, const float* image, int64_t first, int64_t count, int64_t wide, float* to) {
+  const int64_t row = wide * a.channels, left = a.pad_w * a.channels, middle = a.width * a.channels;
+  for (int64_t r = first; r < first + count; ++r, to += row) {
+    const int64_t y = r - a.pad_h;
+    if (y < 0 || y >= a.height) {
+      std::fill(to, to + row, 0.0f);
+      continue;
+    }
+    std::fill(to, to + left, 0.0f);
+    std::copy(image + y * middle, image + (y + 1) * middle, to + left);
+    std::fill(to + left + middle, to + row, 0.0f);
+  }
+}
+
+}  // namespace
+
+bool reads_rows(const BlockWeights& b, const Images& a) { return a.channels_last && a.channels % b.depth == 0; }
+
+void block_conv_rows(const BlockWeights& b, const Epilogue& e, const Images& a, int threads) {
+  if (a.kernel_h * a.kernel_w * a.stride_h * a.stride_w == 1 && a.pad_h + a.pad_w == 0) {
+    const int64_t tokens = a.batch * a.height * a.width;
+    return block_linear(b, e, Tokens{a.x, a.y, tokens, a.channels, a.channels, b.outputs}, threads);
+  }
+  const bool padded = a.pad_h + a.pad_w > 0;
+  const int64_t wide = a.width + 2 * a.pad_w, row_floats = wide * a.channels, size = b.depth * b.height;
+  const int64_t reach = (a.kernel_h - 1) * a.dilation_h + 1;  // rows under the kernel
+  if (reach > std::numeric_limits<int32_t>::max() / std::max<int64_t>(1, row_floats))
+    throw std::length_error("openwork: the rows under a convolution's kernel hold more than 2^31 numbers; use smaller images");
+  const int64_t blocks = b.starts[b.strips];
+  std::vector<int32_t> offsets(blocks);
+  for (int64_t i = 0; i < blocks; ++i) {
+    const int64_t position = b.inputs[i] / a.channels, channel = b.inputs[i] % a.channels;
+    const int64_t y = position / a.kernel_w * a.dilation_h, x = position % a.kernel_w * a.dilation_w;
+    offsets[i] = static_cast<int32_t>((y * wide + x) * a.channels + channel);
+  }
+  std::vector<int64_t> groups{0};
+  for (int64_t s = 0; s < b.strips; ++s)
+    if (s > groups.back() && (b.starts[s + 1] - b.starts[groups.back()]) * size * 4 > kWeights) groups.push_back(s);
+  groups.push_back(b.strips);
+
+  const int nv = vectors_of(b.height), most = most_tokens(nv);
+  const int64_t tiles = (a.out_w + most - 1) / most;
+  const auto first_of = [&](int64_t tile) { return tile * a.out_w / tiles; };
+  const int64_t fit = std::max<int64_t>(1, (kBand / 4 / std::max<int64_t>(1, row_floats) - reach) / a.stride_h + 1);
+  int64_t bands = (a.out_h + fit - 1) / fit;
+  if (threads > 1) bands = std::max(bands, (4 * threads + a.batch - 1) / a.batch);
+  bands = std::min(bands, a.out_h);
+
+  parallel(a.batch * bands, threads, [&](int64_t task) {
+    const int64_t image = task / bands, band = task % bands;
+    const int64_t r0 = a.out_h * band / bands, r1 = a.out_h * (band + 1) / bands;
+    const float* from = a.x + image * a.height * a.width * a.channels;
+    const float* x = from + r0 * a.stride_h * row_floats;
+    if (padded) {
+      const int64_t rows = (r1 - r0 - 1) * a.stride_h + reach;
+      float* room = scratch(0, rows * row_floats);
+      pad_rows(a, from, r0 * a.stride_h, rows, wide, room);
+      x = room;
+    }
+    for (size_t group = 0; group + 1 < groups.size(); ++group) {
+      const int64_t s0 = groups[group], s1 = groups[group + 1], first = b.starts[s0], last = b.starts[s1];
+      const float* w = widened(b, first, last, b.store == kFloat ? nullptr : scratch(1, (last - first) * size));
+      for (int64_t row = r0; row < r1; ++row)
+        for (int64_t tile = 0; tile < tiles; ++tile) {
+          const int64_t column = first_of(tile);
+          const int64_t at = ((image * a.out_h + row) * a.out_w + column) * b.outputs;
+          for (int64_t s = s0; s < s1; ++s)
+            for (int64_t r = 0; r < b.height && s * b.height + r < b.outputs; r += nv * W) {
+              const int64_t start = b.starts[s], n = s * b.height + r;
+              Tile t;
+              t.x = x + (row - r0) * a.stride_h * row_floats + column * a.stride_w * a.channels;
+              t.offsets = offsets.data() + start;
+              t.scale = t.step = 1;
+              t.row = a.stride_w * a.channels;
+              t.blocks = b.starts[s + 1] - start;
+              t.depth = b.depth;
+              t.height = b.height;
+              t.w = w + (start - first) * size + r;
+              t.scales = nullptr;
+              t.y = a.y + at + n;
+              t.y_stride = b.outputs;
+              t.outputs = b.outputs - n;
+              t.bias = e.bias == nullptr ? nullptr : e.bias + n;
+              t.residual = e.residual == nullptr ? nullptr : e.residual + at + n;
+              t.act = e.act;
+              run_tile(nv, static_cast<int>(first_of(tile + 1) - column), t);
+            }
+        }
+    }
+  });
+}
+
+}  // namespace openwork::OW_ISA
