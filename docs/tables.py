@@ -248,6 +248,7 @@ def _kernels(found: Found) -> Section:
 def _whole_models(found: Found) -> Section:
     for r in found["rows"]:
         r["share"] = f"{r['packed_layers']} of {r['layers']}"
+        r["between"] = "yes" if r.get("fused") else "no"
     columns = {
         "model": "case",
         "pattern": "pattern",
@@ -258,6 +259,7 @@ def _whole_models(found: Found) -> Section:
         "x over dense": "over_dense:.2f",
         "x over oneDNN": "over_onednn:.2f",
         "packed layers": "share",
+        "fused": "between",
         "error": "error:.0e",
     }
     return described(found, columns, title="Whole models", command="python bench/whole_models.py")

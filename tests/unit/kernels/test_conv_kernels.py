@@ -100,3 +100,34 @@ def test_special_numbers_in_images(isa):
             wanted = F.conv2d(x.double(), weight, None, 1, 1)
             assert torch.equal(y.isfinite(), wanted.isfinite())
             close(y[y.isfinite()], wanted[y.isfinite()])
+
+
+def test_windows_that_overflow_32_bits_are_refused(isa):
+    """Offsets of a window's inputs are 32-bit numbers in both layouts of an image."""
+    if isa == "python":
+        pytest.skip("torch's own convolution has no such offsets")
+    far = 2**27
+    fmt = block(16, 32, 16, 16, density=2.0)
+    x = torch.randn(1, 16, 1, 2)
+    for layout in layouts(fmt, 16):
+        for form in (torch.contiguous_format, torch.channels_last):
+            image = x.contiguous(memory_format=form)
+            with pytest.raises(ValueError, match="hold more than 2\\^31 numbers; use smaller images"):
+                conv(image, layout, None, None, "none", (2, 1), (far, 1), (far, 0), (far, 1))
+
+
+def test_channels_last_images_of_any_place_in_memory(isa):
+    """Bands of rows, tiles of positions, strides and paddings of the kernel that reads images where they lie."""
+    for window in (
+        (64, 48, 58, 57, 1, (3, 3), (1, 1), (1, 1), (1, 1)),
+        (32, 32, 40, 9, 2, (3, 2), (2, 3), (0, 0), (2, 1)),
+        (32, 16, 3, 50, 1, (5, 1), (1, 2), (2, 0), (1, 1)),
+    ):
+        channels, outputs, height, width, batch, kernel, *rest = window
+        fmt = block(outputs, channels * kernel[0] * kernel[1], 16, 32)
+        x = torch.randn(batch, channels, height, width).contiguous(memory_format=torch.channels_last)
+        product = F.conv2d(x.double(), weight_of(fmt, channels, kernel), None, *rest)
+        residual = torch.randn_like(product, dtype=torch.float32)
+        for layout in layouts(fmt, channels):
+            y = conv(x, layout, None, residual, "relu", kernel, *rest)
+            close(y, expected(product, residual, "relu"))
