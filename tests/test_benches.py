@@ -101,6 +101,19 @@ def test_quick_gpu_bench(tmp_path):
         assert {"forward", "grad_x", "grad_values", "dense_forward"} <= set(row["times"])
 
 
+def test_quick_break_even(tmp_path):
+    # tried: the last share instead of the crossing -> red
+    found = quick("break_even", tmp_path)
+    assert len(found["rows"]) == 4
+    for row in found["rows"]:
+        pairs = list(zip(row["sparsities"], row["ratios"], strict=True))
+        slower = [s for s, r in pairs if r < 1]
+        if pairs[-1][1] < 1:
+            assert row["from"] is None
+        else:
+            assert max(slower, default=0.0) <= row["from"] <= min(s for s, _ in pairs if s > max(slower, default=-1))
+
+
 def test_quick_kernels(tmp_path):
     # tried: a layout that forgets the last block -> red
     found = quick("kernels", tmp_path)

@@ -114,7 +114,8 @@ def word_of(module: nn.Module) -> str | None:
         return "gelu" if module.approximate == "none" else "gelu_tanh"
     if type(module) in ACTIVATIONS:
         return ACTIVATIONS[type(module)]
-    if list(module.children()) or list(module.parameters()) or type(module).__module__.startswith("torch."):
+    simple = not any(True for _ in module.children()) and not any(True for _ in module.parameters())
+    if not simple or type(module).__module__.startswith("torch."):
         return None
     try:
         nodes = list(Leaves().trace(module).nodes)
