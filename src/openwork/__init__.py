@@ -32,7 +32,7 @@ from openwork.errors import (
 from openwork.graph import build_graph
 from openwork.llm import BlockwiseResult, prune_blockwise
 from openwork.runtime import pack
-from openwork.ship import compact, export, load, plan_compaction, save, verify
+from openwork.ship import compact, export, load, plan_compaction, save, token_map, verify
 from openwork.structure import (
     NM,
     Block,
@@ -47,6 +47,8 @@ from openwork.structure import (
     experts,
     heads,
     hidden,
+    layers,
+    vocabulary,
 )
 from openwork.version import __version__ as __version__
 from openwork.zoo.registry import build_model
@@ -94,6 +96,7 @@ __all__ = [
     "hidden",
     "hold",
     "keep_top",
+    "layers",
     "load",
     "load_data",
     "methods",
@@ -103,5 +106,7 @@ __all__ = [
     "prune_blockwise",
     "recalibrate",
     "save",
+    "token_map",
     "verify",
+    "vocabulary",
 ]

@@ -80,6 +80,7 @@ CASES = [
     Case("beta_rank"),
     Case("precrop", regions=False),
     Case("masksparsity", {"steps": STEPS, "lam": 0.05}, regions=False, groups=False, coupled=True),
+    Case("group_importance"),
 ]
 
 

@@ -10,15 +10,19 @@ from typing import Any
 
 from openwork.cli.output import Bars, console, say, write_json
 from openwork.cli.parse import FORMS, options_of, structure_of, use_threads
+from openwork.core.protocols import Structure
 from openwork.core.recipe import Recipe
 from openwork.core.targets import Select
 from openwork.data.registry import LOADERS
+from openwork.engine.budget import ALL, check_target
 from openwork.errors import FileError, RecipeError
 from openwork.lab import Job, Runner
 from openwork.lab.budget import default_budget
 from openwork.lab.ranks import device_of_rank, ranks, speaks, wait
+from openwork.lab.shrinking import met, savings
 from openwork.report import report_text
 from openwork.ship import read_result, save
+from openwork.structure.words import is_coupled
 
 _BUDGET = ("epochs", "finetune_epochs", "batch_size", "lr", "finetune_lr", "weight_decay", "optimizer")
 
@@ -32,6 +36,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--method", default="magnitude", help="a name of `openwork methods`")
     add("--structure", help=FORMS)
     add("--density", type=float, help="kept share in (0, 1]")
+    for unit in ("macs", "params", "bytes", "latency"):
+        add(f"--{unit}", type=float, help=f"share of the {unit} that stays, in place of --density; coupled structures")
+    add("--latency-ms", type=float, metavar="MS", help="milliseconds of a forward pass of one input that stay")
+    add("--no-compact", action="store_true", help="coupled structures: leave zeros in place, do not cut")
     add("--include", action="append", default=[], metavar="PATTERN", help="only parameters that match")
     add("--exclude", action="append", default=[], metavar="PATTERN", help="not these")
     add("--min-units", type=int, default=1, help="tensors with fewer units stay dense")
@@ -96,6 +104,9 @@ def run(args: argparse.Namespace) -> int:
     data = result.to_dict()
     if not args.quiet:
         say(out, report_text(data))
+        for key, lines in (("target_met", met), ("compaction", savings)):
+            for line in lines(data["manifest"][key]) if key in data["manifest"] else ():
+                say(out, line)
     final = result.metrics.get("finetuned") or result.metrics.get("pruned") or {}
     where = f", saved in {folder}" if folder is not None else ""
     reached = f"density {result.density:.4f}, accuracy {100 * final.get('accuracy', 0):.2f} %"
@@ -119,7 +130,7 @@ def job_of(args: argparse.Namespace) -> Job:
         data=args.data,
         method=recipe.name if recipe is not None else args.method,
         density=args.density,
-        structure=structure_of(args.structure) if args.structure else None,
+        structure=args.structure if is_coupled(args.structure or "") else _structure(args.structure),
         where=Select(tuple(args.include), tuple(args.exclude), args.min_units),
         options=options_of(args.options),
         recipe=recipe,
@@ -130,7 +141,20 @@ def job_of(args: argparse.Namespace) -> Job:
         root=args.root,
         model_options=options_of(args.model_option),
         data_options=options_of(args.data_option),
+        target=_target(args),
+        compact=not args.no_compact,
     )
+
+
+def _structure(text: str | None) -> Structure | None:
+    return structure_of(text) if text else None
+
+
+def _target(args: argparse.Namespace) -> dict[str, float] | None:
+    given = {u: getattr(args, u) for u in ALL if getattr(args, u) is not None}
+    if given:
+        check_target(given)
+    return given or None
 
 
 def _work_folder(folder: Path | None, args: argparse.Namespace) -> Path | None:

@@ -95,3 +95,5 @@ class Update:
     fresh: Mapping[str, Tensor] = field(default_factory=lambda: EMPTY)
     log: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
     """Plain numbers or lists worth reporting (energies, regrowths); they end in ``Result.log``."""
+    scores: Mapping[str, Tensor] = field(default_factory=lambda: EMPTY)
+    """What the units were chosen by, for ``Rule.recut``."""

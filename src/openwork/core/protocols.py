@@ -110,6 +110,13 @@ class Rule:
         """When the phase asks for it: the new units."""
         return Update(dict(now.units), state=state)
 
+    def recut(self, now: Now, update: Update, share: float) -> Mapping[str, Tensor] | None:
+        """The units of ``update`` at another share, cut from its ``scores``; None when it must be asked afresh.
+
+        Budgets in other units than units (multiply-accumulates, bytes) search for the share that meets them.
+        """
+        return None
+
 
 class Schedule(Protocol):
     """Step -> Phase. Pure; frozen dataclasses with ``__call__``."""

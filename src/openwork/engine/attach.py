@@ -16,7 +16,7 @@ from openwork.core.protocols import Rule
 from openwork.core.recipe import Recipe
 from openwork.engine.clock import Clock
 from openwork.engine.gates import Gates
-from openwork.engine.result import Result, check_promise, conclude
+from openwork.engine.result import Result
 from openwork.engine.session import Session
 from openwork.engine.write import forget, inverted, write_edits, zero_gradients, zero_weights
 from openwork.errors import DensityMissed, OpenworkError, RecipeError
@@ -30,6 +30,7 @@ def attach(
     data: Iterable[Any] | None = None,
     loss: Loss | None = None,
     seed: int = 0,
+    target: Mapping[str, float] | None = None,
 ) -> Attached:
     """Let a recipe act while the user trains.
 
@@ -44,11 +45,12 @@ def attach(
         data: batches, only for recipes that measure something (``recipe.rule.needs``).
         loss: likewise.
         seed: for everything random.
+        target: a budget as in ``ow.prune``; the shares of the schedule are then shares of its cost.
 
     Raises:
         OpenworkError: anything that cannot be done as asked; model and optimiser are then untouched.
     """
-    return Attached(model, recipe, optimizer, data=data, loss=loss, seed=seed)
+    return Attached(model, recipe, optimizer, data=data, loss=loss, seed=seed, target=target)
 
 
 class Attached:
@@ -63,8 +65,10 @@ class Attached:
         data: Iterable[Any] | None,
         loss: Loss | None,
         seed: int,
+        target: Mapping[str, float] | None = None,
     ):
-        self._session = Session(model, recipe, data, loss, seed)
+        self._session = Session(model, recipe, data, loss, seed, target)
+        recipe = self._session.recipe
         if recipe.drive == "cycle":
             raise RecipeError(f"{recipe.name} works in rounds of training; use ow.cycle")
         _refuse_untrained(self._session.params, optimizer, recipe)
@@ -120,14 +124,12 @@ class Attached:
                 "fewer steps"
             )
         session = self._session
-        check_promise(self.recipe, session.parts, session.units)
+        session.keeps_promise()
         self._clock.remove()
         self._gates.fold()
         if self.recipe.density < 1:
             zero_weights(session.params, self._pruned)
-        self._done = conclude(
-            self.model, self.recipe, session.parts, session.units, session.coverage, session.log, session.seed
-        )
+        self._done = session.concluded()
         return self._done
 
     def detach(self) -> None:

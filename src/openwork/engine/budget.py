@@ -1,82 +1,169 @@
-"""Targets with a unit: the density of units at which parameters, bytes or multiply-accumulates meet a budget."""
+"""Targets with a unit: the units that stay so that parameters, bytes, products or milliseconds fit a budget."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from openwork.core.now import Update
-from openwork.engine.session import Session
+from openwork.core.now import Now, Phase, Update
+from openwork.core.recipe import Recipe
+from openwork.engine.fill import exchanged, filled
 from openwork.errors import DensityMissed, RecipeError, did_you_mean
-from openwork.graph.cost import UNITS, cost_of
-from openwork.structure.coupling import Coupling
+from openwork.graph.cost import UNITS
+from openwork.graph.latency import LatencyTable
 
 TOLERANCE = 0.01
+STEPS = 24
+TIMED = ("latency", "latency_ms")
+ALL = (*UNITS, *TIMED)
 
 
 def check_target(target: Mapping[str, float]) -> tuple[str, float]:
-    """The unit and the share of a target such as ``{"macs": 0.5}``.
+    """The unit and the value of a target: ``{"macs": 0.5}``, ``{"bytes": 2_000_000}``, ``{"latency_ms": 3.5}``.
 
     Raises:
-        RecipeError: not one unit, an unknown one, or a share outside (0, 1).
+        RecipeError: not one unit, an unknown one, or a value that is no share and no amount.
     """
     if len(target) != 1:
         raise RecipeError(f"a target must name one unit, for instance {{'macs': 0.5}}, got {dict(target)!r}")
-    unit, share = next(iter(target.items()))
-    if unit not in UNITS:
-        raise RecipeError(f"unknown unit of a target {unit!r}; {did_you_mean(str(unit), UNITS)}")
-    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
-        raise RecipeError(f"a target must be the share of {unit} that stays, above 0 and below 1, got {share!r}")
-    return unit, float(share)
-
-
-def decide_within(session: Session, target: Mapping[str, float], steps: int = 24) -> tuple[Update, dict[str, Any]]:
-    """Bisect the share of units until the budget is met; the rule decides afresh for every share.
-
-    Returns:
-        The rule's answer at the share that comes nearest, and what was asked and reached.
-
-    Raises:
-        RecipeError: a structure without a graph.
-        DensityMissed: no share comes within 1 % of the target; the nearest cost is named.
-    """
-    unit, share = check_target(target)
-    structure = session.recipe.structure
-    if not isinstance(structure, Coupling):
-        raise RecipeError(f"a target in {unit} needs a coupled structure (ow.channels, ow.heads, ...), got {structure}")
-    cost = cost_of(session.model, structure.graph(session.model))
-    dense = cost(unit, {})
-    wanted = share * dense
-    start = (dict(session.units), session.state, list(session.log))
-    low, high, refused = 0.0, 1.0, ""
-    tried: dict[float, int] = {}
-    best: tuple[float, float, Update, tuple[dict[str, Tensor], Any, list[dict[str, Any]]]] | None = None
-    for _ in range(steps):
-        middle = (low + high) / 2
-        session.units, session.state, session.log = dict(start[0]), start[1], list(start[2])
-        try:
-            update = session.decide(replace(session.recipe.schedule(0), share=middle), 0)
-        except RecipeError as problem:  # a share below the floors of the groups
-            low, refused = middle, str(problem)
-            continue
-        found = tried[middle] = cost(unit, {n: u.cpu() for n, u in session.units.items()})
-        error = abs(found - wanted)
-        if best is None or error < best[0]:
-            best = (error, middle, update, (dict(session.units), session.state, list(session.log)))
-        if error <= TOLERANCE / 10 * wanted:
-            break
-        low, high = (middle, high) if found < wanted else (low, middle)
-    if best is None:
-        raise DensityMissed(f"{session.recipe.name}: no share of units was accepted ({refused})")
-    error, middle, update, (session.units, session.state, session.log) = best
-    if error > TOLERANCE * wanted:
-        raise DensityMissed(
-            f"{session.recipe.name}: {share:g} of the {dense:,} {unit} cannot be met within 1 %; the closest reachable "
-            f"is {tried[middle] / dense:.4f} (between {min(tried.values()) / dense:.4f} and "
-            f"{max(tried.values()) / dense:.4f}): floors, multiples and frozen axes leave no unit in between"
+    unit, value = next(iter(target.items()))
+    if unit not in ALL:
+        raise RecipeError(f"unknown unit of a target {unit!r}; {did_you_mean(str(unit), ALL)}")
+    number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+    if not number or (unit != "latency_ms" and (1 <= value <= 100 or (unit == "latency" and value >= 1))):
+        hint = f"; {value:g} % is {value / 100:g}" if number and 1 < value <= 100 else ""
+        amount = "" if unit == "latency" else ", or an amount above 100" if unit in UNITS else ", or milliseconds"
+        raise RecipeError(
+            f"a target must be the share of {unit} that stays, above 0 and below 1{amount}, got {value!r}{hint}"
         )
-    told = {"unit": unit, "asked": share, "dense": dense, "reached": tried[middle], "share": tried[middle] / dense}
-    return update, {**told, "units_share": middle}
+    return unit, float(value)
+
+
+@dataclass
+class Budget:
+    """What may stay: ``share`` of the ``dense`` cost of a model. It decides in place of a rule's own count of units.
+
+    The shares of a schedule are read as shares of the cost, so that gradual methods follow their curve in it.
+    """
+
+    unit: str
+    asked: float
+    share: float
+    dense: float
+    cost: Any
+
+    @classmethod
+    def of(cls, target: Mapping[str, float], model: nn.Module, recipe: Recipe) -> Budget:
+        """Count (or measure) the dense model.
+
+        Raises:
+            RecipeError: a structure without a cost, or more than the model has.
+        """
+        unit, value = check_target(target)
+        structure: Any = recipe.structure
+        timed = unit in TIMED
+        if not hasattr(structure, "timed" if timed else "cost"):
+            wanted = "ow.channels, ow.heads, ow.hidden" if timed else "ow.channels, ow.heads, ow.layers"
+            raise RecipeError(f"a target in {unit} needs a coupled structure ({wanted}, ...), got {structure}")
+        cost = structure.timed(model) if timed else structure.cost(model, recipe.where)
+        dense = float(cost("latency_ms" if timed else unit, {}))
+        share = value if value < 1 and unit != "latency_ms" else value / dense
+        if not 0 < share < 1:
+            raise RecipeError(f"a target of {value:g} {unit} leaves nothing to prune: the dense model has {dense:,.6g}")
+        return cls(unit, value, share, dense, cost)
+
+    def of_units(self, units: Mapping[str, Tensor]) -> float:
+        """The cost of a choice of units."""
+        unit = "latency_ms" if self.unit in TIMED else self.unit
+        return float(self.cost(unit, {n: u.cpu() for n, u in units.items()}))
+
+    def decide(self, recipe: Recipe, now: Now, phase: Phase, state: Any) -> Update:
+        """The rule's answer at the share of units whose cost is ``phase.share`` of the dense one.
+
+        Search the share; where counts jump over the target, fill up unit by unit between the two nearest answers.
+
+        Raises:
+            DensityMissed: the rule accepts no share of units.
+        """
+        wanted = phase.share * self.dense
+        seed = now.rng.get_state()
+        last: Update | None = None
+        low, high, refused = 0.0, 1.0, ""
+        under: tuple[float, Update] | None = None
+        over: tuple[float, Update] | None = None
+        share = phase.share**0.5
+        for step in range(STEPS):
+            try:
+                units = recipe.rule.recut(now, last, share) if last is not None else None
+                if last is None or units is None:
+                    now.rng.set_state(seed)
+                    last = recipe.rule.update(now, replace(phase, share=share), state)
+                else:
+                    last = replace(last, units=units)
+            except RecipeError as problem:  # a share below the floors of the groups
+                low, refused = share, str(problem)
+                share = (low + high) / 2
+                continue
+            found = self.of_units(last.units)
+            if found <= wanted:
+                low, under = share, (found, last) if under is None or found >= under[0] else under
+            else:
+                high, over = share, (found, last) if over is None or found <= over[0] else over
+            if abs(found - wanted) <= TOLERANCE / 10 * wanted or high - low < 1e-6:
+                break
+            share = _between(low, high, under and under[0], over and over[0], wanted, step)
+        if under is None and over is None:
+            raise DensityMissed(f"{recipe.name}: no share of units was accepted ({refused})")
+        if under is not None and over is not None and wanted - under[0] > TOLERANCE / 10 * wanted:
+            under = filled(under, over, now.parts, self.of_units, wanted)
+        best = min((f for f in (under, over) if f is not None), key=lambda f: abs(f[0] - wanted))
+        if abs(best[0] - wanted) > TOLERANCE * wanted and phase.share == recipe.density:
+            best = exchanged(best, now.parts, self.of_units, wanted)
+        return best[1]
+
+    def told(self, recipe: Recipe, units: Mapping[str, Tensor]) -> dict[str, Any]:
+        """What was asked and reached.
+
+        Raises:
+            DensityMissed: the cost is not within 1 % of the target; the nearest cost is named.
+        """
+        reached = self.refuse_missed(recipe, units)
+        total = sum(u.numel() for u in units.values())
+        told = {"unit": self.unit, "asked": self.asked, "dense": self.dense, "reached": reached}
+        told |= {"share": reached / self.dense, "units_share": sum(int(u.sum()) for u in units.values()) / total}
+        return told | (self.cost.checked(units) if isinstance(self.cost, LatencyTable) else {})
+
+    def refuse_missed(self, recipe: Recipe, units: Mapping[str, Tensor]) -> float:
+        """The cost of the units, if it is within 1 % of the target; else DensityMissed."""
+        reached = self.of_units(units)
+        if abs(reached - self.share * self.dense) > TOLERANCE * self.share * self.dense:
+            least = self.of_units({n: _fewest(u) for n, u in units.items()})
+            raise DensityMissed(
+                f"{recipe.name}: {self.share:.4g} of the {self.dense:,.6g} {self.unit} cannot be met within 1 %; the "
+                f"closest reachable is {reached / self.dense:.4f} (with a single unit in every group it would be "
+                f"{least / self.dense:.4f}): floors, multiples and frozen axes leave no unit in between"
+            )
+        return reached
+
+
+def _between(low: float, high: float, below: float | None, above: float | None, wanted: float, step: int) -> float:
+    """The next share: where a straight line between the two costs meets the target, every third time the middle."""
+    if below is None or above is None or above <= below or step % 3 == 2:
+        return (low + high) / 2
+    at = low + (high - low) * (wanted - below) / (above - below)
+    margin = 0.02 * (high - low)
+    return min(max(at, low + margin), high - margin)
+
+
+def _fewest(units: Tensor) -> Tensor:
+    return torch.arange(units.numel()) < 1
+
+
+def settled(recipe: Recipe, share: float) -> Recipe:
+    """The recipe with another density: that of its schedule."""
+    schedule: Any = recipe.schedule
+    return replace(recipe, schedule=replace(schedule, density=share))

@@ -13,7 +13,7 @@ from openwork.core.batches import Loss
 from openwork.core.masks import Masks
 from openwork.core.recipe import Recipe
 from openwork.engine.hold import hold
-from openwork.engine.result import Result, conclude
+from openwork.engine.result import Result
 from openwork.engine.session import Session
 from openwork.engine.write import write_edits, write_masks, write_values
 from openwork.errors import DensityMissed, RecipeError
@@ -50,6 +50,7 @@ class Cycle:
         rewind_to: the state dict of the rewind point, required when the recipe rewinds weights.
         data, loss: for rules that measure something.
         seed: for everything random.
+        target: a budget as in ``ow.prune``; the densities of the rounds are then shares of its cost.
     """
 
     def __init__(
@@ -61,8 +62,10 @@ class Cycle:
         data: Iterable[Any] | None = None,
         loss: Loss | None = None,
         seed: int = 0,
+        target: Mapping[str, float] | None = None,
     ):
-        self._session = Session(model, recipe, data, loss, seed)
+        self._session = Session(model, recipe, data, loss, seed, target)
+        recipe = self._session.recipe
         if not isinstance(recipe.schedule, Rounds):
             raise RecipeError(
                 f"{recipe.name}: cycle needs a Rounds schedule, got {type(recipe.schedule).__name__}; use "
@@ -128,7 +131,7 @@ class Cycle:
                 f"{self.recipe.name}: finish() after {self.done} of {self.schedule.rounds} rounds; call prune_round() "
                 "and train until finished"
             )
-        return conclude(self.model, self.recipe, s.parts, s.units, s.coverage, s.log, s.seed)
+        return s.concluded()
 
     def state_dict(self) -> dict[str, Any]:
         """Rounds done, units, rule state, generator, log, values under the masks; weights are the caller's."""
@@ -154,6 +157,7 @@ def cycle(
     data: Iterable[Any] | None = None,
     loss: Loss | None = None,
     seed: int = 0,
+    target: Mapping[str, float] | None = None,
 ) -> Result:
     """Run all rounds: prune, rewind, ``train(model, round)`` with the masks held, again.
 
@@ -162,7 +166,7 @@ def cycle(
     Raises:
         OpenworkError: anything that cannot be done as asked; before the first round the model is untouched.
     """
-    rounds = Cycle(model, recipe, rewind_to=rewind_to, data=data, loss=loss, seed=seed)
+    rounds = Cycle(model, recipe, rewind_to=rewind_to, data=data, loss=loss, seed=seed, target=target)
     while not rounds.finished:
         now = rounds.prune_round()
         with hold(model, rounds.masks):

@@ -36,7 +36,7 @@ class Gates:
         self._orders = {id(m): list(m._parameters) for m in model.modules()}
         for name, part in session.parts.items():
             members = _gated(part)
-            seen = part.only(members) if isinstance(part, Coupled) else part
+            seen = part.reading if isinstance(part, Coupled) else part
             gate = relaxation.gate(seen, session.recipe.density)
             if gate is None:
                 continue

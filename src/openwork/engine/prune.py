@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,8 +10,7 @@ from torch import nn
 
 from openwork.core.batches import Loss
 from openwork.core.recipe import Recipe
-from openwork.engine.budget import check_target, decide_within
-from openwork.engine.result import Result, conclude
+from openwork.engine.result import Result
 from openwork.engine.session import Session
 from openwork.engine.write import write_edits, write_masks
 from openwork.errors import MissingStatistic, RecipeError
@@ -37,8 +35,10 @@ def prune(
         loss: ``loss(model(x), y) -> scalar``; None for models that return their own ``.loss``.
         seed: for everything random.
         dry_run: compute and return the result, but write nothing.
-        target: ``{"macs": 0.5}``, ``{"params": 0.5}`` or ``{"bytes": 0.5}``: the share that compaction leaves, instead
-            of the density of the recipe. Needs a coupled structure; met within 1 % or refused.
+        target: what compaction leaves, instead of the density of the recipe: a share below 1 or an amount of
+            ``params``, ``macs`` or ``bytes``, a share of ``latency``, or ``latency_ms`` milliseconds from a measured
+            table. Needs a coupled structure; met within 1 % or refused. A table is an estimate: what the small model
+            really takes stands beside it in ``manifest["budget"]``.
 
     Returns:
         The result; its masks are already zeros in the model unless ``dry_run``.
@@ -54,9 +54,8 @@ def prune(
         >>> abs(result.manifest["budget"]["share"] - 0.3) < 0.003
         True
     """
-    if target is not None:
-        check_target(target)
-    session = Session(model, recipe, data, loss, seed)
+    session = Session(model, recipe, data, loss, seed, target)
+    recipe = session.recipe
     if recipe.drive != "prune":
         raise RecipeError(
             f"{recipe.name} works over many steps; use ow.{recipe.drive}, ow.prune does one-shot recipes only"
@@ -66,18 +65,9 @@ def prune(
     if recipe.relaxation is not None:
         raise RecipeError(f"{recipe.name} trains gates ({type(recipe.relaxation).__name__}); use ow.attach")
     session.state = recipe.rule.init(session.now(0))
-    budget: dict[str, Any] = {}
     with torch.enable_grad():
-        if target is None:
-            update = session.decide(recipe.schedule(0), 0)
-        else:
-            update, budget = decide_within(session, target)
-            schedule: Any = recipe.schedule  # the share of units that was found takes the place of the one asked for
-            recipe = replace(recipe, schedule=replace(schedule, density=budget["units_share"]))
-    parts, units = session.parts, session.units
-    result = conclude(model, recipe, parts, units, session.coverage, session.log, seed, written=False)
-    if budget:
-        result.manifest["budget"] = budget
+        update = session.decide(recipe.schedule(0), 0)
+    result = session.concluded(written=False)
     if not dry_run and recipe.density < 1:
         write_edits(session.params, update.edits)
         write_masks(session.params, result.masks)

@@ -14,6 +14,8 @@ from openwork.core.masks import masks_of
 from openwork.core.measuring import Measuring, measure, refuse_missing
 from openwork.core.now import EMPTY, Now, Phase, Update
 from openwork.core.recipe import Recipe
+from openwork.engine.budget import Budget, check_target, settled
+from openwork.engine.result import Result, check_promise, conclude
 from openwork.errors import DivergedError, RecipeError
 from openwork.structure.cover import partition
 
@@ -21,12 +23,26 @@ from openwork.structure.cover import partition
 class Session:
     """One recipe on one model. Reads the model, keeps the units and the rule's state, and writes nothing."""
 
-    def __init__(self, model: nn.Module, recipe: Recipe, data: Iterable[Any] | None, loss: Loss | None, seed: int):
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        data: Iterable[Any] | None,
+        loss: Loss | None,
+        seed: int,
+        target: Mapping[str, float] | None = None,
+    ):
         if not isinstance(recipe, Recipe):
             raise RecipeError(
                 f"a recipe must be a Recipe, got {type(recipe).__name__}; call a method, e.g. magnitude(density=0.1)"
             )
+        if target is not None:
+            check_target(target)
         refuse_wrapped(model)
+        self.target = None if target is None else dict(target)
+        self.budget = Budget.of(target, model, recipe) if target is not None else None
+        if self.budget is not None:
+            recipe = settled(recipe, self.budget.share)
         self.model, self.recipe, self.seed = model, recipe, seed
         self.parts, self.coverage = partition(model, recipe.structure, recipe.where)
         named = dict(model.named_parameters())
@@ -74,8 +90,11 @@ class Session:
         if phase.share >= 1:
             update = Update({n: torch.ones_like(u) for n, u in self.units.items()}, state=self.state)
         else:
-            stats = measure(self.recipe.rule, self.measuring)
-            update = self.recipe.rule.update(self.now(step, grads, learned, stats, weights), phase, self.state)
+            now = self.now(step, grads, learned, measure(self.recipe.rule, self.measuring), weights)
+            if self.budget is not None:
+                update = self.budget.decide(self.recipe, now, phase, self.state)
+            else:
+                update = self.recipe.rule.update(now, phase, self.state)
         for name, units in self.units.items():
             new = update.units.get(name)
             if new is None or new.shape != units.shape or new.dtype != torch.bool:
@@ -87,6 +106,8 @@ class Session:
         self.state = update.state
         kept, total = self.kept()
         entry = {"step": step, "phase": phase.name, "share": phase.share, "density": kept / total, "changed": changed}
+        if self.budget is not None:
+            entry[self.budget.unit] = self.budget.of_units(self.units)
         self.log.append({**entry, **update.log})
         return update
 
@@ -94,6 +115,7 @@ class Session:
         """Units, rule state, generator, log and how many batches were drawn, with the recipe they belong to."""
         return {
             "recipe": self.recipe.to_dict(),
+            "target": self.target,
             "units": {n: u.clone() for n, u in self.units.items()},
             "rule": self.state,
             "rng": self.rng.get_state(),
@@ -107,7 +129,7 @@ class Session:
         Raises:
             RecipeError: the state is incomplete or belongs to another recipe or model; nothing is then changed.
         """
-        if state.get("recipe") != self.recipe.to_dict():
+        if state.get("recipe") != self.recipe.to_dict() or state.get("target") != self.target:
             raise RecipeError(f"{self.recipe.name}: the saved state belongs to another recipe; use the same one")
         for key in ("units", "rule", "rng", "log", "served", counter):
             if key not in state:
@@ -120,6 +142,30 @@ class Session:
         self.units = {n: state["units"][n].to(self.device).clone() for n in self.units}
         self.state, self.log = state["rule"], list(state["log"])
         return int(state[counter])
+
+    def concluded(self, written: bool = True) -> Result:
+        """The result of what was decided, counted afresh.
+
+        Raises:
+            DensityMissed: the promise of the recipe or the budget was missed.
+        """
+        recipe, told = self.recipe, None
+        if self.budget is not None:
+            told = self.budget.told(recipe, self.units)
+            recipe = settled(recipe, told["units_share"])
+        result = conclude(
+            self.model, recipe, self.parts, self.units, self.coverage, self.log, self.seed, written=written
+        )
+        if told is not None:
+            result.manifest["budget"] = told
+        return result
+
+    def keeps_promise(self) -> None:
+        """Nothing, or DensityMissed: the recipe's promise or the budget was missed."""
+        if self.budget is not None:
+            self.budget.refuse_missed(self.recipe, self.units)
+        else:
+            check_promise(self.recipe, self.parts, self.units)
 
     def masks(self) -> dict[str, Tensor]:
         """Parameter name -> bool mask of the units alive now."""

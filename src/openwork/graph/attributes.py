@@ -54,7 +54,7 @@ class Guess:
 def rewrites(model: nn.Module, graph: Graph, alive: Mapping[str, Tensor], shapes: Shapes) -> list[Rewrite]:
     """What the modules of torch must be told. ``shapes`` are those of all parameters and buffers after cutting."""
     groups = {path: width(axis, graph, alive) for path, axis in graph.reading.notes.groups}
-    found = []
+    found = list(_of_vocabulary(model, graph, alive))
     for path, module in model.named_modules():
         rule = _known(module)
         if rule is None:
@@ -66,6 +66,22 @@ def rewrites(model: nn.Module, graph: Graph, alive: Mapping[str, Tensor], shapes
             if old is not None and old != new:
                 found.append(Rewrite(path, name, old, new))
     return found
+
+
+def _of_vocabulary(model: nn.Module, graph: Graph, alive: Mapping[str, Tensor]) -> Iterator[Rewrite]:
+    """``vocab_size`` and the id of the padding token, where tokens go."""
+    for group in graph.of("vocabulary"):
+        if group.name not in alive or bool(alive[group.name].all()):
+            continue
+        stay = alive[group.name].cpu()
+        places = (stay.cumsum(0) - 1).tolist()
+        tables = {s.tensor.rpartition(".")[0] for s in group.sites}
+        for path, module in model.named_modules():
+            if getattr(module, "vocab_size", None) == group.n_units:
+                yield Rewrite(path, "vocab_size", group.n_units, int(stay.sum()))
+            padding = getattr(module, "padding_idx", None)
+            if path in tables and isinstance(padding, int):
+                yield Rewrite(path, "padding_idx", padding, places[padding] if bool(stay[padding]) else None)
 
 
 def guesses(model: nn.Module, graph: Graph, alive: Mapping[str, Tensor]) -> list[Guess]:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from typing import Literal
 
 Kind = Literal["atom", "prod", "cat"]
+VOCABULARY = "vocabulary: token ids count its rows"
+OUTPUT = "output of the model"
 
 
 class Axis:
@@ -24,11 +26,16 @@ class Axis:
         self.parts: tuple[Axis, ...] = ()
         self.frozen = frozen
         self.over = ""
-        self.tags: frozenset[str] = frozenset()
+        self.tags: frozenset[str] = _locked(frozen)
         self.bundle: Axis | None = None
 
     def __repr__(self) -> str:
         return show(self)
+
+
+def _locked(reason: str) -> frozenset[str]:
+    """A tag for axes that stay whatever is asked; a vocabulary stays only until ``vocabulary()`` asks for it."""
+    return frozenset({"locked"}) if reason and reason not in (VOCABULARY, OUTPUT) else frozenset()
 
 
 def show(axis: Axis) -> str:
@@ -91,7 +98,7 @@ def leaves(axis: Axis) -> list[Axis]:
 
 def freeze(axis: Axis, reason: str) -> None:
     """Nothing of this axis may be removed. The first reason stays."""
-    _mark(axis, reason, "", frozenset())
+    _mark(axis, reason, "", _locked(reason))
 
 
 def measured(axis: Axis, by: str) -> None:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from openwork.graph.axes import Axis, factors, find, freeze, leaves
 from openwork.graph.example import Example
 from openwork.graph.reader import Reading, read
 from openwork.graph.trace import Traced, trace
 
-KINDS = ("channels", "heads", "hidden", "experts")
+KINDS = ("channels", "heads", "hidden", "experts", "vocabulary")
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Group:
     """Units that are removed together. ``over`` names an operation that takes statistics over them.
 
     ``kind``: ``experts``; ``hidden`` (there are such statistics, so the masked network normalises differently);
-    ``heads``; or ``channels``.
+    ``heads``; ``vocabulary`` (rows that token ids count); or ``channels``.
     """
 
     name: str
@@ -74,6 +75,19 @@ class Graph:
     def of(self, *kinds: str) -> list[Group]:
         """The groups of some kinds."""
         return [g for g in self.groups if g.kind in kinds]
+
+    def inputs_of(self, tensors: Mapping[str, Tensor], given: Any) -> list[Any]:
+        """What the traced graph is called with: parameters and buffers, constants, and the leaves of ``given``."""
+        inputs = iter(tree_leaves(given))
+        found: list[Any] = []
+        for node in self.traced.module.graph.nodes:
+            if node.op != "placeholder":
+                continue
+            if node.name in self.traced.tensors:
+                found.append(tensors[self.traced.tensors[node.name]])
+            else:
+                found.append(self.traced.values[node.name] if node.name in self.traced.values else next(inputs))
+        return found
 
     @cached_property
     def owner(self) -> dict[int, tuple[str, int]]:
@@ -216,6 +230,8 @@ def _sorted_out(
 
 
 def _reason(leaf: Axis, sites: Sites, tensors: dict[str, bool]) -> str:
+    if _is_vocabulary(leaf):
+        return ""
     if leaf.frozen:
         return leaf.frozen
     if leaf.size == 1 and leaf.bundle is None:
@@ -223,6 +239,10 @@ def _reason(leaf: Axis, sites: Sites, tensors: dict[str, bool]) -> str:
     if not any(consumes and tensors[n] for n, _, _, consumes in sites) and not leaf.over:
         return "no weight reads it, so there is nothing to clear"
     return ""
+
+
+def _is_vocabulary(leaf: Axis) -> bool:
+    return "vocabulary" in leaf.tags and "locked" not in leaf.tags and leaf.size > 1
 
 
 def _group(units: list[tuple[Axis, Sites]], tensors: dict[str, bool], names: set[str]) -> Group:
@@ -236,7 +256,8 @@ def _group(units: list[tuple[Axis, Sites]], tensors: dict[str, bool], names: set
     made = tuple(sorted(made, key=lambda s: (s.consumes, not s.parameter)))
     leaf = units[0][0]
     tags = frozenset().union(*(u.tags for u, _ in units))
-    kind = "experts" if "experts" in tags else "hidden" if leaf.over else "heads" if "heads" in tags else "channels"
+    kind = next((word for word in ("vocabulary", "experts") if word in tags), "")
+    kind = kind or ("hidden" if leaf.over else "heads" if "heads" in tags else "channels")
     first = made[0].tensor
     name, n = first, 1
     while name in names:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from openwork.errors import FileError, StructureError
+from openwork.graph.skip import skip
 
 FORMAT = 1
 Ranges = tuple[tuple[int, int], ...]
@@ -58,6 +59,10 @@ class Plan:
     params: tuple[int, int]
     over: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    tokens: Ranges = ()
+    """Token ids that stay, in order, when the vocabulary was cut."""
+    removed: tuple[tuple[str, bool], ...] = ()
+    """Modules that are skipped, and whether they return a tuple."""
 
     def explain(self) -> str:
         """The plan as text: groups, tensors, attributes."""
@@ -65,6 +70,7 @@ class Plan:
         lines = [f"{before:,} parameters become {after:,} ({after / max(1, before):.4f})"]
         lines += [f"  {name}: {kept} of {n} units stay" for name, (kept, n) in self.units.items() if kept < n]
         lines += [f"  cut {c.tensor} along {c.dim}: {c.size} -> {c.kept}" for c in self.cuts]
+        lines += [f"  skip {path}" for path, _ in self.removed]
         lines += [f"  set {r.module or 'model'}.{r.attribute}: {r.old} -> {r.new}" for r in self.rewrites]
         lines += [f"  statistics over fewer entries: {o} (not the function of a network with zeros)" for o in self.over]
         return "\n".join([*lines, *(f"  note: {n}" for n in self.notes)])
@@ -79,6 +85,8 @@ class Plan:
             "params": list(self.params),
             "over": list(self.over),
             "notes": list(self.notes),
+            "tokens": [list(r) for r in self.tokens],
+            "removed": [list(r) for r in self.removed],
         }
 
     @classmethod
@@ -96,7 +104,9 @@ class Plan:
             units = {str(n): (int(k), int(a)) for n, (k, a) in data["units"].items()}
             before, after = data["params"]
             texts = (tuple(map(str, data["over"])), tuple(map(str, data["notes"])))
-            return cls(cuts, rewrites, units, (int(before), int(after)), *texts)
+            tokens = tuple((int(a), int(b)) for a, b in data.get("tokens", ()))
+            removed = tuple((str(path), bool(wrap)) for path, wrap in data.get("removed", ()))
+            return cls(cuts, rewrites, units, (int(before), int(after)), *texts, tokens, removed)
         except (KeyError, TypeError, ValueError, AttributeError) as problem:
             if isinstance(problem, FileError):
                 raise
@@ -130,8 +140,15 @@ class Plan:
                         store[leaf] = smaller[id(value)]  # type: ignore[assignment]
             if isinstance(module, nn.RNNBase):
                 module._init_flat_weights()
+        for path, wrap in self.removed:
+            skip(small, path, wrap)
         self.rewrite(small)
         return small
+
+    @property
+    def token_ids(self) -> Tensor | None:
+        """``[kept]`` int64: the old ids of the tokens that stay, in the order of the new ones; None for all."""
+        return torch.cat([torch.arange(a, b) for a, b in self.tokens]) if self.tokens else None
 
     def rewrite(self, small: nn.Module) -> None:
         """Write the attributes into a model whose tensors are cut already."""

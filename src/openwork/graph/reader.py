@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 
 import openwork.graph.rules_layers
 import openwork.graph.rules_shape  # noqa: F401  (registers the rules)
-from openwork.graph.axes import Axis, find, freeze, is_frozen, same
+from openwork.graph.axes import OUTPUT, Axis, find, freeze, is_frozen, same
 from openwork.graph.rules_layers import elementwise
 from openwork.graph.trace import Traced
 from openwork.graph.values import RULES, Notes, Op, Value
@@ -32,7 +32,8 @@ class Reading:
     """All axes of a network after its graph was read.
 
     ``sites`` holds the axes of every parameter and buffer, ``seen`` the axes that pass through each module (for its
-    attributes), ``unknown`` the operations without a rule that something had to stay for.
+    attributes), ``unknown`` the operations without a rule that something had to stay for. ``nodes`` holds arguments and
+    value of every operation, ``products`` the multiplications that it makes.
     """
 
     sites: dict[str, tuple[Axis, ...]] = field(default_factory=dict)
@@ -40,6 +41,7 @@ class Reading:
     seen: dict[str, list[Axis]] = field(default_factory=dict)
     unknown: dict[str, int] = field(default_factory=dict)
     nodes: dict[Node, Any] = field(default_factory=dict)
+    products: dict[Node, list[tuple[Axis, ...]]] = field(default_factory=dict)
     n_ops: int = 0
 
 
@@ -60,14 +62,27 @@ def read(model: nn.Module, traced: Traced) -> Reading:
         if node.name in traced.tensors:
             inputs[node.name] = Value(reading.sites[traced.tensors[node.name]], weight=True)
         elif isinstance(node.meta.get("val"), Tensor):
-            reason = "constant of the forward pass" if node.name in traced.values else "input of the model"
-            inputs[node.name] = Value(tuple(Axis(int(n), reason) for n in node.meta["val"].shape))
+            constant, val = node.name in traced.values, node.meta["val"]
+            reason = "constant of the forward pass" if constant else "input of the model"
+            ids = not constant and val.dtype in (torch.int64, torch.int32) and not any(v.given for v in inputs.values())
+            inputs[node.name] = Value(tuple(Axis(int(n), reason) for n in val.shape), given=ids)
     out = _Reader(reading, traced.module, "").run([inputs.get(n.name) for n in _placeholders(traced.module)])
     for value in _values(out):
         for axis in value.axes:
-            freeze(axis, "output of the model")
+            freeze(axis, OUTPUT)
+    _link_vocabulary(reading, _values(out))
     _link_experts(reading.notes)
     return reading
+
+
+def _link_vocabulary(reading: Reading, outputs: Sequence[Value]) -> None:
+    """Logits ``[batch, position, token]`` count the same tokens as the embedding, tied or not."""
+    tables = {id(find(a)): find(a) for axes in reading.sites.values() for a in axes if "vocabulary" in find(a).tags}
+    if len(tables) == 1:
+        table = next(iter(tables.values()))
+        for value in outputs:
+            if value.ndim > 2 and value.at(-1).size == table.size and find(value.at(-1)).kind == "atom":
+                same(value.at(-1), table)
 
 
 def _link_experts(notes: Notes) -> None:
@@ -124,7 +139,10 @@ class _Reader:
             return None
         self.reading.n_ops += 1
         op = Op(name, shapes, where, self.reading.notes)
+        before = len(op.notes.macs)
         found = self._apply(op, node, args, kwargs)
+        if len(op.notes.macs) > before:
+            self.reading.products[node] = op.notes.macs[before:]
         axes = [a for value in _values([found, args, kwargs]) for a in value.axes]
         for path in (where, where.rpartition(".")[0]):  # a module also knows what goes in and out of its children
             self.reading.seen.setdefault(path, []).extend(axes)

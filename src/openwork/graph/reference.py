@@ -29,18 +29,8 @@ def run_reference(
     Normalisations count only what stays, and routers choose among the experts that stay. Everything else is the traced
     graph as it is.
     """
-    inputs = iter(tree_leaves((args, kwargs)))
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-    given: list[Any] = []
-    for node in graph.traced.module.graph.nodes:
-        if node.op != "placeholder":
-            continue
-        if node.name in graph.traced.tensors:
-            given.append(tensors[graph.traced.tensors[node.name]])
-        elif node.name in graph.traced.values:
-            given.append(graph.traced.values[node.name])
-        else:
-            given.append(next(inputs))
+    given = graph.inputs_of(tensors, (args, kwargs))
     with torch.no_grad():
         out = _Reference(graph, alive).run(*given)
     return [t for t in tree_leaves(out) if isinstance(t, Tensor)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from openwork.graph.axes import Axis, cat, find, freeze, measured, prod, same, tag
+from openwork.graph.axes import VOCABULARY, Axis, cat, find, freeze, measured, prod, same, tag
 from openwork.graph.values import Op, Value, broadcast, rule
 
 
@@ -187,7 +187,9 @@ def group_norm(op: Op, x: Value, groups: int, *args: Any, **_: Any) -> Value:
 
 @rule("aten.embedding")
 def embedding(op: Op, weight: Value, ids: Value, *_: Any, **__: Any) -> Value:
-    freeze(weight.at(0), "vocabulary: token ids count its rows")
+    freeze(weight.at(0), VOCABULARY if ids.given else "rows that are counted by something else than token ids")
+    if ids.given:
+        tag(weight.at(0), "vocabulary")
     return Value((*ids.axes, weight.at(1)))
 
 

@@ -13,13 +13,14 @@ from openwork.graph.axes import Axis, freeze, is_frozen, prod, same
 class Value:
     """One tensor of the graph.
 
-    ``weight`` is True for parameters and what is made of them by moving axes only; ``filler`` for constants made in the
-    forward pass, whose axes are as long as the code says.
+    ``given`` is True for the token ids that the model is called with; ``weight`` for parameters and what is made of
+    them by moving axes only; ``filler`` for constants made in the forward pass, as long as the code says.
     """
 
     axes: tuple[Axis, ...]
     weight: bool = False
     filler: bool = False
+    given: bool = False
 
     @property
     def ndim(self) -> int:
@@ -31,7 +32,7 @@ class Value:
 
     def moved(self, axes: Sequence[Axis]) -> Value:
         """The same entries under other axes."""
-        return Value(tuple(axes), self.weight, self.filler)
+        return Value(tuple(axes), self.weight, self.filler, self.given)
 
 
 @dataclass

@@ -13,6 +13,7 @@ from openwork.core.serial import to_plain
 from openwork.core.targets import Select
 from openwork.errors import RecipeError, did_you_mean
 from openwork.lab.budget import Budget
+from openwork.structure.words import structure_of
 
 
 @dataclass(frozen=True)
@@ -20,15 +21,17 @@ class Job:
     """A method on a model and a data set under a budget.
 
     ``recipe`` (a whole recipe) replaces ``method``, ``density``, ``structure``, ``where`` and ``options``.
-    ``at="init"`` prunes one-shot before any training. ``checkpoint`` holds dense weights (safetensors) to start from
-    instead of training.
+    ``structure`` may be a word for a coupled structure (``"channels"``, ``"heads:2"``); the data say its example.
+    ``target`` is a budget (``{"macs": 0.5}``) in place of ``density``. Coupled structures are compacted after pruning,
+    before fine-tuning, unless ``compact`` is False. ``at="init"`` prunes one-shot before any training. ``checkpoint``
+    holds dense weights (safetensors) to start from instead of training.
     """
 
     model: str
     data: str
     method: str = "magnitude"
     density: float | None = None
-    structure: Structure | None = None
+    structure: Structure | str | None = None
     where: Select = field(default_factory=Select)
     options: dict[str, Any] = field(default_factory=dict)
     recipe: Recipe | None = None
@@ -39,13 +42,17 @@ class Job:
     root: str | None = None
     model_options: dict[str, Any] = field(default_factory=dict)
     data_options: dict[str, Any] = field(default_factory=dict)
+    target: dict[str, float] | None = None
+    compact: bool = True
 
     def __post_init__(self) -> None:
         if self.at not in ("pretrained", "init"):
             raise RecipeError(f"Job: at must be 'pretrained' or 'init', got {self.at!r}")
+        if self.target is not None and self.density is not None:
+            raise RecipeError(f"Job: a target {self.target} takes the place of density={self.density}; give one")
 
-    def build_recipe(self, steps: int) -> Recipe:
-        """The recipe for a training of ``steps`` optimiser steps.
+    def build_recipe(self, steps: int, example: Any = None) -> Recipe:
+        """The recipe for a training of ``steps`` optimiser steps on inputs like ``example``.
 
         Raises:
             RecipeError: unknown method or option, refused values.
@@ -59,7 +66,8 @@ class Job:
         if self.density is not None:
             given["density"] = self.density
         if self.structure is not None:
-            given["structure"] = self.structure
+            word = isinstance(self.structure, str)
+            given["structure"] = structure_of(self.structure, example) if word else self.structure  # type: ignore[arg-type]
         for name in given:
             if name not in known and not open_ended:
                 raise RecipeError(f"{self.method} has no option {name!r}; {did_you_mean(name, known)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,13 @@ from openwork.engine import Cycle, attach, hold, prune, recalibrate
 from openwork.engine.attach import Attached
 from openwork.engine.result import Result
 from openwork.errors import DivergedError, FileError, RecipeError
+from openwork.graph.example import Example, Tensorlike
+from openwork.graph.plan import Plan, finished
 from openwork.lab.checkpoint import load_state, save_state
 from openwork.lab.evaluate import cross_entropy, evaluate_source
 from openwork.lab.job import Job
 from openwork.lab.ranks import device_of_rank, share_buffers, speaks, together, wait
+from openwork.lab.shrinking import shrunk
 from openwork.lab.state import result_from_state, result_to_state
 from openwork.structure import partition
 from openwork.zoo import build_model
@@ -42,6 +46,7 @@ class _State:
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     curve: list[dict[str, Any]] = field(default_factory=list)
     result: Result | None = None
+    shrunk: dict[str, Any] = field(default_factory=dict)
 
 
 class Runner:
@@ -83,7 +88,8 @@ class Runner:
         per_epoch = self.batches.steps_per_epoch
         self.dense_steps = max(1, round(budget.epochs * per_epoch))
         self.finetune_steps = round(budget.finetune_epochs * per_epoch)
-        self.recipe = job.build_recipe(self.dense_steps + self.finetune_steps)
+        example = Example((Tensorlike((1, *self.data.input_shape)),))
+        self.recipe = job.build_recipe(self.dense_steps + self.finetune_steps, example)
         partition(self.model, self.recipe.structure, self.recipe.where)  # refuses now what it would after the training
         self._state = _State()
         self._cycle: Cycle | None = None
@@ -110,14 +116,24 @@ class Runner:
 
     def _stages(self) -> list[tuple[str, Callable[[str, Any], None]]]:
         drive = self.recipe.drive
+        cut = [("compact", self._compact)] if self.job.compact and hasattr(self.recipe.structure, "cost") else []
         if drive == "attach":
-            return [("train", self._train_sparse)]
+            return [("train", self._train_sparse), *cut]
         if drive == "cycle":
             rounds = self.recipe.schedule.rounds  # type: ignore[attr-defined]
-            return [("dense", self._train_dense), *((f"round {i + 1}", self._round) for i in range(rounds))]
+            return [("dense", self._train_dense), *((f"round {i + 1}", self._round) for i in range(rounds)), *cut]
         if self.job.at == "init":
-            return [("prune", self._prune), ("train", self._train_masked)]
-        return [("dense", self._train_dense), ("prune", self._prune), ("finetune", self._finetune)]
+            return [("prune", self._prune), *cut, ("train", self._train_masked)]
+        return [("dense", self._train_dense), ("prune", self._prune), *cut, ("finetune", self._finetune)]
+
+    def _compact(self, name: str, saved: Any) -> None:
+        batch = self._score_batches().batch(0)[0][:64]
+        self.model, self._state.shrunk = shrunk(self.model, self._result, batch)
+        self._measure("compacted")
+
+    def _held(self) -> AbstractContextManager[None]:
+        """Masks in force; a compacted model has nothing left to mask."""
+        return nullcontext() if self._state.shrunk else hold(self.model, self._result.masks)
 
     def _train_dense(self, name: str, saved: Any) -> None:
         if self.job.checkpoint is None:
@@ -129,20 +145,21 @@ class Runner:
 
     def _prune(self, name: str, saved: Any) -> None:
         score = self._score_batches()
-        self._state.result = prune(self.model, self.recipe, score, cross_entropy, seed=self.job.seed)
+        target = self.job.target
+        self._state.result = prune(self.model, self.recipe, score, cross_entropy, seed=self.job.seed, target=target)
         self._measure("pruned")
         if self.job.at == "pretrained" and recalibrate(self.model, score):
             self._measure("recalibrated")
 
     def _finetune(self, name: str, saved: Any) -> None:
         peak, steps = self.job.budget.finetune_lr, self.finetune_steps
-        with hold(self.model, self._result.masks):
+        with self._held():
             self._train(name, steps, self.dense_steps, lambda s: self.job.budget.rate(s, steps, peak), saved)
         self._measure("finetuned")
 
     def _train_masked(self, name: str, saved: Any) -> None:
         peak, steps = self.job.budget.lr, self.dense_steps + self.finetune_steps
-        with hold(self.model, self._result.masks):
+        with self._held():
             self._train(name, steps, 0, lambda s: self.job.budget.rate(s, steps, peak), saved)
         self._measure("finetuned")
 
@@ -151,7 +168,7 @@ class Runner:
         optimizer = self._optimizer()
         score = self._score_batches()
         needs = {"data": score, "loss": cross_entropy} if self.recipe.rule.needs else {}
-        run = attach(self.model, self.recipe, optimizer, seed=self.job.seed, **needs)  # type: ignore[arg-type]
+        run = attach(self.model, self.recipe, optimizer, seed=self.job.seed, target=self.job.target, **needs)  # type: ignore[arg-type]
         self._train(name, steps, 0, lambda s: budget.rate(s, steps, budget.lr), saved, optimizer, run)
         self._state.result = run.finish()
         self._measure("finetuned")
@@ -274,7 +291,13 @@ class Runner:
                     point = load_state(self.work / "rewind.safetensors")
             score = self._score_batches()
             self._cycle = Cycle(
-                self.model, self.recipe, rewind_to=point, data=score, loss=cross_entropy, seed=self.job.seed
+                self.model,
+                self.recipe,
+                rewind_to=point,
+                data=score,
+                loss=cross_entropy,
+                seed=self.job.seed,
+                target=self.job.target,
             )
         return self._cycle
 
@@ -301,6 +324,8 @@ class Runner:
             "curve": s.curve,
             "result": result_to_state(s.result) if s.result is not None else None,
             "cycle": self._cycle.state_dict() if self._cycle is not None else None,
+            "plan": getattr(self.model, "openwork_plan", None),
+            "shrunk": s.shrunk,
             "model": self.model.state_dict(),
             "torch_rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
@@ -320,7 +345,11 @@ class Runner:
         s = self._state
         s.stage, s.step, s.seconds = saved["stage"], saved["step"], saved["seconds"]
         s.metrics, s.curve = saved["metrics"], saved["curve"]
-        s.result = result_from_state(self.recipe, saved["result"]) if saved["result"] is not None else None
+        s.result = result_from_state(saved["result"]) if saved["result"] is not None else None
+        s.shrunk = saved["shrunk"]
+        if saved["plan"] is not None:
+            plan = Plan.from_dict(saved["plan"])
+            self.model = finished(plan.apply(self.model), plan, getattr(self.model, "openwork_source", None))
         if saved["step"] == 0 or self.recipe.drive != "attach":
             self.model.load_state_dict(saved["model"])
         if saved["cycle"] is not None and saved["step"] == 0:
@@ -333,13 +362,16 @@ class Runner:
         result.metrics, result.curve = s.metrics, s.curve
         job = {k: v for k, v in self.job.describe().items() if k not in ("recipe", "where", "structure")}
         seconds = s.seconds + time.monotonic() - self._started
+        met = {"target_met": result.manifest["budget"]} if self.job.target is not None else {}
         result.manifest = {
             **result.manifest,
             **job,
+            **met,
             "data_fingerprint": self.data.fingerprint(),
             "threads": torch.get_num_threads(),
             "processes": world(),
             "device": str(self.device),
+            **({"compaction": s.shrunk} if s.shrunk else {}),
             "seconds": round(seconds, 2),
         }
         result.masks = Masks({n: m.cpu() for n, m in result.masks.items()})

@@ -18,14 +18,16 @@ def result_to_state(result: Result) -> dict[str, Any]:
         "masks": dict(result.masks),
         "units": dict(result.units),
         "counts": [c.kept, c.targeted_numel, c.prunable_numel, c.total_numel],
-        "coverage": [[r.name, list(r.shape), r.numel, r.units, r.skipped] for r in result.coverage],
+        "coverage": [[r.name, list(r.shape), r.numel, r.units, r.skipped, list(r.groups)] for r in result.coverage],
+        "recipe": result.recipe.to_dict(),
         "log": result.log,
         "manifest": result.manifest,
     }
 
 
-def result_from_state(recipe: Recipe, state: dict[str, Any]) -> Result:
+def result_from_state(state: dict[str, Any]) -> Result:
     """Inverse of ``result_to_state``."""
-    coverage = [Covered(n, tuple(shape), numel, units, why) for n, shape, numel, units, why in state["coverage"]]
+    coverage = [Covered(n, tuple(dims), *rest, groups=tuple(groups)) for n, dims, *rest, groups in state["coverage"]]
+    recipe = Recipe.from_dict(state["recipe"])
     masks, counts = Masks(state["masks"]), Densities(*state["counts"])
     return Result(recipe, masks, state["units"], counts, coverage, state["log"], state["manifest"])

@@ -7,6 +7,7 @@ from openwork.methods.ecoflap import ecoflap as ecoflap
 from openwork.methods.global_mp import global_mp as global_mp
 from openwork.methods.gradual_magnitude import gradual_magnitude as gradual_magnitude
 from openwork.methods.grasp import grasp as grasp
+from openwork.methods.group_importance import group_importance as group_importance
 from openwork.methods.icbs import icbs as icbs
 from openwork.methods.imp import imp as imp
 from openwork.methods.index import METHODS as METHODS

@@ -78,6 +78,8 @@ METHODS: tuple[Method, ...] = (
            "prune", "nothing", FREE),
     Method("masksparsity", "Penalise the scales of chosen channels only, then remove them", "Jiang et al., MIR 2023",
            "attach", "training", "coupled"),
+    Method("group_importance", "Coupled units ranked slice by slice", "Fang et al., CVPR 2023", "prune",
+           "nothing, or data, loss", ANY),
 )
 # fmt: on
 

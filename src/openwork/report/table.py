@@ -15,6 +15,7 @@ STAGES = {
     "dense": "dense, before pruning",
     "pruned": "after pruning",
     "recalibrated": "after recalibration",
+    "compacted": "after compaction",
     "finetuned": "after fine-tuning",
     "dense_control": "dense, trained as long",
 }
@@ -79,6 +80,14 @@ def verdict(data: Mapping[str, Any]) -> str:
     total, targeted, kept = (finite(density.get(k)) for k in ("total_numel", "targeted_numel", "kept"))
     if total is None or targeted is None or kept is None:
         return "The counts are missing, so nothing is claimed about zeros or bytes."
+    cut = (data.get("manifest") or {}).get("compaction")
+    if cut:
+        pairs = (("parameters", cut["params"]), ("multiply-accumulates", cut["macs"]))
+        shrunk = ", ".join(f"{count(before)} {word} become {count(after)}" for word, (before, after) in pairs)
+        return (
+            f"The pruned units were cut out: {shrunk}. Outputs of the small model and of the masked one differ by "
+            f"at most {number(cut['max_error'])} ({cut['reference']})."
+        )
     zeros = targeted - kept
     dense, packed = 4 * total, 4 * (total - zeros) + targeted / 8
     return (

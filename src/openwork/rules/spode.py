@@ -26,6 +26,8 @@ from openwork.stats import MaskLoss
 Row = dict[str, Any]
 Spread = dict[str, Tensor]
 SEARCHED = (0.25, 1.0, 4.0, 16.0)
+NEAR = 0.05
+"""A path may be cut at another density than its end when they differ by less than this share."""
 CHOICES = {
     "polariser": KINDS,
     "measure": MEASURES,
@@ -90,8 +92,18 @@ class SpODE(Rule):
 
     def update(self, now: Now, phase: Phase, state: Any) -> Update:
         check_density(phase.share, "SpODE")
-        units, rows = integrate(self, now, phase.share, self.radius)
-        return Update(units, state=state, log={"path": rows})
+        run = _Run(self, now)
+        units, rows = run.integrate(phase.share, self.radius)
+        return Update(units, state=state, scores=run.scores(), log={"path": rows})
+
+    def recut(self, now: Now, update: Update, share: float) -> Mapping[str, Tensor] | None:
+        """Another cut of the same masks, as long as it lies near the density that the path has led to."""
+        rows = update.log["path"]
+        if not rows or not 1 - NEAR <= share / rows[-1]["density"] <= 1 + NEAR:
+            return None
+        run = _Run(self, now)
+        counts = run.allocated(update.scores, share)
+        return {n: keep_top(s, counts[n], now.parts[n].scope()) for n, s in update.scores.items()}
 
 
 def total_regrowth(path: Iterable[Mapping[str, Any]]) -> int:
@@ -106,25 +118,7 @@ def integrate(rule: SpODE, now: Now, share: float, radius: float) -> tuple[Units
         RecipeError: a share above the present density, or a structure that the scope cannot serve.
         DivergedError: a NaN or infinite loss or gradient; the message names the step.
     """
-    run = _Run(rule, now)
-    counts = run.counts(share)  # everything that the allocation refuses, it refuses before the first step
-    wanted = sum(int(torch.as_tensor(c).sum()) * _runs(now.parts[n]) for n, c in counts.items())
-    alive = sum(int(now.units[n].sum()) for n in now.parts)
-    if alive < wanted:
-        raise RecipeError(
-            f"SpODE: the density can only fall along the path, but {alive / run.n:.4g} of the units are alive and "
-            f"{share:.4g} is asked; start from the dense model or ask for less"
-        )
-    if alive == wanted:
-        return {n: now.units[n].clone() for n in now.parts}, []
-    rows = run.walk(alive / run.n, share, radius)
-    counts = run.counts(share)
-    units = {n: keep_top(s, counts[n], now.parts[n].scope()) for n, s in run.scores().items()}
-    run.count_moves(rows[-1], torch.cat(list(units.values())))
-    empty = [n for n, u in units.items() if not bool(u.any())]
-    if empty:
-        warnings.warn(f"SpODE: no unit of {', '.join(empty)} is kept (layer collapse); set floor=1", stacklevel=2)
-    return units, rows
+    return _Run(rule, now).integrate(share, radius)
 
 
 class _Run:
@@ -141,6 +135,8 @@ class _Run:
                         f"{name}: SpODE cannot rank a structure with its own regions (N:M, per row) over the whole "
                         "model; use scope='local'"
                     )
+        self.soft: list[Partition] = [getattr(p, "reading", p) for p in self.parts]
+        """Where soft masks stand: coupled units are scaled once, where they are read."""
         self.sizes = [p.n_units for p in self.parts]
         self.n = sum(self.sizes)
         ends = torch.tensor([0, *self.sizes]).cumsum(0).tolist()
@@ -165,10 +161,34 @@ class _Run:
         score = self.mask.double().abs() * self.mass.double() if self.smoothed is None else self.smoothed
         return dict(zip(self.now.parts, score.split(self.sizes), strict=True))
 
-    def counts(self, share: float) -> dict[str, int | Tensor]:
+    def allocated(self, scores: Mapping[str, Tensor], share: float) -> dict[str, int | Tensor]:
+        """How many units every partition (or region) keeps."""
         rule = self.rule
         allocation: Allocation = Global(floor=rule.floor) if rule.scope == "global" else Uniform(at_least=rule.floor)
-        return allocation(self.now, self.scores(), share)
+        return allocation(self.now, scores, share)
+
+    def integrate(self, share: float, radius: float) -> tuple[Units, list[Row]]:
+        """The path to ``share`` and the exact cut at its end."""
+        now = self.now
+        counts = self.allocated(self.scores(), share)  # what the allocation refuses, it refuses before the first step
+        wanted = sum(int(torch.as_tensor(c).sum()) * _runs(now.parts[n]) for n, c in counts.items())
+        alive = sum(int(now.units[n].sum()) for n in now.parts)
+        if alive < wanted:
+            raise RecipeError(
+                f"SpODE: the density can only fall along the path, but {alive / self.n:.4g} of the units are alive and "
+                f"{share:.4g} is asked; start from the dense model or ask for less"
+            )
+        if alive == wanted:
+            return {n: now.units[n].clone() for n in now.parts}, []
+        rows = self.walk(alive / self.n, share, radius)
+        scores = self.scores()
+        counts = self.allocated(scores, share)
+        units = {n: keep_top(s, counts[n], now.parts[n].scope()) for n, s in scores.items()}
+        self.count_moves(rows[-1], torch.cat(list(units.values())))
+        empty = [n for n, u in units.items() if not bool(u.any())]
+        if empty:
+            warnings.warn(f"SpODE: no unit of {', '.join(empty)} is kept (layer collapse); set floor=1", stacklevel=3)
+        return units, rows
 
     def walk(self, start: float, end: float, radius: float) -> list[Row]:
         """All Euler steps."""
@@ -244,7 +264,7 @@ class _Run:
         mask = _joined([b for b, _ in made])
         energy, grads, spreads = self.energy(mask, k)
         slopes = []
-        for i, part in enumerate(self.parts):
+        for i, part in enumerate(self.soft):
             others = [s for j, s in enumerate(spreads) if j != i]  # product rule where partitions overlap
             at = {n: math.prod((s[n] for s in others if n in s), start=grads[n].to(self.dtype)) for n in part.members}
             slopes.append(part.pool(at))
@@ -255,7 +275,7 @@ class _Run:
 
     def energy(self, mask: Tensor, k: int, again: bool = False) -> tuple[float, dict[str, Tensor], list[Spread]]:
         """Loss and its gradient at a mask of units, and that mask spread over the tensors of each partition."""
-        spreads = [p.spread(b) for p, b in zip(self.parts, mask.split(self.sizes), strict=True)]
+        spreads = [p.spread(b) for p, b in zip(self.soft, mask.split(self.sizes), strict=True)]
         masks: Spread = {}
         for spread in spreads:
             for name, b in spread.items():

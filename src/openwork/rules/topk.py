@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -39,12 +40,7 @@ class TopK(Rule):
 
     def update(self, now: Now, phase: Phase, state: Any) -> Update:
         scores = {name: self._finite(name, self.criterion(part, now), phase) for name, part in now.parts.items()}
-        if self.nested:
-            alive = {n: s.masked_fill(~now.units[n], float("-inf")) for n, s in scores.items()}
-            units = self._choose(now, alive, phase.share)
-            if not any(bool((u & ~now.units[n]).any()) for n, u in units.items()):
-                return Update(units, state=state)
-        units = self._choose(now, scores, phase.share)
+        units = self._cut(now, scores, phase.share)
         if self.positive:
             empty = sum(int((scores[n][u] <= 0).sum()) for n, u in units.items())
             if empty:
@@ -53,9 +49,20 @@ class TopK(Rule):
                     f"only {share:.4f} of the units are still above their learned threshold, but density "
                     f"{phase.share:g} is promised; lower the decay or start from a lower threshold"
                 )
-        return Update(units, state=state)
+        return Update(units, state=state, scores=scores)
 
-    def _choose(self, now: Now, scores: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+    def recut(self, now: Now, update: Update, share: float) -> Mapping[str, Tensor] | None:
+        return None if self.positive else self._cut(now, update.scores, share)
+
+    def _cut(self, now: Now, scores: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+        if self.nested:
+            alive = {n: s.masked_fill(~now.units[n], float("-inf")) for n, s in scores.items()}
+            units = self._choose(now, alive, share)
+            if not any(bool((u & ~now.units[n]).any()) for n, u in units.items()):
+                return units
+        return self._choose(now, scores, share)
+
+    def _choose(self, now: Now, scores: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
         counts = self.allocation(now, scores, share)
         return {n: keep_top(scores[n], counts[n], now.parts[n].scope()) for n in scores}
 

@@ -2,6 +2,7 @@
 
 from openwork.ship.compact import compact as compact
 from openwork.ship.compact import plan_compaction as plan_compaction
+from openwork.ship.compact import token_map as token_map
 from openwork.ship.export import export as export
 from openwork.ship.folder import load as load
 from openwork.ship.folder import read_result as read_result

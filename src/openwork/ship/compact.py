@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from itertools import combinations, islice, product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from openwork.engine.result import Result
-from openwork.errors import StructureError, VerificationFailed
-from openwork.graph.attributes import Guess, guesses, rewrites
-from openwork.graph.example import Example, arguments
-from openwork.graph.groups import Graph, build_graph
-from openwork.graph.plan import Cut, Plan, Rewrite, finished, ranges_of
-from openwork.graph.trace import device_of
+from openwork.errors import StructureError
+from openwork.graph.example import Example
+from openwork.graph.groups import build_graph
+from openwork.graph.plan import Plan, finished
+from openwork.graph.shrink import shortened, shrink
 from openwork.ship.homogeneous import with_config
-from openwork.ship.verify import difference, outputs_of, reference_of
 from openwork.structure.coupling import Coupling
-
-TRIALS = 200
-"""Combinations of doubtful attributes that are tried before a compaction is refused."""
+from openwork.structure.depth import Depth
 
 
 def plan_compaction(model: nn.Module, result: Result, *, example: Any = None) -> Plan:
@@ -42,7 +35,10 @@ def plan_compaction(model: nn.Module, result: Result, *, example: Any = None) ->
 
 
 def _settled(model: nn.Module, result: Result, example: Any) -> tuple[Plan, nn.Module]:
-    """The plan whose small model computes the right outputs, and that model."""
+    structure = result.recipe.structure
+    if isinstance(structure, Depth):
+        blocks = structure.blocks(model, result.recipe.where)
+        return shortened(model, blocks, result.units.get("layers", torch.ones(0)), example)
     graph = build_graph(model, Example.of(example))
     sizes = {g.name: g.n_units for g in graph.groups}
     for name, units in result.units.items():
@@ -51,95 +47,22 @@ def _settled(model: nn.Module, result: Result, example: Any) -> tuple[Plan, nn.M
                 f"{name}: the result has {units.numel()} units there, the model {sizes.get(name, 'no such group')}; "
                 "compact the model that was pruned, before anything else changes its shapes"
             )
-    alive = {n: u.cpu() for n, u in result.units.items()}
-    plan = plan_of(model, graph, alive)
-    small = plan.apply(model)
-    if device_of(model).type == "meta":
-        return plan, small
-    wanted = reference_of(model, graph, alive, plan, example)
-    args, kwargs = arguments(example, device_of(model), seed=0)
-    doubtful = guesses(model, graph, alive)
-    problem = "no attempt was made"
-    for chosen in islice(_choices(doubtful), TRIALS):
-        trial = replace(plan, rewrites=tuple(chosen))
-        trial.rewrite(small)
-        try:
-            found = difference(outputs_of(small, args, kwargs), wanted)
-        except Exception as failure:  # the forward pass fails in its own ways when a size is wrong
-            problem = problem if problem.startswith("its outputs") else f"{type(failure).__name__}: {failure}"
-        else:
-            if not found:
-                return replace(plan, rewrites=(*plan.rewrites, *chosen)), small
-            problem = f"its outputs differ: {found}"
-        replace(plan, rewrites=tuple(Rewrite(r.module, r.attribute, r.new, r.old) for r in chosen)).rewrite(small)
-    if problem.startswith("its outputs"):
-        raise VerificationFailed(
-            f"{type(model).__name__}: the small model does not compute what the pruned one does ({problem}); was the "
-            "model trained or changed after the result was made?"
-        )
-    raise StructureError(
-        f"{type(model).__name__}: the small model does not run ({problem}); its code holds a size that was not found "
-        "among the attributes of its modules; read it from the tensors there, or leave the layer out with "
-        "Select(exclude=...)"
-    )
+    return shrink(model, graph, {n: u.cpu() for n, u in result.units.items()}, example)
 
 
-def _choices(doubtful: Sequence[Guess]) -> Iterator[list[Rewrite]]:
-    """Every attribute at its likeliest value, then one kind of attribute at another value, then two."""
-    many: dict[tuple[str, str], int] = {}
-    for guess in doubtful:
-        many[guess.key] = max(many.get(guess.key, 1), len(guess.news))
-    open_keys = [key for key, n in many.items() if n > 1]
-    for flips in range(min(4, len(open_keys)) + 1):
-        for keys in combinations(open_keys, flips):
-            for others in product(*(range(1, many[key]) for key in keys)):
-                at = dict(zip(keys, others, strict=True))
-                values = [(g, g.news[min(at.get(g.key, 0), len(g.news) - 1)]) for g in doubtful]
-                yield [Rewrite(g.module, g.attribute, g.old, new) for g, new in values if new != g.old]
-
-
-def coupling_of(result: Result) -> Coupling:
+def coupling_of(result: Result) -> Coupling | Depth:
     """The coupled structure of a result.
 
     Raises:
         StructureError: it pruned something else.
     """
     structure = result.recipe.structure
-    if not isinstance(structure, Coupling):
+    if not isinstance(structure, Coupling | Depth):
         raise StructureError(
             f"compaction removes whole coupled units, but {result.recipe.name} pruned {structure}; prune with "
-            "ow.channels(example=x), ow.heads(example=x), ow.hidden(example=x) or ow.experts(example=x)"
+            "ow.channels(example=x), ow.heads, ow.hidden, ow.experts, ow.layers or ow.vocabulary"
         )
     return structure
-
-
-def plan_of(model: nn.Module, graph: Graph, alive: Mapping[str, Tensor]) -> Plan:
-    """The plan that keeps the units alive; groups that are not named stay whole."""
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-    masks: dict[tuple[str, int], Tensor] = {}
-    for group in graph.groups:
-        units = alive.get(group.name)
-        if units is None or bool(units.all()):
-            continue
-        if not bool(units.any()):
-            raise StructureError(f"{group.name}: no unit is kept, and no layer can be empty; keep at least one")
-        for site in group.sites:
-            keep = torch.where(site.labels >= 0, units[site.labels.clamp(min=0)], True)
-            old = masks.get((site.tensor, site.dim))
-            masks[site.tensor, site.dim] = keep if old is None else keep & old
-    cuts = tuple(Cut(t, d, len(keep), ranges_of(keep)) for (t, d), keep in sorted(masks.items()))
-    aliases = _aliases(model)
-    shapes = {n: list(t.shape) for n, t in tensors.items()}
-    for cut in cuts:
-        shapes[cut.tensor][cut.dim] = cut.kept
-    every = {alias: tuple(shapes[name]) for name in shapes for alias in (name, *aliases.get(name, ()))}
-    changed = tuple(rewrites(model, graph, alive, every))
-    before = sum(p.numel() for p in model.parameters())
-    after = sum(torch.Size(shapes[n]).numel() for n, _ in model.named_parameters())
-    counts = {g.name: (int(alive[g.name].sum()), g.n_units) for g in graph.groups if g.name in alive}
-    less = {n for n, (kept, units) in counts.items() if kept < units}
-    over = tuple(f"{g.name} ({g.over})" for g in graph.groups if g.over and g.name in less)
-    return Plan(cuts, changed, counts, (before, after), over)
 
 
 def compact(model: nn.Module, result: Result, *, example: Any = None, homogeneous: bool = False) -> nn.Module:
@@ -189,12 +112,24 @@ def _uniform(small: nn.Module) -> nn.Module:
     return small
 
 
-def _aliases(model: nn.Module) -> dict[str, list[str]]:
-    first: dict[int, str] = {}
-    names: dict[str, list[str]] = {}
-    pairs = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    for name, tensor in pairs:
-        owner = first.setdefault(id(tensor), name)
-        if owner != name:
-            names.setdefault(owner, []).append(name)
-    return names
+def token_map(small: nn.Module) -> Tensor:
+    """Which token has which number in a model whose vocabulary was cut.
+
+    Args:
+        small: made by ``ow.compact`` after pruning with ``ow.vocabulary``.
+
+    Returns:
+        ``[old vocabulary]`` int64: the new number of every old token id, -1 for tokens that are gone. Translate what a
+        tokenizer gives with ``token_map(small)[ids]``.
+
+    Raises:
+        StructureError: the vocabulary of the model is whole.
+    """
+    plain = getattr(small, "openwork_plan", None)
+    plan = Plan.from_dict(plain) if plain is not None else None
+    ids = plan.token_ids if plan is not None else None
+    if plan is None or ids is None:
+        raise StructureError(f"{type(small).__name__}: its vocabulary is whole; only ow.vocabulary cuts it")
+    made = torch.full((next(c.size for c in plan.cuts if c.kept == len(ids)),), -1)
+    made[ids] = torch.arange(len(ids))
+    return made

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from openwork.errors import StructureError, VerificationFailed
+from openwork.graph.compare import difference, outputs_of, reference_of, with_ids
 from openwork.graph.example import Example, arguments
 from openwork.graph.groups import Graph, build_graph
 from openwork.graph.plan import Plan
-from openwork.graph.reference import run_reference
-from openwork.graph.trace import device_of, quiet
-
-LOOSE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""Largest difference by dtype, times the largest output where that is above 1."""
+from openwork.graph.trace import device_of
 
 
 @dataclass(frozen=True)
@@ -62,11 +57,10 @@ def verify(small: nn.Module, masked: nn.Module, example: Any, *, atol: float | N
         raise StructureError(f"{type(small).__name__} has no compaction plan; verify compares what ow.compact returned")
     plan = Plan.from_dict(plain)
     args, kwargs = arguments(example, device_of(masked), seed=0)
-    if plan.over:
-        graph = build_graph(masked, Example.of(example))
-        wanted = run_reference(masked, graph, units_of(plan, graph), args, kwargs)
-    else:
-        wanted = outputs_of(masked, args, kwargs)
+    graph = build_graph(masked, Example.of(example)) if plan.over else None
+    alive = units_of(plan, graph) if graph is not None else {}
+    wanted = reference_of(masked, graph, alive, plan, args, kwargs)
+    args, kwargs = with_ids(plan, args, kwargs)
     got = outputs_of(small, args, kwargs)
     problem = difference(got, wanted, atol)
     if problem:
@@ -91,38 +85,3 @@ def units_of(plan: Plan, graph: Graph) -> dict[str, Tensor]:
             units[site.labels[keep & (site.labels >= 0)]] = True
         alive[group.name] = units
     return alive
-
-
-def reference_of(model: nn.Module, graph: Graph, alive: Mapping[str, Tensor], plan: Plan, example: Any) -> list[Tensor]:
-    """What the small model must compute on an example."""
-    args, kwargs = arguments(example, device_of(model), seed=0)
-    return run_reference(model, graph, alive, args, kwargs) if plan.over else outputs_of(model, args, kwargs)
-
-
-def outputs_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """All tensors that a model returns, in eval mode, without a key-value cache."""
-    with quiet(model), torch.no_grad():
-        return [t for t in tree_leaves(model(*args, **kwargs)) if isinstance(t, Tensor)]
-
-
-def difference(got: Sequence[Tensor], wanted: Sequence[Tensor], atol: float | None = None) -> str:
-    """What differs first, in words; empty when nothing does."""
-    if len(got) != len(wanted):
-        return f"{len(got)} outputs instead of {len(wanted)}"
-    for i, (a, b) in enumerate(zip(got, wanted, strict=True)):
-        if a.shape != b.shape:
-            return f"output {i} has shape {tuple(a.shape)} instead of {tuple(b.shape)}"
-        if not a.numel():
-            continue
-        if not a.is_floating_point():
-            if not torch.equal(a, b):
-                return f"output {i} ({a.dtype}) is not equal"
-            continue
-        finite = torch.isfinite(b)
-        x, y = a[finite].double(), b[finite].double()
-        largest = float(y.abs().max()) if y.numel() else 0.0
-        bound = (LOOSE.get(a.dtype, 1e-5) if atol is None else atol) * max(1.0, largest)
-        error = float((x - y).abs().max()) if y.numel() else 0.0
-        if not error <= bound or not torch.equal(a[~finite].nan_to_num(), b[~finite].nan_to_num()):
-            return f"output {i} by {error:.3g}, allowed {bound:.3g}"
-    return ""

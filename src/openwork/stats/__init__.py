@@ -1,5 +1,6 @@
 """What can be measured about a model and its data."""
 
+from openwork.stats.fisher import FisherDiagonal as FisherDiagonal
 from openwork.stats.flow import SynapticFlow as SynapticFlow
 from openwork.stats.gradients import GradientFlow as GradientFlow
 from openwork.stats.gradients import LossGradient as LossGradient

@@ -6,8 +6,11 @@ from openwork.structure.coupling import channels as channels
 from openwork.structure.coupling import experts as experts
 from openwork.structure.coupling import heads as heads
 from openwork.structure.coupling import hidden as hidden
+from openwork.structure.coupling import vocabulary as vocabulary
 from openwork.structure.cover import Covered as Covered
 from openwork.structure.cover import partition as partition
+from openwork.structure.depth import Depth as Depth
+from openwork.structure.depth import layers as layers
 from openwork.structure.shapes import NM as NM
 from openwork.structure.shapes import Block as Block
 from openwork.structure.shapes import Column as Column

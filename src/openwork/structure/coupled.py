@@ -44,7 +44,16 @@ class Coupled:
     @cached_property
     def gated(self) -> tuple[str, ...]:
         """The tensors that read the units; all members when none does."""
-        return tuple(dict.fromkeys(s.tensor for s in self.sites if s.consumes)) or self.members
+        return self.reading.members
+
+    @cached_property
+    def reading(self) -> Coupled:
+        """The units as soft masks see them: where they are read, so that a unit is scaled once and can come back.
+
+        A mask on both sides would multiply twice, and at zero neither side would feel a gradient. Units that nobody
+        reads are seen everywhere.
+        """
+        return self.side(True) if any(s.consumes for s in self.sites) else self
 
     def only(self, members: Iterable[str]) -> Coupled:
         """The same units, seen in some of the tensors."""

@@ -1,4 +1,4 @@
-"""Structures that follow the graph of a model: channels, heads, hidden widths, experts."""
+"""Structures that follow the graph of a model: channels, heads, hidden widths, experts, vocabularies."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from torch import nn
 from openwork.core.protocols import Partition
 from openwork.core.targets import Select, Target, matches, refuse_unusable
 from openwork.errors import StructureError, did_you_mean
+from openwork.graph.cost import Cost, cost_of
 from openwork.graph.example import Example
 from openwork.graph.groups import KINDS, Graph, Group, build_graph
+from openwork.graph.latency import LatencyTable
 from openwork.structure.coupled import Coupled
 from openwork.structure.cover import Covered
 from openwork.structure.shapes import Shape
@@ -23,7 +25,7 @@ class Coupling(Shape):
 
     Args:
         example: what the model is called with.
-        kinds: ``channels``, ``heads``, ``hidden``, ``experts``.
+        kinds: ``channels``, ``heads``, ``hidden``, ``experts``, ``vocabulary``.
         multiple: the kept units of every group are a multiple of this (all of them in smaller groups).
         at_least: so many units stay in every group.
 
@@ -59,6 +61,14 @@ class Coupling(Shape):
             GraphRefused: torch.export cannot follow the forward pass.
         """
         return build_graph(model, self.example)
+
+    def cost(self, model: nn.Module, where: Select = Select()) -> Cost:
+        """Parameters, bytes and multiply-accumulates of a model as a function of the units alive."""
+        return cost_of(model, self.graph(model))
+
+    def timed(self, model: nn.Module) -> LatencyTable:
+        """Milliseconds of a model as a function of the units alive, measured now."""
+        return LatencyTable.of(model, self.graph(model), self.kinds, self.example)
 
     def fit_model(self, model: nn.Module, where: Select) -> tuple[dict[str, Partition], list[Covered]]:
         """One partition per group that the selection allows, named after its first tensor, and the coverage.
@@ -178,3 +188,12 @@ def experts(example: Any, *, multiple: int = 1, at_least: int = 1) -> Coupling:
     The smaller router takes its softmax over the experts that are left. Arguments as in ``channels``.
     """
     return Coupling(Example.of(example), ("experts",), multiple, at_least)
+
+
+def vocabulary(example: Any, *, multiple: int = 1, at_least: int = 1) -> Coupling:
+    """Tokens: rows of the embedding that the model's ids count, with the rows of the output head, tied or not.
+
+    The small model counts its tokens anew, ``ow.token_map(small)`` says how, and its logits are those of the tokens
+    that stay. Arguments as in ``channels``.
+    """
+    return Coupling(Example.of(example), ("vocabulary",), multiple, at_least)
