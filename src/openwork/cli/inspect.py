@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -15,7 +16,9 @@ from openwork.graph.cost import cost_of
 from openwork.graph.example import Example, Tensorlike
 from openwork.graph.groups import build_graph
 from openwork.report import report_text
+from openwork.report.group_picture import drawn, group_picture
 from openwork.ship import load
+from openwork.ship.atomic import write_file
 from openwork.structure import Element, partition
 
 
@@ -27,6 +30,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--model-option", action="append", default=[], metavar="KEY=VALUE")
     add("--structure", default="element", help=FORMS)
     add("--graph", action="store_true", help="the groups that must be removed together; needs --input or integers")
+    add("--svg", metavar="FILE", help="with --graph: draw the groups, tensors as rows and groups as lines")
     add("--input", metavar="SHAPE", help="shape of one input with --graph, for instance 1x3x32x32; int:1x16 for tokens")
     add("--include", action="append", default=[], metavar="PATTERN")
     add("--exclude", action="append", default=[], metavar="PATTERN")
@@ -37,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
     out = console(args.json)
     if (args.folder is None) == (args.model is None):
         raise RecipeError("inspect needs a result folder or --model, one of the two")
+    if args.svg and not args.graph:
+        raise RecipeError("--svg draws the groups of --graph; add --graph and --input")
     if args.folder is not None:
         from openwork.ship.folder import read_index, read_result
 
@@ -74,7 +80,8 @@ def _graph(args: argparse.Namespace, model: nn.Module) -> int:
     rows = []
     for g in graph.groups:
         places = [f"{s.tensor}[{s.dim}]" for s in g.sites if s.parameter]
-        rows.append({"name": g.name, "kind": g.kind, "units": g.n_units, "over": g.over, "places": places})
+        row: dict[str, Any] = {"name": g.name, "kind": g.kind, "units": g.n_units, "over": g.over, "places": places}
+        rows.append(row | {"at": [[s.tensor, s.dim, s.consumes] for s in g.sites if s.parameter]})
         say(out, f"  {g.kind:<9} {g.n_units:>6} units  {', '.join(places[:6])}{' ...' if len(places) > 6 else ''}")
     reasons: dict[str, list[str]] = {}
     for row in graph.frozen:
@@ -83,6 +90,10 @@ def _graph(args: argparse.Namespace, model: nn.Module) -> int:
         say(out, f"  stays: {reason}: {', '.join(places[:4])}{' ...' if len(places) > 4 else ''}")
     params, macs = cost("params", {}), cost("macs", {})
     say(out, f"{len(rows)} groups, {params:,} parameters, {macs:,} multiply-accumulates ({graph.seconds:.1f} s)")
+    if args.svg:
+        shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
+        write_file(Path(args.svg), group_picture(args.model, shapes, drawn(rows)).encode())
+        say(out, f"drawn in {args.svg}")
     frozen = [{"reason": reason, "places": places} for reason, places in reasons.items()]
     write_json(args.json, {"groups": rows, "frozen": frozen, "params": params, "macs": macs})
     return 0

@@ -27,7 +27,7 @@ def result_to_state(result: Result) -> dict[str, Any]:
 
 def result_from_state(state: dict[str, Any]) -> Result:
     """Inverse of ``result_to_state``."""
-    coverage = [Covered(n, tuple(dims), *rest, groups=tuple(groups)) for n, dims, *rest, groups in state["coverage"]]
+    coverage = [Covered(n, tuple(dims), size, k, why, tuple(g)) for n, dims, size, k, why, g in state["coverage"]]
     recipe = Recipe.from_dict(state["recipe"])
     masks, counts = Masks(state["masks"]), Densities(*state["counts"])
     return Result(recipe, masks, state["units"], counts, coverage, state["log"], state["manifest"])
