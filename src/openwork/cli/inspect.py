@@ -80,12 +80,12 @@ def _graph(args: argparse.Namespace, model: nn.Module) -> int:
     rows = []
     for g in graph.groups:
         places = [f"{s.tensor}[{s.dim}]" for s in g.sites if s.parameter]
-        row: dict[str, Any] = {"name": g.name, "kind": g.kind, "units": g.n_units, "over": g.over, "places": places}
-        rows.append(row | {"at": [[s.tensor, s.dim, s.consumes] for s in g.sites if s.parameter]})
+        told: dict[str, Any] = {"name": g.name, "kind": g.kind, "units": g.n_units, "over": g.over, "places": places}
+        rows.append(told | {"at": [[s.tensor, s.dim, s.consumes] for s in g.sites if s.parameter]})
         say(out, f"  {g.kind:<9} {g.n_units:>6} units  {', '.join(places[:6])}{' ...' if len(places) > 6 else ''}")
     reasons: dict[str, list[str]] = {}
-    for row in graph.frozen:
-        reasons.setdefault(row.reason, []).append(f"{row.tensor}[{row.dim}]")
+    for stays in graph.frozen:
+        reasons.setdefault(stays.reason, []).append(f"{stays.tensor}[{stays.dim}]")
     for reason, places in reasons.items():
         say(out, f"  stays: {reason}: {', '.join(places[:4])}{' ...' if len(places) > 4 else ''}")
     params, macs = cost("params", {}), cost("macs", {})
