@@ -96,6 +96,7 @@ class Budget:
         under: tuple[float, Update] | None = None
         over: tuple[float, Update] | None = None
         share = phase.share**0.5
+        alive = sum(int(u.sum()) for u in now.units.values()) / sum(u.numel() for u in now.units.values())
         for step in range(STEPS):
             try:
                 units = recipe.rule.recut(now, last, share) if last is not None else None
@@ -104,8 +105,9 @@ class Budget:
                     last = recipe.rule.update(now, replace(phase, share=share), state)
                 else:
                     last = replace(last, units=units)
-            except RecipeError as problem:  # a share below the floors of the groups
-                low, refused = share, str(problem)
+            except RecipeError as problem:  # below the floors, or above what is alive where nothing returns
+                refused = str(problem)
+                low, high = (low, share) if share > alive else (share, high)
                 share = (low + high) / 2
                 continue
             found = self.of_units(last.units)
