@@ -21,12 +21,11 @@ from openwork.engine.attach import Attached
 from openwork.engine.result import Result
 from openwork.errors import DivergedError, FileError, RecipeError
 from openwork.graph.example import Example, Tensorlike
-from openwork.graph.plan import Plan, finished
 from openwork.lab.checkpoint import load_state, save_state
 from openwork.lab.evaluate import cross_entropy, evaluate_source
 from openwork.lab.job import Job
 from openwork.lab.ranks import device_of_rank, share_buffers, speaks, together, wait
-from openwork.lab.shrinking import shrunk
+from openwork.lab.shrinking import recut, shrunk
 from openwork.lab.state import result_from_state, result_to_state
 from openwork.structure import partition
 from openwork.zoo import build_model
@@ -348,8 +347,7 @@ class Runner:
         s.result = result_from_state(saved["result"]) if saved["result"] is not None else None
         s.shrunk = saved["shrunk"]
         if saved["plan"] is not None:
-            plan = Plan.from_dict(saved["plan"])
-            self.model = finished(plan.apply(self.model), plan, getattr(self.model, "openwork_source", None))
+            self.model = recut(self.model, saved["plan"])
         if saved["step"] == 0 or self.recipe.drive != "attach":
             self.model.load_state_dict(saved["model"])
         if saved["cycle"] is not None and saved["step"] == 0:

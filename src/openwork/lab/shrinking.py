@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from openwork.engine.result import Result
 from openwork.graph.example import Example
+from openwork.graph.plan import Plan, finished
 from openwork.ship import compact, verify
 
 
@@ -39,6 +40,12 @@ def shrunk(model: nn.Module, result: Result, batch: Tensor) -> tuple[nn.Module, 
     costs = {unit: [int(cost(unit, {})), int(cost(unit, alive))] for unit in ("params", "macs", "bytes")}
     equality = {"max_error": found.max_error, "largest": found.largest, "reference": found.reference}
     return small, {**costs, **equality}
+
+
+def recut(model: nn.Module, plan: Mapping[str, Any]) -> nn.Module:
+    """The small model of a stopped run, from the dense one and the plan in its checkpoint; weights come later."""
+    known = Plan.from_dict(plan)
+    return finished(known.apply(model), known, getattr(model, "openwork_source", None))
 
 
 def _takes(example: Example, batch: Tensor) -> bool:

@@ -79,7 +79,7 @@ METHODS: tuple[Method, ...] = (
     Method("masksparsity", "Penalise the scales of chosen channels only, then remove them", "Jiang et al., MIR 2023",
            "attach", "training", "coupled"),
     Method("group_importance", "Coupled units ranked slice by slice", "Fang et al., CVPR 2023", "prune",
-           "nothing, or data, loss", ANY),
+           "nothing", ANY),
 )
 # fmt: on
 
