@@ -120,10 +120,11 @@ class Budget:
             share = _between(low, high, under and under[0], over and over[0], wanted, step)
         if under is None and over is None:
             raise DensityMissed(f"{recipe.name}: no share of units was accepted ({refused})")
-        if under is not None and over is not None and wanted - under[0] > TOLERANCE / 10 * wanted:
+        fixed = any(f is not None and bool(f[1].edits) for f in (under, over))  # weights were corrected for these units
+        if not fixed and under is not None and over is not None and wanted - under[0] > TOLERANCE / 10 * wanted:
             under = filled(under, over, now.parts, self.of_units, wanted)
         best = min((f for f in (under, over) if f is not None), key=lambda f: abs(f[0] - wanted))
-        if abs(best[0] - wanted) > TOLERANCE * wanted and phase.share == recipe.density:
+        if not fixed and abs(best[0] - wanted) > TOLERANCE * wanted and phase.share == recipe.density:
             best = exchanged(best, now.parts, self.of_units, wanted)
         return best[1]
 
