@@ -95,7 +95,6 @@ def deep(n):
         (("kind",), "Select", "Recipe|Select: unknown key"),
         (("kind",), "Recip", "unknown kind 'Recip' in a recipe; did you mean 'Recipe'"),
         (("kind",), ["Recipe"], "kind must be a string in a recipe, got list; known: [A-Z]"),
-        (("kind",), ["Recipe"], "kind must be a string in a recipe, got list; known: "),
         (("schedule", "density"), "0.5", r"Phases: density must be of type float, got '0.5'"),
         (("schedule", "density"), True, r"Phases: density must be of type float, got True"),
         (("schedule", "density"), float("nan"), r"Phases: density must be of type float, got nan"),
