@@ -165,7 +165,7 @@ def accuracy(args: argparse.Namespace, data: DataSet) -> Iterator[dict[str, Any]
         for (who, name), values in found.items():
             macs, pruned, tuned = (spread([v[i] for v in values]) for i in range(3))
             row = {"part": "accuracy", "setting": f"{100 - 100 * share:.0f} % removed", "by": who, "method": name}
-            yield row | {"macs": macs, "pruned": pruned, "accuracy": tuned}
+            yield row | {"reached": macs, "pruned": pruned, "accuracy": tuned}
 
 
 DENSE: dict[int, nn.Module] = {}
@@ -300,16 +300,16 @@ def main() -> None:
     rows += graphs(args) if "graph" in args.only else []
     name = "structural_quick" if args.quick else "structural"
     rows = [r for r in earlier(name) if r["part"] not in args.only] + rows
-    has = importlib.util.find_spec("torch_pruning") is not None
-    write(
-        name,
-        rows,
-        title="Channels at equal multiply-accumulates, Fashion-MNIST, ResNet-8",
-        command="python bench/structural.py",
-        peer=f"{PEER} {VERSION}" if has else f"{PEER} is not installed, so its rows are missing",
-        note=f"{args.epochs:g} epochs dense, {args.finetune:g} of fine-tuning, {args.seeds} seeds; SpODE in "
-        f"{args.steps} steps of one batch of 128.",
-    )
+    words = {"title": "Structural pruning: networks cut to a budget", "command": "python bench/structural.py"}
+    note = "Times are process CPU times of one thread on a busy machine, in turn. "
+    if any(r["part"] in ("accuracy", "spode") for r in rows):
+        note += (
+            f"Fashion-MNIST, ResNet-8: {args.epochs:g} epochs dense, {args.finetune:g} of fine-tuning, {args.seeds} "
+            f"seeds; SpODE in {args.steps} steps of one batch of 128. "
+        )
+        has = importlib.util.find_spec("torch_pruning") is not None
+        note += f"Beside it {PEER} {VERSION}." if has else f"{PEER} is not installed, so its rows are missing."
+    write(name, rows, **words, note=note.strip())
 
 
 if __name__ == "__main__":

@@ -185,6 +185,22 @@ def _memory(found: Found) -> Section:
     return described(found, columns, title="Peak memory of the methods", command="python bench/memory.py")
 
 
+@section("structural")
+def _structural(found: Found) -> Section:
+    """Time beside multiply-accumulates, accuracy at equal ones, and how long graphs take."""
+    columns = {
+        "part": "part",
+        "setting": "setting",
+        "by": "by",
+        "method": "method",
+        "share of the multiply-accumulates": "macs:.3f",
+        "share of the time": "median:.3f",
+        "accuracy": "accuracy:spread",
+        "seconds": "seconds:.2f",
+    }
+    return described(found, columns, title=found["title"], command=found["command"])
+
+
 @section("speed")
 def _speed(found: Found) -> Section:
     rows = [
