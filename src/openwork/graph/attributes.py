@@ -65,7 +65,18 @@ def rewrites(model: nn.Module, graph: Graph, alive: Mapping[str, Tensor], shapes
             old = getattr(module, name, None)
             if old is not None and old != new:
                 found.append(Rewrite(path, name, old, new))
-    return found
+    return found + list(_bare_norms(model, graph, alive))
+
+
+def _bare_norms(model: nn.Module, graph: Graph, alive: Mapping[str, Tensor]) -> Iterator[Rewrite]:
+    """Norms over the last dimensions that have no weights: the graph knows how long those are."""
+    modules = dict(model.named_modules())
+    for path, axes in dict(graph.reading.notes.normed).items():
+        module: Any = modules.get(path)
+        if isinstance(module, nn.LayerNorm | nn.RMSNorm) and not _own(module):
+            new = tuple(width(axis, graph, alive) for axis in axes)
+            if new != tuple(module.normalized_shape):
+                yield Rewrite(path, "normalized_shape", tuple(module.normalized_shape), new)
 
 
 def _of_vocabulary(model: nn.Module, graph: Graph, alive: Mapping[str, Tensor]) -> Iterator[Rewrite]:

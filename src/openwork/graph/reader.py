@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -65,8 +66,10 @@ def read(model: nn.Module, traced: Traced) -> Reading:
             constant, val = node.name in traced.values, node.meta["val"]
             reason = "constant of the forward pass" if constant else "input of the model"
             ids = not constant and val.dtype in (torch.int64, torch.int32) and not any(v.given for v in inputs.values())
-            inputs[node.name] = Value(tuple(Axis(int(n), reason) for n in val.shape), given=ids)
-    out = _Reader(reading, traced.module, "").run([inputs.get(n.name) for n in _placeholders(traced.module)])
+            inputs[node.name] = Value(tuple(Axis(_length(n), reason) for n in val.shape), given=ids)
+    out = _Reader(reading, traced.module, "", Numbers(model)).run(
+        [inputs.get(n.name) for n in _placeholders(traced.module)]
+    )
     for value in _values(out):
         for axis in value.axes:
             freeze(axis, OUTPUT)
@@ -102,11 +105,27 @@ def _placeholders(module: GraphModule) -> list[Node]:
     return [n for n in module.graph.nodes if n.op == "placeholder"]
 
 
+class Numbers:
+    """The whole numbers that a module and the ones around it hold as attributes: sizes that can be rewritten."""
+
+    def __init__(self, model: nn.Module):
+        self._modules = dict(model.named_modules(remove_duplicate=False))
+        self._found: dict[str, frozenset[int]] = {}
+
+    def of(self, path: str) -> frozenset[int]:
+        """Of the module at a path and all that hold it."""
+        if path not in self._found:
+            held = vars(self._modules[path]).values() if path in self._modules else ()
+            mine = {v for v in held if isinstance(v, int) and not isinstance(v, bool) and v > 1}
+            self._found[path] = mine | self.of(path.rpartition(".")[0]) if path else frozenset(mine)
+        return self._found[path]
+
+
 class _Reader:
     """One graph, or a part of one that torch wraps (a block without gradients, an autocast region)."""
 
-    def __init__(self, reading: Reading, module: GraphModule, where: str):
-        self.reading, self.module, self.where = reading, module, where
+    def __init__(self, reading: Reading, module: GraphModule, where: str, numbers: Numbers):
+        self.reading, self.module, self.where, self.numbers = reading, module, where, numbers
 
     def run(self, inputs: Sequence[Any]) -> Any:
         known: dict[Node, Any] = dict(zip(_placeholders(self.module), inputs, strict=False))
@@ -132,13 +151,13 @@ class _Reader:
         where = _module_of(node) or self.where
         if inner is not None:
             rest = args[list(args).index(inner) + 1 :]
-            return _Reader(self.reading, inner, where).run(rest)
+            return _Reader(self.reading, inner, where, self.numbers).run(rest)
         name = str(getattr(node.target, "overloadpacket", node.target))
         shapes = _shapes(node.meta.get("val"))
         if name in IGNORED or not shapes:
             return None
         self.reading.n_ops += 1
-        op = Op(name, shapes, where, self.reading.notes)
+        op = Op(name, shapes, where, self.reading.notes, self.numbers.of(where))
         before = len(op.notes.macs)
         found = self._apply(op, node, args, kwargs)
         if len(op.notes.macs) > before:
@@ -185,8 +204,14 @@ def _values(tree: Any) -> list[Value]:
 
 def _shapes(val: Any) -> list[tuple[int, ...]]:
     if isinstance(val, Tensor):
-        return [tuple(int(n) for n in val.shape)]
+        return [tuple(map(_length, val.shape))]
     return [s for v in val for s in _shapes(v)] if isinstance(val, list | tuple) else []
+
+
+def _length(n: Any) -> int:
+    """A length that depends on data gets a number that no other axis has, and the same expression the same one."""
+    known = n if isinstance(n, int) else n.node.maybe_as_int()
+    return int(known) if known is not None else (1 << 40) + zlib.crc32(str(n).encode())
 
 
 def _attribute(module: GraphModule, target: str) -> Any:

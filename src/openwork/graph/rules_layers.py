@@ -164,6 +164,7 @@ def layer_norm(op: Op, x: Value, sizes: Sequence[int], *args: Any, **_: Any) -> 
         if isinstance(other, Value):
             for a, b in zip(other.axes, x.axes[-len(sizes) :], strict=True):
                 same(a, b)
+    op.notes.normed.append((op.module, x.axes[-len(sizes) :]))
     for axis in x.axes[-len(sizes) :]:
         measured(axis, op.where)
     if len(op.shapes) == 1:

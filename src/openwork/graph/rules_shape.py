@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from openwork.graph.axes import Axis, cat, cut, entries, freeze, is_frozen, prod, same
+from openwork.graph.axes import Axis, cat, entries, freeze, is_frozen, prod, same
 from openwork.graph.values import Op, Value, broadcast, regroup, rule
 
 
@@ -101,8 +101,15 @@ def stack(op: Op, xs: Sequence[Value], dim: int = 0) -> Value:
 
 @rule("aten.split", "aten.split_with_sizes", "aten.chunk", "aten.unsafe_split", "aten.unsafe_chunk",
       "aten.unsafe_split_with_sizes", "aten.tensor_split")  # fmt: skip
-def split(op: Op, x: Value, _: Any, dim: int = 0) -> tuple[Value, ...]:
-    pieces = cut(x.at(dim), [s[dim] for s in op.shapes])
+def split(op: Op, x: Value, by: Any, dim: int = 0) -> tuple[Value, ...]:
+    """Pieces that one number makes (how many, or how long) stay equally long, so unit i goes from all of them."""
+    sizes = [s[dim] for s in op.shapes]
+    if isinstance(by, int) and len(set(sizes)) > 1:
+        freeze(x.at(dim), f"split into pieces that are not equal ({op.where})")
+    pieces = op.cut(x.at(dim), sizes)
+    if isinstance(by, int):
+        for piece in pieces[1:]:
+            same(pieces[0], piece)
     return tuple(_with(x, dim, piece) for piece in pieces)
 
 
@@ -115,7 +122,7 @@ def slice_(op: Op, x: Value, dim: int = 0, start: Any = None, end: Any = None, s
         return x
     begin = min(max((start or 0) + (axis.size if (start or 0) < 0 else 0), 0), axis.size)
     if step == 1 or op.name == "aten.narrow" or is_frozen(axis):
-        return _with(x, dim, cut(axis, [begin, size, axis.size - begin - size])[1])
+        return _with(x, dim, op.cut(axis, [begin, size, axis.size - begin - size])[1])
     if axis.size % step == 0 and begin < step and axis.size // step == size:
         kept = Axis(size)
         same(axis, prod(kept, Axis(step, f"every {step}th entry is taken ({op.where})")))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from typing import Any
 
 import torch
@@ -39,7 +41,8 @@ def trace(model: nn.Module, example: Example) -> Traced:
     args, kwargs = example.tensors(device_of(model))
     with quiet(model):
         try:
-            exported = torch.export.export(model, args, kwargs, strict=False)
+            with redirect_stderr(StringIO()):  # torch prints the graph so far when it gives up
+                exported = torch.export.export(model, args, kwargs, strict=False)
         except Exception as problem:
             text = str(problem).strip().splitlines()
             why = text[0] if text else type(problem).__name__
@@ -71,10 +74,13 @@ def quiet(model: nn.Module) -> Iterator[None]:
     modes = [(m, m.training) for m in model.modules()]
     configs = [c for c in {id(c): c for c in map(_config, model.modules())}.values() if c is not None]
     caches = [(c, c.use_cache) for c in configs]
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = logger.level
     collecting, traces = gc.isenabled(), getattr(settings, "do_not_emit_stack_traces", None)
     gc.disable()
     try:
         model.eval()
+        logger.setLevel(logging.CRITICAL)  # what it says of data in the control flow, GraphRefused says
         for config in configs:
             config.use_cache = False
         if traces is not None:
@@ -83,6 +89,7 @@ def quiet(model: nn.Module) -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
+        logger.setLevel(level)
         if traces is not None:
             settings.do_not_emit_stack_traces = traces
         for config, cache in caches:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from openwork.graph.axes import Axis, freeze, is_frozen, prod, same
+from openwork.graph.axes import Axis, cut, freeze, is_frozen, prod, same
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Notes:
     """What rules leave behind for later: weight axes that are summed over (by identity), and experts.
 
     ``routed`` are axes that data picks from (a router's scores), ``banks`` the expert axes of stacked weights,
-    ``groups`` the groups of grouped convolutions and norms; each with the module that runs the operation.
+    ``groups`` the groups of grouped convolutions and norms, ``normed`` the axes of layer norms; each with the module
+    that runs the operation.
     ``macs`` holds one product of axes per multiplication of tensors: its multiply-accumulates.
     """
 
@@ -48,17 +49,22 @@ class Notes:
     routed: list[tuple[str, Axis]] = field(default_factory=list)
     banks: list[tuple[str, Axis]] = field(default_factory=list)
     groups: list[tuple[str, Axis]] = field(default_factory=list)
+    normed: list[tuple[str, tuple[Axis, ...]]] = field(default_factory=list)
     macs: list[tuple[Axis, ...]] = field(default_factory=list)
 
 
 @dataclass
 class Op:
-    """One operation of the graph, as its rule sees it: the shapes of its outputs and the module that runs it."""
+    """One operation of the graph, as its rule sees it: the shapes of its outputs and the module that runs it.
+
+    ``numbers`` are the sizes that this module and those around it hold as attributes.
+    """
 
     name: str
     shapes: list[tuple[int, ...]]
     module: str
     notes: Notes = field(default_factory=Notes)
+    numbers: frozenset[int] = frozenset()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -73,6 +79,20 @@ class Op:
     def fixed(self, size: int, reason: str = "position") -> Axis:
         """An axis that nothing can be removed from."""
         return Axis(size, reason)
+
+    def cut(self, axis: Axis, sizes: Sequence[int]) -> list[Axis]:
+        """Consecutive pieces of an axis, where the code says how long they are.
+
+        Equal pieces may follow from the length of the axis, others from attributes of modules, which are rewritten.
+        What is neither stands as a number in the code, so the axis stays.
+        """
+        ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
+        long = {n for n in sizes if n}
+        for end in ends if len(long) > 1 else ():
+            words = {end, axis.size - end, *long}
+            if 0 < end < axis.size and not any(w % n == 0 for w in words for n in self.numbers):
+                freeze(axis, f"cut at an entry that is written in the code ({self.where})")
+        return cut(axis, list(sizes))
 
     def multiplies(self, *axes: Axis) -> None:
         """The operation takes one multiply-accumulate for every combination of entries of these axes."""

@@ -41,7 +41,8 @@ def verify(small: nn.Module, masked: nn.Module, example: Any, *, atol: float | N
         atol: largest difference, times the largest output where that is above 1; None takes 1e-5 for float32.
 
     Raises:
-        VerificationFailed: outputs differ, in shape or by more than ``atol``; the first such output is named.
+        VerificationFailed: outputs differ, in shape or by more than ``atol``; the first such output is named. Or there
+            is no number in them.
         StructureError: ``small`` does not come from ``ow.compact``.
 
     Examples:
@@ -66,8 +67,10 @@ def verify(small: nn.Module, masked: nn.Module, example: Any, *, atol: float | N
     if problem:
         raise VerificationFailed(f"{type(small).__name__}: the small model differs from the pruned one: {problem}")
     pairs = [(a, b) for a, b in zip(got, wanted, strict=True) if a.numel()]
-    error = max((float((a.double() - b.double()).abs().max()) for a, b in pairs), default=0.0)
-    largest = max((float(b.abs().max()) for _, b in pairs), default=0.0)
+    if not pairs:
+        raise VerificationFailed(f"{type(small).__name__}: the example gives no numbers to compare; pass another one")
+    error = max(float((a.double() - b.double()).abs().max()) for a, b in pairs)
+    largest = max(float(b.abs().max()) for _, b in pairs)
     reference = "masked model, statistics over the units that stay" if plan.over else "masked model"
     return Verification(error, largest, len(pairs), reference, plan.over)
 
