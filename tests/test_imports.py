@@ -9,10 +9,13 @@ PACKAGE = Path(__file__).parent.parent / "src" / "openwork"
 ORDER = (
     "version", "errors", "core", "report", "graph", "structure", "schedules", "stats", "metrics", "formats", "kernels",
     "criteria", "gpu", "allocation", "relax", "inverse", "rules", "engine", "recovery", "data", "zoo", "runtime", "ship",
-    "methods", "llm", "apps", "lab", "adapters", "cli",
+    "onnx", "methods", "llm", "apps", "lab", "adapters", "cli",
 )  # fmt: skip
 ON_TOP = {"__init__", "__main__"}
-OPTIONAL = {"transformers", "peft", "lm_eval", "lightning", "accelerate", "sklearn", "PIL", "scipy", "onnx", "triton"}
+OPTIONAL = {
+    "transformers", "peft", "lm_eval", "lightning", "accelerate", "sklearn", "PIL", "scipy", "onnx", "onnxruntime",
+    "diffusers", "triton",
+}  # fmt: skip
 LATE = "openwork.gpu.device"  # Triton's kernels: a decorator needs Triton on import, so nobody imports them on import
 FILES = sorted(PACKAGE.rglob("*.py"))
 

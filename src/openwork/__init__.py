@@ -31,6 +31,7 @@ from openwork.errors import (
 )
 from openwork.graph import build_graph
 from openwork.llm import BlockwiseResult, prune_blockwise
+from openwork.onnx import prune_onnx
 from openwork.runtime import pack
 from openwork.ship import compact, export, load, plan_compaction, save, token_map, verify
 from openwork.structure import (
@@ -104,6 +105,7 @@ __all__ = [
     "plan_compaction",
     "prune",
     "prune_blockwise",
+    "prune_onnx",
     "recalibrate",
     "save",
     "token_map",

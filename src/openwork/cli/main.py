@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from openwork.cli import bench, compare, demo, export, inspect, methods, perplexity, prune, prune_llm
+from openwork.cli import bench, compare, demo, export, inspect, methods, perplexity, prune, prune_llm, prune_onnx
 from openwork.errors import DensityMissed, OpenworkError, VerificationFailed
 from openwork.version import __version__
 
@@ -18,6 +18,7 @@ VERBS = {
     "demo": demo,
     "prune": prune,
     "prune-llm": prune_llm,
+    "prune-onnx": prune_onnx,
     "perplexity": perplexity,
     "compare": compare,
     "inspect": inspect,

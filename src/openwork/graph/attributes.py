@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from openwork.graph.axes import Axis, find, leaves
-from openwork.graph.groups import Graph
+from openwork.graph.groups import Graph, Groups
 from openwork.graph.plan import Rewrite
 
 Shape = tuple[int, ...]
@@ -18,7 +18,7 @@ NEVER = ("bucket", "vocab", "max_", "position", "window", "patch", "kernel", "st
 """Words of attributes that count something else."""
 
 
-def width(axis: Axis, graph: Graph, alive: Mapping[str, Tensor]) -> int:
+def width(axis: Axis, graph: Groups, alive: Mapping[str, Tensor]) -> int:
     """How long an axis is after removal."""
     axis = find(axis)
     if axis.parts:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from openwork.graph.attributes import width
 from openwork.graph.axes import Axis
-from openwork.graph.groups import Graph, build_graph
+from openwork.graph.groups import Groups, build_graph
 
 UNITS = ("params", "macs", "bytes")
 
@@ -24,7 +24,7 @@ class Cost:
     elementwise operations, norms and lookups count nothing. One multiply-accumulate is two floating-point operations.
     """
 
-    graph: Graph
+    graph: Groups
     tensors: tuple[tuple[str, int], ...]
     """Parameters and the bytes of one entry."""
 
@@ -42,7 +42,7 @@ class Cost:
         return total
 
 
-def cost_of(model: nn.Module, graph: Graph) -> Cost:
+def cost_of(model: nn.Module, graph: Groups) -> Cost:
     """The cost function of a model whose graph is known."""
     return Cost(graph, tuple((n, p.element_size()) for n, p in model.named_parameters()))
 

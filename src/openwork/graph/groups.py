@@ -61,8 +61,8 @@ class Frozen:
 
 
 @dataclass
-class Graph:
-    """What ``build_graph`` finds: groups, what stays, operations without a rule, and the time it took in seconds."""
+class Groups:
+    """What a graph says: groups, what stays, operations without a rule, and the time it took in seconds."""
 
     groups: list[Group]
     frozen: list[Frozen]
@@ -70,7 +70,6 @@ class Graph:
     n_ops: int
     seconds: float
     reading: Reading = field(repr=False)
-    traced: Traced = field(repr=False)
 
     def of(self, *kinds: str) -> list[Group]:
         """The groups of some kinds."""
@@ -100,6 +99,13 @@ class Graph:
         return found
 
 
+@dataclass
+class Graph(Groups):
+    """What ``build_graph`` finds in a module of torch."""
+
+    traced: Traced = field(repr=False)
+
+
 def build_graph(model: nn.Module, example: Any) -> Graph:
     """Trace a model and find which entries of which tensors must be removed together.
 
@@ -121,11 +127,15 @@ def build_graph(model: nn.Module, example: Any) -> Graph:
     reading = read(model, traced)
     _freeze_unused(model, traced, reading)
     _freeze_attention(model, reading)
-    _freeze_doubled(reading)
     tensors = {n: True for n, _ in model.named_parameters()} | {n: False for n, _ in model.named_buffers()}
-    collected = _collect(reading, tensors)
-    groups, frozen = _sorted_out(collected, reading, tensors)
+    groups, frozen = sort_out(reading, tensors)
     return Graph(groups, frozen, reading.unknown, reading.n_ops, time.perf_counter() - start, reading, traced)
+
+
+def sort_out(reading: Reading, tensors: dict[str, bool]) -> tuple[list[Group], list[Frozen]]:
+    """Groups and what stays, once all axes of a graph are related; ``tensors`` are True where they are parameters."""
+    _freeze_doubled(reading)
+    return _sorted_out(_collect(reading, tensors), reading, tensors)
 
 
 def _freeze_unused(model: nn.Module, traced: Traced, reading: Reading) -> None:

@@ -70,10 +70,10 @@ def read(model: nn.Module, traced: Traced) -> Reading:
     out = _Reader(reading, traced.module, "", Numbers(model)).run(
         [inputs.get(n.name) for n in _placeholders(traced.module)]
     )
-    for value in _values(out):
+    for value in values_in(out):
         for axis in value.axes:
             freeze(axis, OUTPUT)
-    _link_vocabulary(reading, _values(out))
+    _link_vocabulary(reading, values_in(out))
     _link_experts(reading.notes)
     return reading
 
@@ -162,44 +162,50 @@ class _Reader:
         found = self._apply(op, node, args, kwargs)
         if len(op.notes.macs) > before:
             self.reading.products[node] = op.notes.macs[before:]
-        axes = [a for value in _values([found, args, kwargs]) for a in value.axes]
+        axes = [a for value in values_in([found, args, kwargs]) for a in value.axes]
         for path in (where, where.rpartition(".")[0]):  # a module also knows what goes in and out of its children
             self.reading.seen.setdefault(path, []).extend(axes)
         return found
 
     def _apply(self, op: Op, node: Node, args: Any, kwargs: dict[str, Any]) -> Any:
-        values = _values([args, kwargs])
+        values = values_in([args, kwargs])
         found: Any = NotImplemented
         if op.name in RULES:
             found = RULES[op.name](op, *args, **kwargs)
         elif values and torch.Tag.pointwise in getattr(node.target, "tags", ()):
             found = elementwise(op, values)
-        if found is not NotImplemented and _agrees(found, op.shapes):
+        if found is not NotImplemented and agrees(found, op.shapes):
             return found
-        frozen = [v for v in values if v.axes and not all(map(is_frozen, v.axes))]
-        for value in values:
-            for axis in value.axes:
-                freeze(axis, f"operation without a rule: {op.where}")
-        if frozen:
-            self.reading.unknown[op.where] = self.reading.unknown.get(op.where, 0) + 1
-        made = tuple(Value(tuple(op.fixed(n, f"made by {op.where}") for n in s)) for s in op.shapes)
+        made = without_rule(self.reading, op, values)
         return made[0] if isinstance(node.meta["val"], Tensor) else made
 
 
-def _agrees(found: Any, shapes: list[tuple[int, ...]]) -> bool:
+def without_rule(reading: Reading, op: Op, values: Sequence[Value]) -> tuple[Value, ...]:
+    """Nothing is guessed: all axes that an operation touches stay, with its name as the reason; its outputs."""
+    frozen = [v for v in values if v.axes and not all(map(is_frozen, v.axes))]
+    for value in values:
+        for axis in value.axes:
+            freeze(axis, f"operation without a rule: {op.where}")
+    if frozen:
+        reading.unknown[op.where] = reading.unknown.get(op.where, 0) + 1
+    return tuple(Value(tuple(op.fixed(n, f"made by {op.where}") for n in s)) for s in op.shapes)
+
+
+def agrees(found: Any, shapes: list[tuple[int, ...]]) -> bool:
     """Whether a rule's answer has the shapes that the operation really gave."""
-    values = _values(found)
+    values = values_in(found)
     return len(values) >= len(shapes) and all(
         tuple(a.size for a in v.axes) == s for v, s in zip(values, shapes, strict=False) if v.axes or not s
     )
 
 
-def _values(tree: Any) -> list[Value]:
+def values_in(tree: Any) -> list[Value]:
+    """All values in nested lists and mappings."""
     if isinstance(tree, Value):
         return [tree]
     if isinstance(tree, dict):
-        return [v for x in tree.values() for v in _values(x)]
-    return [v for x in tree for v in _values(x)] if isinstance(tree, list | tuple) else []
+        return [v for x in tree.values() for v in values_in(x)]
+    return [v for x in tree for v in values_in(x)] if isinstance(tree, list | tuple) else []
 
 
 def _shapes(val: Any) -> list[tuple[int, ...]]:
