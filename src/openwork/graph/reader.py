@@ -116,8 +116,8 @@ class Numbers:
         """Of the module at a path and all that hold it."""
         if path not in self._found:
             held = vars(self._modules[path]).values() if path in self._modules else ()
-            mine = {v for v in held if isinstance(v, int) and not isinstance(v, bool) and v > 1}
-            self._found[path] = mine | self.of(path.rpartition(".")[0]) if path else frozenset(mine)
+            mine = frozenset(v for v in held if isinstance(v, int) and not isinstance(v, bool) and v > 1)
+            self._found[path] = mine | self.of(path.rpartition(".")[0]) if path else mine
         return self._found[path]
 
 

@@ -275,7 +275,9 @@ def softmax(op: Op, x: Value, dim: int, *_: Any, **__: Any) -> Value:
 
 @rule("aten.max_pool1d", "aten.max_pool2d", "aten.max_pool3d", "aten.avg_pool1d", "aten.avg_pool2d", "aten.avg_pool3d",
       "aten.adaptive_max_pool2d", "aten.upsample_nearest2d", "aten.upsample_bilinear2d", "aten.upsample_bicubic2d",
-      "aten.upsample_nearest1d", "aten._upsample_nearest_exact2d", "aten.max_pool2d_with_indices")  # fmt: skip
+      "aten.upsample_nearest1d", "aten.upsample_nearest3d", "aten.upsample_linear1d", "aten.upsample_trilinear3d",
+      "aten._upsample_nearest_exact2d", "aten.max_pool2d_with_indices", "aten.adaptive_max_pool1d",
+      "aten.adaptive_max_pool3d")  # fmt: skip
 def pooled(op: Op, x: Value, *_: Any, **__: Any) -> Any:
     spatial = int(next(c for c in op.name[::-1] if c.isdigit())) if op.name[-1] == "d" else 2
     out = Value((*x.axes[:-spatial], *(op.fixed(n) for n in op.shape[-spatial:])))
@@ -309,8 +311,10 @@ def unchanged(op: Op, x: Value, *args: Any, **_: Any) -> Any:
 
 
 @rule("aten.where", "aten.__and__", "aten.__or__", "aten.__xor__", "aten.masked_fill", "aten.masked_fill_",
-      "aten.isin", "aten.__iand__", "aten.__ior__", "aten.lerp", "aten.rsub", "aten.square",
-      "aten.bitwise_not")  # fmt: skip
+      "aten.isin", "aten.__iand__", "aten.__ior__", "aten.lerp", "aten.rsub", "aten.square", "aten.bitwise_not",
+      "aten.hardswish", "aten.hardswish_", "aten.log_sigmoid", "aten.relu6_", "aten.gelu_", "aten.mish_",
+      "aten.special_expit", "aten.multiply", "aten.divide", "aten.subtract", "aten.negative", "aten.absolute",
+      "aten.floor_divide")  # fmt: skip
 def pointwise(op: Op, *args: Any, **named: Any) -> Any:
     values = [a for a in (*args, *named.values()) if isinstance(a, Value)]
     return elementwise(op, values) if op.name != "aten.where" or len(args) > 1 else NotImplemented

@@ -20,7 +20,7 @@ SCALARS = ("Unsqueeze", "Squeeze", "Cast", "Identity", "Reshape")
 
 def masked(model: Any, graph: OnnxGraph, alive: Mapping[str, Tensor]) -> Any:
     """The model as it was, with zeros where units are gone."""
-    weights = {}
+    weights: dict[str, Array] = {}
     for (name, dim), keep in _kept(graph, alive).items():
         array = weights.get(name, graph.weights[name])
         shape = [-1 if d == dim else 1 for d in range(array.ndim)]

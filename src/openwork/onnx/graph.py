@@ -41,7 +41,8 @@ def onnx_graph(model: Any, *, dims: Mapping[str, int] | None = None) -> OnnxGrap
     """
     start = time.perf_counter()
     seen = observe(model, inputs_of(model, dims or {}))
-    reading, changes = Reading(), []
+    reading = Reading()
+    changes: list[Change] = []
     values: dict[str, Value] = {}
     constants = {t.name: array_of(t) for t in model.graph.initializer}
     for name, array in constants.items():

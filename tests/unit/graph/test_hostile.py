@@ -5,6 +5,7 @@ import torch
 from tests.unit.graph.hostile_nets import HOSTILE, REFUSED, build_hostile
 from tests.unit.graph.nets import Net, linear
 from torch import nn
+from torch.nn import functional as F
 
 import openwork as ow
 from openwork.graph import Example, GraphRefused
@@ -78,3 +79,12 @@ def test_a_position_hidden_in_the_code():
     result = ow.prune(net, random(density=0.5, structure=ow.channels(example=torch.zeros(2, 4))))
     with pytest.raises(ow.OpenworkError, match="its code holds"):
         ow.compact(net, result)
+
+
+@pytest.mark.parametrize(
+    "activation", [F.hardswish, F.logsigmoid, F.relu6, torch.special.expit, lambda x: torch.multiply(x, x)]
+)
+def test_activations_that_torch_does_not_call_pointwise(activation):
+    # tried: without a rule for aten.hardswish, as MobileNetV3 has it -> red
+    net = Net(lambda n, x: n.b(activation(n.a(x))), a=nn.Linear(4, 6), b=linear(6))
+    assert [g.n_units for g in ow.build_graph(net, torch.zeros(2, 4)).groups] == [6]
