@@ -245,7 +245,7 @@ def slice_(step: Step, x: Value, *_: Any) -> Any:
             x = x.moved(axes)
         elif by == 1:
             begin = min(max(start + axis.size if start < 0 else start, 0), axis.size)
-            before, kept, _ = cut(axis, [begin, size, axis.size - begin - size])
+            before, kept = cut(axis, [begin, size, axis.size - begin - size])[:2]
             begins[i], stops[i] = before if begin else None, cat(before, kept) if begin else kept
             x = x.moved([kept if d == dim % x.ndim else a for d, a in enumerate(x.axes)])
         elif by == -1 and size == axis.size:
