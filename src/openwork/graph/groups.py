@@ -75,19 +75,6 @@ class Groups:
         """The groups of some kinds."""
         return [g for g in self.groups if g.kind in kinds]
 
-    def inputs_of(self, tensors: Mapping[str, Tensor], given: Any) -> list[Any]:
-        """What the traced graph is called with: parameters and buffers, constants, and the leaves of ``given``."""
-        inputs = iter(tree_leaves(given))
-        found: list[Any] = []
-        for node in self.traced.module.graph.nodes:
-            if node.op != "placeholder":
-                continue
-            if node.name in self.traced.tensors:
-                found.append(tensors[self.traced.tensors[node.name]])
-            else:
-                found.append(self.traced.values[node.name] if node.name in self.traced.values else next(inputs))
-        return found
-
     @cached_property
     def owner(self) -> dict[int, tuple[str, int]]:
         """Identity of an atom -> its group and its unit (-1: every entry of the atom is a unit)."""
@@ -104,6 +91,19 @@ class Graph(Groups):
     """What ``build_graph`` finds in a module of torch."""
 
     traced: Traced = field(repr=False)
+
+    def inputs_of(self, tensors: Mapping[str, Tensor], given: Any) -> list[Any]:
+        """What the traced graph is called with: parameters and buffers, constants, and the leaves of ``given``."""
+        inputs = iter(tree_leaves(given))
+        found: list[Any] = []
+        for node in self.traced.module.graph.nodes:
+            if node.op != "placeholder":
+                continue
+            if node.name in self.traced.tensors:
+                found.append(tensors[self.traced.tensors[node.name]])
+            else:
+                found.append(self.traced.values[node.name] if node.name in self.traced.values else next(inputs))
+        return found
 
 
 def build_graph(model: nn.Module, example: Any) -> Graph:

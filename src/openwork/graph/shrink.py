@@ -60,8 +60,8 @@ def shrink(model: nn.Module, graph: Graph, alive: Mapping[str, Tensor], example:
     if problem.startswith("its outputs"):
         raise VerificationFailed(
             f"{type(model).__name__}: the small model does not compute what the pruned one does ({problem}); was the "
-            "model trained or changed after the result was made? If not, its code holds the number of an entry or a length "
-            "that no attribute holds: leave the layer out with Select(exclude=...)"
+            "model trained or changed after the result was made? If not, its code holds the number of an entry or a "
+            "length that no attribute holds: leave the layer out with Select(exclude=...)"
         )
     raise StructureError(
         f"{type(model).__name__}: the small model does not run ({problem}); its code holds a size that was not found "
