@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from openwork.data.places import assets_folder
+
 BENCH = Path(__file__).parents[1] / "bench"
 
 
@@ -17,10 +19,11 @@ def quick(name, folder):
     """Run one bench with --quick in a copy of its folder; its result."""
     for file in BENCH.glob("*.py"):
         shutil.copy(file, folder)
+    assets = assets_folder()  # found from here; the copy lies elsewhere
     run = subprocess.run(
         [sys.executable, f"{name}.py", "--quick"],
         cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **({"OPENWORK_ASSETS": str(assets)} if assets else {})},
         capture_output=True,
         text=True,
         timeout=600,
@@ -138,3 +141,37 @@ def test_quick_mechanisms(tmp_path):
         "acdc", "powers", "gradients", "thresholds", "probabilities", "tickets", "removal"
     }  # fmt: skip
     assert all(len(r["values"]) == 1 for r in found["rows"])
+
+
+@pytest.mark.parametrize("name", ["soups_digits", "llm_speed"])
+def test_quick_bench_of_pieces(name, tmp_path):
+    # tried: the plain SparseGPT without its damping -> masks differ
+    rows = quick(name, tmp_path)["rows"]
+    assert all(r["after"]["mean"] > 0 for r in rows)
+    if name == "llm_speed":
+        assert {r["method"] for r in rows} == {"sparsegpt", "wanda"}
+        for row in rows:
+            assert row["equal_masks"] > 0.999
+            assert row["error"] == pytest.approx(row["plain_error"], rel=1e-4)
+    else:
+        soup = next(r for r in rows if r["method"] == "soup")
+        assert soup["merges"] == 3
+        assert next(r for r in rows if r["method"].startswith("average"))["support"]["mean"] > 0.052
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llm_icbs", "stun_moe", "llm_scale"])
+def test_quick_bench_of_language_models(name, tmp_path):
+    # tried: steps of iCBS that decide nothing -> red
+    pytest.importorskip("transformers", reason="transformers is not installed: pip install 'openwork[hf]'")
+    if name != "llm_scale" and assets_folder() is None:
+        pytest.skip("no asset folder: set OPENWORK_ASSETS to the folder with stories260K.bin and tinyshakespeare.txt")
+    rows = quick(name, tmp_path)["rows"]
+    if name == "llm_icbs":
+        found = {r["method"]: r["after"]["mean"] for r in rows if r["setting"] == "stories260K"}
+        assert found["icbs from magnitude, 4 steps"] > found["icbs from magnitude, 0 steps"]
+    elif name == "stun_moe":
+        assert len({(r["density"], r["method"]) for r in rows}) == len(rows) == 17
+    else:
+        assert rows[0]["density"] == 0.5
+        assert rows[0]["resident_bytes"] < 2e9
