@@ -125,7 +125,7 @@ def token_map(small: nn.Module) -> Tensor:
     Raises:
         StructureError: the vocabulary of the model is whole.
     """
-    plain = getattr(small, "openwork_plan", None)
+    plain = getattr(small, "openwork_compaction", None)
     plan = Plan.from_dict(plain) if plain is not None else None
     ids = plan.token_ids if plan is not None else None
     if plan is None or ids is None:

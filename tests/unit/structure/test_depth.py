@@ -86,8 +86,8 @@ def test_removed_blocks_are_gone_and_nothing_else_changes(wrap, tmp_path):
     gone = int((~result.units["layers"]).nonzero()[0])
     assert small.blocks[gone].post is False  # what a model reads from its blocks stays readable
     assert (
-        Plan.from_dict(json.loads(json.dumps(small.openwork_plan))).removed
-        == Plan.from_dict(small.openwork_plan).removed
+        Plan.from_dict(json.loads(json.dumps(small.openwork_compaction))).removed
+        == Plan.from_dict(small.openwork_compaction).removed
     )
     assert f"skip blocks.{gone}" in ow.plan_compaction(model, result).explain()
 
