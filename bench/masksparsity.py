@@ -26,8 +26,8 @@ from openwork.methods import masksparsity
 LAM = 0.01
 ROWS: dict[str, dict[str, Any]] = {
     "masksparsity": {"slim": 0.3, "choose": 0.5, "lam": LAM},
-    "penalty on all scales": {"slim": 0.3, "choose": 0.995, "lam": LAM, "restart": False},
-    "no penalty": {"slim": 0.995, "choose": 0.995, "lam": 0.0},
+    "penalty on all scales": {"slim": 0.3, "choose": 0.95, "lam": LAM, "restart": False},
+    "no penalty": {"slim": 0.95, "choose": 0.95, "lam": 0.0},
 }
 
 
