@@ -83,7 +83,11 @@ ROWS = [
         RecipeError,
         "a recipe must have kind: Recipe, got Element",
     ),
-    (lambda t: from_plain({"kind": "os.system"}), RecipeError, "unknown kind 'os.system' in a recipe; known: Block"),
+    (
+        lambda t: from_plain({"kind": "os.system"}),
+        RecipeError,
+        "unknown kind 'os.system' in a recipe; known: AdaptivePruning",
+    ),
     (
         lambda t: from_plain({"kind": "Element", "par": "row"}),
         RecipeError,

@@ -41,7 +41,7 @@ def residual_blocks(model: nn.Module, example: Any) -> tuple[list[BlockOf], dict
         >>> import openwork as ow
         >>> model = ow.build_model("resnet8", (1, 28, 28), 10)
         >>> [block.path for block in residual_blocks(model, torch.zeros(1, 1, 28, 28))[0]]
-        ['stages.0']
+        ['layer1.0']
     """
     if device_of(model).type == "meta":
         raise StructureError(

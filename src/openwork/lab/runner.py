@@ -323,7 +323,7 @@ class Runner:
             "curve": s.curve,
             "result": result_to_state(s.result) if s.result is not None else None,
             "cycle": self._cycle.state_dict() if self._cycle is not None else None,
-            "plan": getattr(self.model, "openwork_plan", None),
+            "plan": getattr(self.model, "openwork_compaction", None),
             "shrunk": s.shrunk,
             "model": self.model.state_dict(),
             "torch_rng": torch.get_rng_state(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def read_onnx(path: str | Path) -> Any:
     try:
         onnx.checker.check_model(model)
         if model.functions:
-            model = onnx.inliner.inline_local_functions(model)
+            model = import_module("onnx.inliner").inline_local_functions(model)
         _refuse(model, path)
         _lift_constants(model)
         for tensor in model.graph.initializer:

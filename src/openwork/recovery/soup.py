@@ -223,7 +223,7 @@ def adaptive_rate(norm_drop: float, pruned: float, epochs: int, pretraining: int
         largest: learning rate of the dense training.
 
     Examples:
-        >>> adaptive_rate(0.2, 0.64, 5, 50, 0.1)
+        >>> round(adaptive_rate(0.2, 0.64, 5, 50, 0.1), 6)
         0.025
     """
     return min(largest, max(largest * norm_drop / pruned**0.5, largest * min(epochs / pretraining, 1.0)))

@@ -60,7 +60,7 @@ def group_picture(title: str, shapes: Mapping[str, Sequence[int]], groups: Seque
         >>> text = group_picture("two layers", {"a.weight": (8, 4), "b.weight": (2, 8)},
         ...     [Drawn("a.weight", "channels", 8, places)])
         >>> text.startswith("<svg"), text.count("<circle")
-        (True, 4)
+        (True, 3)
     """
     rows = dict(list(shapes.items())[:MOST_ROWS])
     at = {name: i for i, name in enumerate(rows)}

@@ -225,7 +225,7 @@ class PackedConv2d(Packed):
             run = conv2d_now
         window = (self.kernel_size, self.stride, self.padding, self.dilation)
         if residual is not None:
-            shape = (len(x), self.out_channels, *sizes_out(x, *window))
+            shape = (x.shape[0], self.out_channels, *sizes_out(x, *window))
             if self._by_torch(residual, x, shape):
                 y = run(x, self.kind, weights, sizes, self.bias, None, "none", *window)
                 return activated(y, residual, self.activation)

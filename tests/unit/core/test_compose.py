@@ -18,7 +18,8 @@ from openwork.rules.topk import Repeat, TopK
 from openwork.schedules import Phases, Stretch
 from openwork.structure import Element, partition
 
-MOMENTS = sorted(n for n, f in vars(Rule).items() if inspect.isfunction(f))
+MOMENTS = sorted(n for n, f in vars(Rule).items() if inspect.isfunction(f) and n != "recut")
+"""What a driver asks of every rule; ``recut`` is an offer that a rule may decline, and composed ones do."""
 
 
 class Probe(Rule):

@@ -83,7 +83,7 @@ def test_marks_travel_to_parts_and_partners():
     freeze(a, "second")
     assert (find(h).frozen, find(d).frozen) == ("first", "second")
     assert find(d).over == "a norm"
-    assert find(h).tags == {"heads"}
+    assert find(h).tags == {"heads", "locked"}
 
 
 def test_cuts_of_frozen_axes_stay_frozen():
