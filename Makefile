@@ -5,11 +5,12 @@ BIN := .venv/bin
 SETUP := pyproject.toml constraints.txt $(wildcard native/CMakeLists.txt native/src/*)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint types lines docs clean help
+.PHONY: demo test lint types lines sanitized docs clean help
 
 help:
 	@echo "make demo   a pruned network in a minute"
 	@echo "make test   lint, types, line count and every test"
+	@echo "make sanitized   the native kernels under AddressSanitizer and UBSan"
 	@echo "make lint | types | lines | docs | clean"
 
 demo: .venv/demo.stamp
@@ -37,6 +38,9 @@ lines: .venv/dev.stamp
 .venv/dev.stamp: $(SETUP) | .venv/bin/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@ .venv/demo.stamp
+
+sanitized: .venv/dev.stamp
+	PYTHON=$(CURDIR)/$(BIN)/python sh tests/native_sanitizers.sh
 
 docs: .venv/dev.stamp
 	$(BIN)/python docs/generate.py
