@@ -6,6 +6,7 @@ python bench/adaptive_rounds.py [--quick]
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -33,8 +34,7 @@ def main(quick: bool) -> None:
                 job = Job("mlp", "digits", method, density, options=options, seed=seed)
                 count = job.build_recipe(1).schedule.rounds  # type: ignore[attr-defined]
                 budget = Budget(epochs, epochs * count, 64, lr=0.1, finetune_lr=0.1)
-                job = Job("mlp", "digits", method, density, options=options, seed=seed, budget=budget)
-                runs.append(Runner(job, data=data).run()[1])
+                runs.append(Runner(replace(job, budget=budget), data=data).run()[1])
             path = [entry["sap"]["pq_index"] for entry in runs[0].log if "sap" in entry]
             rows.append({"density": density, "method": name, "rounds": count, "accuracy": accuracies(runs)})
             rows[-1]["path"] = " ".join(f"{v:.2f}" for v in path)

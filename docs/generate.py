@@ -49,23 +49,21 @@ def method_page(entry: methods.Method) -> str:
     )
 
 
-def benchmarks() -> str:
-    """The benchmark page, from the result files that exist."""
+def benchmarks() -> tuple[str, dict[str, str]]:
+    """The benchmark page, from the result files that exist, and the curves it shows by the names of their files."""
     parts = [
         "# Benchmarks\n\nGenerated from `bench/results/*.json` by `make docs`. Accuracies are test accuracies in percent, "
         "mean ± sample standard deviation over seeds. Every row of a table had the same budget."
     ]
-    found = results()
+    found = {p.stem: json.loads(p.read_text()) for p in sorted(RESULTS.glob("*.json"))}
     described = {name for name, result in found.items() if "columns" in result and not name.endswith("_quick")}
     shown = [name for name in (*SECTIONS, *sorted(described - set(SECTIONS))) if name in found]
-    for name, result in ((name, found[name]) for name in shown):
-        parts += [_written(SECTIONS.get(name, tables.described)(result), result, plots(name, result))]
-    return "\n\n".join(parts) + "\n"
-
-
-def results() -> dict[str, Any]:
-    """Every result file by name."""
-    return {p.stem: json.loads(p.read_text()) for p in sorted(RESULTS.glob("*.json"))}
+    curves: dict[str, str] = {}
+    for name in shown:
+        result, drawn = found[name], plots(name, found[name])
+        parts += [_written(SECTIONS.get(name, tables.described)(result), result, drawn)]
+        curves |= drawn
+    return "\n\n".join(parts) + "\n", curves
 
 
 def _written(part: Section, found: dict[str, Any], drawn: Iterable[str]) -> str:
@@ -89,20 +87,18 @@ def pages() -> dict[Path, str]:
     made[HERE / "methods" / "README.md"] = f"# Methods\n\n{method_table('')}\n"
     for entry in methods.METHODS:
         made[HERE / "methods" / f"{entry.name}.md"] = method_page(entry)
-    made[HERE / "benchmarks.md"] = benchmarks()
-    for name, result in results().items():
-        made |= {HERE / "plots" / file: text for file, text in plots(name, result).items()}
-    return made
+    made[HERE / "benchmarks.md"], curves = benchmarks()
+    return made | {HERE / "plots" / file: drawn for file, drawn in curves.items()}
 
 
 def main(check: bool) -> int:
     """Write or compare; returns an exit code."""
-    stale = [p for p, text in pages().items() if not p.is_file() or p.read_text() != text]
-    for path in stale:
+    stale = {p: text for p, text in pages().items() if not p.is_file() or p.read_text() != text}
+    for path, text in stale.items():
         print(f"{'stale' if check else 'wrote'} {path.relative_to(HERE.parent)}")
         if not check:
             path.parent.mkdir(exist_ok=True)
-            path.write_text(pages()[path])
+            path.write_text(text)
     return int(check and bool(stale))
 
 

@@ -22,15 +22,6 @@ class TrainerRun(LateRun):
         """Write the run beside a checkpoint, atomically."""
         save_state(folder / FILE, self.run.state_dict())
 
-    def read(self, folder: Path) -> None:
-        """Read what ``save`` wrote.
-
-        Raises:
-            FileError: there is none, or it is corrupt.
-            RecipeError: it belongs to another recipe or another model.
-        """
-        self.restore(load_state(folder / FILE))
-
 
 def join_trainer(
     trainer: Any, recipe: Recipe, *, data: Iterable[Any] | None = None, loss: Loss | None = None, seed: int = 0
@@ -96,10 +87,11 @@ def join_trainer(
         if checkpoint is None:
             load(checkpoint)
             return
-        ours.read(Path(checkpoint))  # refuses a checkpoint of another run before anything else is loaded
+        saved = load_state(Path(checkpoint) / FILE)
+        ours.restore(saved)  # refuses a checkpoint of another run before anything else is loaded
         load_weights(checkpoint)
         load(checkpoint)
-        ours.read(Path(checkpoint))  # what a relaxation settles follows from the weights
+        ours.restore(saved)  # what a relaxation settles follows from the weights
 
     trainer._load_from_checkpoint = load_after_attaching
     trainer.create_optimizer = create_optimizer

@@ -63,19 +63,17 @@ def keep_top_sharded(
     if keep in (0, total):
         return [torch.full((p.numel(),), keep == total, dtype=torch.bool, device=p.device) for p in pieces]
     cut, missing = _kth(pieces, keep, wires, device)
-    masks = []
+    masks, tied = [], []
     ties = torch.zeros(wires.world, len(pieces), dtype=torch.int64, device=device)
     for i, piece in enumerate(pieces):
         keys = torch.cat(list(_keys(piece)) or [torch.empty(0, dtype=torch.int64, device=device)])
         masks.append(keys > cut)
-        ties[wires.rank, i] = int((keys == cut).sum())
+        tied.append((keys == cut).nonzero().flatten())
+        ties[wires.rank, i] = len(tied[i])
     wires.sum(ties)
     before = (ties.T.flatten().cumsum(0) - ties.T.flatten()).reshape(len(pieces), wires.world)[:, wires.rank]
-    for i, piece in enumerate(pieces):
-        own = max(0, min(int(ties[wires.rank, i]), missing - int(before[i])))
-        if own:
-            keys = torch.cat(list(_keys(piece)))
-            masks[i][(keys == cut).nonzero().flatten()[:own]] = True
+    for i, mask in enumerate(masks):
+        mask[tied[i][: max(0, missing - int(before[i]))]] = True
     return masks
 
 
@@ -123,7 +121,6 @@ def _kth(pieces: Sequence[Tensor], keep: int, wires: _Wires, device: torch.devic
         for piece in pieces:
             for keys in _keys(piece):
                 here = keys[(keys >= low) & (keys <= high - 1)]
-                # subtracting in halves keeps 64-bit keys from running over
                 digit = (here >> shift) - (low >> shift) if shift else here - low
                 counts += torch.bincount(digit, minlength=bins)
         wires.sum(counts)
