@@ -26,23 +26,36 @@ struct Tile {
   int64_t scale, step;
   int64_t row;  // not 0: tokens are rows that lie this far apart, x[token * row + offsets[block] + k]
   int64_t blocks, depth, height;
-  const void* w;
-  const float* scales;  // of the blocks, int8 only
-  float* y;             // first token, first output
+  const float* w;
+  float* y;  // first token, first output
   int64_t y_stride, outputs;  // outputs that exist from here on
   const float* bias;
   const float* residual;
   int act;
 };
 
-// Runs one tile of `tokens` tokens, `nv` vectors of outputs wide. `few` reads the weights as they are stored (`kind`).
-void run_tile(int nv, int tokens, const Tile& t, int kind = kFloat, bool few = false);
+// Runs one tile of `tokens` tokens, `nv` vectors of outputs wide.
+void run_tile(int nv, int tokens, const Tile& t);
+
+// At most four tokens.
+void block_few(const BlockWeights&, const Epilogue&, const Tokens&, int threads);
 
 void block_linear(const BlockWeights&, const Epilogue&, const Tokens&, int threads);
 
 // Images with channels last whose blocks lie inside one pixel need not be laid out.
 bool reads_rows(const BlockWeights& b, const Images& a);
 void block_conv_rows(const BlockWeights&, const Epilogue&, const Images&, int threads);
+
+// Where part `part` of `parts` of the strips begins, when they are shared out evenly by blocks.
+inline int64_t first_strip(const BlockWeights& b, int64_t part, int64_t parts) {
+  const int64_t blocks = b.starts[b.strips] + b.strips;  // an empty strip costs about as much as a block
+  int64_t low = 0, high = b.strips;
+  while (low < high && part < parts) {
+    const int64_t middle = (low + high) / 2;
+    (b.starts[middle] + middle) * parts < blocks * part ? low = middle + 1 : high = middle;
+  }
+  return high;
+}
 
 // A range of blocks as floats: themselves, or widened into `room`.
 inline const float* widened(const BlockWeights& b, int64_t first, int64_t last, float* room) {
@@ -61,7 +74,5 @@ inline const float* widened(const BlockWeights& b, int64_t first, int64_t last, 
   }
   return room;
 }
-
-inline int64_t bytes_of(int kind) { return kind == kFloat ? 4 : kind == kBfloat ? 2 : 1; }
 
 }  // namespace openwork::OW_ISA

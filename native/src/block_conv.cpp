@@ -37,7 +37,7 @@ void write_channels(const float* sums, int64_t stride, int64_t positions, int64_
 
 void block_conv(const BlockWeights& b, const Epilogue& e, const Images& images, int threads) {
   if (reads_rows(b, images)) return block_conv_rows(b, e, images, threads);
-  const Planes planes(images, false, b.depth);
+  const Planes planes(images, b.depth);
   const Images& a = planes.a;
   const int nv = vectors_of(b.height);
   const int most = most_tokens(nv);
@@ -58,13 +58,15 @@ void block_conv(const BlockWeights& b, const Epilogue& e, const Images& images, 
   const int64_t bands = std::min(a.out_h, std::max<int64_t>((a.out_h + 7) / 8, (4 * threads - 1) / group + 1));
   // Positions of a band of a single row are shared out instead.
   const int64_t pieces = a.out_h == 1 ? std::min(tiles, std::max<int64_t>((tiles + 15) / 16, 4 * threads / group)) : 1;
-  float* laid = scratch(2, group * planes.image);
+  float* room = planes.direct ? nullptr : scratch(2, group * planes.image);
 
   for (int64_t b0 = 0; b0 < a.batch; b0 += group) {
     const int64_t count = std::min(group, a.batch - b0);
-    parallel(count * planes.rows, threads, [&](int64_t task) {
-      planes.fill(b0 + task / planes.rows, task % planes.rows, laid + task / planes.rows * planes.image);
-    });
+    const float* laid = planes.direct ? a.x + b0 * planes.image : room;
+    if (!planes.direct)
+      parallel(count * planes.rows, threads, [&](int64_t task) {
+        planes.fill(b0 + task / planes.rows, task % planes.rows, room + task / planes.rows * planes.image);
+      });
     parallel(count * bands * pieces, threads, [&](int64_t task) {
       const int64_t image = task / (bands * pieces), band = task / pieces % bands, piece = task % pieces;
       const int64_t tile0 = tiles * piece / pieces, tile1 = tiles * (piece + 1) / pieces;
@@ -72,10 +74,10 @@ void block_conv(const BlockWeights& b, const Epilogue& e, const Images& images, 
       for (int64_t part = 0; part < parts; ++part) {
         const int64_t s0 = groups[part], s1 = groups[part + 1];
         const int64_t first = b.starts[s0], last = b.starts[s1], n0 = s0 * b.height;
-        const int64_t outputs = std::min(b.outputs, s1 * b.height) - n0, room = (s1 - s0) * b.height;
+        const int64_t outputs = std::min(b.outputs, s1 * b.height) - n0, wide = (s1 - s0) * b.height;
         const float* w =
             widened(b, first, last, b.store == kFloat ? nullptr : scratch(1, (last - first) * size));
-        float* sums = a.channels_last ? nullptr : scratch(0, positions * room);
+        float* sums = a.channels_last ? nullptr : scratch(0, positions * wide);
         for (int64_t row = a.out_h * band / bands; row < a.out_h * (band + 1) / bands; ++row) {
           const int64_t place = ((b0 + image) * a.out_h + row) * a.out_w;
           for (int64_t tile = tile0; tile < tile1; ++tile) {
@@ -93,7 +95,6 @@ void block_conv(const BlockWeights& b, const Epilogue& e, const Images& images, 
                 t.depth = b.depth;
                 t.height = b.height;
                 t.w = w + (from - first) * size + r;
-                t.scales = nullptr;
                 if (a.channels_last) {
                   t.y = a.y + (place + x) * b.outputs + n;
                   t.y_stride = b.outputs;
@@ -102,8 +103,8 @@ void block_conv(const BlockWeights& b, const Epilogue& e, const Images& images, 
                   t.residual = e.residual == nullptr ? nullptr : e.residual + (place + x) * b.outputs + n;
                   t.act = e.act;
                 } else {
-                  t.y = sums + (x - x0) * room + n - n0;
-                  t.y_stride = room;
+                  t.y = sums + (x - x0) * wide + n - n0;
+                  t.y_stride = wide;
                   t.outputs = nv * W;
                   t.bias = t.residual = nullptr;
                   t.act = kNone;
@@ -114,7 +115,7 @@ void block_conv(const BlockWeights& b, const Epilogue& e, const Images& images, 
           if (!a.channels_last) {
             const int64_t plane = a.out_h * a.out_w;
             const int64_t at = ((b0 + image) * b.outputs + n0) * plane + row * a.out_w + x0;
-            write_channels(sums, room, positions, outputs, e, n0, a.y + at, plane,
+            write_channels(sums, wide, positions, outputs, e, n0, a.y + at, plane,
                            e.residual == nullptr ? nullptr : e.residual + at);
           }
         }

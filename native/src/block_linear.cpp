@@ -21,9 +21,8 @@ void pack_tile(const float* x, int64_t x_stride, int tokens, int64_t inputs, int
 }  // namespace
 
 void block_linear(const BlockWeights& b, const Epilogue& e, const Tokens& a, int threads) {
-  const int nv = vectors_of(b.height);
-  const bool few = a.tokens <= 4;
-  const int most = few ? 4 : most_tokens(nv);
+  if (a.tokens <= 4) return block_few(b, e, a, threads);
+  const int nv = vectors_of(b.height), most = most_tokens(nv);
   const int64_t padded = (a.inputs + b.depth - 1) / b.depth * b.depth;
   // Tokens are read where they lie, unless a block sticks out over their end, or so many rows lie a multiple of 4 KiB
   // apart that they do not fit one set of the first cache.
@@ -39,20 +38,10 @@ void block_linear(const BlockWeights& b, const Epilogue& e, const Tokens& a, int
   // With fewer super-tiles than threads want, the strips are split as well, evenly by blocks.
   int64_t parts = threads > 1 && supers < 4 * threads ? (4 * threads + supers - 1) / supers : 1;
   parts = std::min(parts, b.strips);
-  const int64_t blocks = b.starts[b.strips] + b.strips;  // an empty strip costs about as much as a block
-  const auto first_strip = [&](int64_t part) {
-    int64_t low = 0, high = b.strips;
-    while (low < high) {
-      const int64_t middle = (low + high) / 2;
-      (b.starts[middle] + middle) * parts < blocks * part ? low = middle + 1 : high = middle;
-    }
-    return low;
-  };
-
   parallel(supers * parts, threads, [&](int64_t task) {
     const int64_t super = task / parts, part = task % parts;
     const int64_t t0 = super * tiles / supers, t1 = (super + 1) * tiles / supers;
-    const int64_t s0 = first_strip(part), s1 = part + 1 == parts ? b.strips : first_strip(part + 1);
+    const int64_t s0 = first_strip(b, part, parts), s1 = first_strip(b, part + 1, parts);
     if (s0 >= s1) return;
     const int64_t base = first_token(t0);
     float* packed = rows ? nullptr : scratch(0, (first_token(t1) - base) * padded);
@@ -65,8 +54,7 @@ void block_linear(const BlockWeights& b, const Epilogue& e, const Tokens& a, int
       g1 = g0 + 1;
       while (g1 < s1 && b.starts[g1 + 1] - b.starts[g0] <= in_group) ++g1;
       const int64_t first = b.starts[g0], last = b.starts[g1], size = b.depth * b.height;
-      const float* w = few ? nullptr
-                           : widened(b, first, last, b.store == kFloat ? nullptr : scratch(1, (last - first) * size));
+      const float* w = widened(b, first, last, b.store == kFloat ? nullptr : scratch(1, (last - first) * size));
       for (int64_t tile = t0; tile < t1; ++tile) {
         const int64_t at = first_token(tile);
         const int count = static_cast<int>(first_token(tile + 1) - at);
@@ -82,17 +70,14 @@ void block_linear(const BlockWeights& b, const Epilogue& e, const Tokens& a, int
             t.blocks = b.starts[s + 1] - from;
             t.depth = b.depth;
             t.height = b.height;
-            t.w = few ? static_cast<const void*>(static_cast<const char*>(b.values) +
-                                                 (from * size + row) * bytes_of(b.store))
-                      : w + (from - first) * size + row;
-            t.scales = b.scales == nullptr ? nullptr : b.scales + from;
+            t.w = w + (from - first) * size + row;
             t.y = a.y + at * a.y_stride + n;
             t.y_stride = a.y_stride;
             t.outputs = b.outputs - n;
             t.bias = e.bias == nullptr ? nullptr : e.bias + n;
             t.residual = e.residual == nullptr ? nullptr : e.residual + at * a.y_stride + n;
             t.act = e.act;
-            run_tile(nv, count, t, b.store, few);
+            run_tile(nv, count, t);
           }
         }
       }

@@ -92,7 +92,6 @@ void block_conv_rows(const BlockWeights& b, const Epilogue& e, const Images& a, 
               t.depth = b.depth;
               t.height = b.height;
               t.w = w + (start - first) * size + r;
-              t.scales = nullptr;
               t.y = a.y + at + n;
               t.y_stride = b.outputs;
               t.outputs = b.outputs - n;

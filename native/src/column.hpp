@@ -11,33 +11,18 @@
 
 namespace openwork::OW_ISA {
 
+void column_linear(const ColumnWeights&, const Epilogue&, const Tokens&, int threads);
+
 // Vectors of tokens beside each other for columns of R weights.
 constexpr int most_vectors(int64_t r) {
   constexpr bool many = OW_WIDTH == 16;  // registers
   return r == 1 ? 8 : r == 2 ? (many ? 8 : 4) : r == 4 ? (many ? 6 : 3) : many ? 3 : 1;
 }
 
-// Where the activations of an input lie. In a packed tile vectors stand beside each other, inputs step by the tile's
-// width; in images every vector has a base of its own and inputs have looked-up offsets.
-struct Packed {
-  const float* x;
-  template <int V>
-  OW_INLINE const float* at(uint16_t input, int v) const {
-    return x + input * int64_t{V * W} + v * W;
-  }
-};
-struct Scattered {
-  const float* bases[8];
-  const int32_t* offsets;
-  template <int V>
-  OW_INLINE const float* at(uint16_t input, int v) const {
-    return bases[v] + offsets[input];
-  }
-};
-
-// Adds `count` columns to R rows of V vectors of sums; fresh sums begin at zero.
-template <int R, int V, typename From>
-void micro(const From& from, const uint16_t* inputs, const float* w, int64_t count, float* sums, bool fresh) {
+// Adds `count` columns to R rows of V vectors of sums; fresh sums begin at zero. Activations are a packed tile
+// [input][vector].
+template <int R, int V>
+void micro(const float* x, const uint16_t* inputs, const float* w, int64_t count, float* sums, bool fresh) {
   constexpr int64_t step = V * W;
   constexpr int U = R * V >= 8 ? 1 : R * V >= 4 ? 2 : 4;  // independent sums, to hide the latency of the unit
   vf acc[U][R][V];
@@ -51,12 +36,12 @@ void micro(const From& from, const uint16_t* inputs, const float* w, int64_t cou
     if constexpr (R == 1) {
       const vf ws = splat(w[i]);
 #pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) to[0][v] = fma(load(from.template at<V>(inputs[i], v)), ws, to[0][v]);
+      for (int v = 0; v < V; ++v) to[0][v] = fma(load(x + inputs[i] * step + v * W), ws, to[0][v]);
     } else {
       vf xv[V];
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v) {
-        xv[v] = load(from.template at<V>(inputs[i], v));
+        xv[v] = load(x + inputs[i] * step + v * W);
         OW_HOLD(xv[v]);
       }
 #pragma GCC unroll 8
@@ -84,23 +69,21 @@ void micro(const From& from, const uint16_t* inputs, const float* w, int64_t cou
     }
 }
 
-template <typename From>
-using Micro = void (*)(const From&, const uint16_t*, const float*, int64_t, float*, bool);
+using Micro = void (*)(const float*, const uint16_t*, const float*, int64_t, float*, bool);
 
-template <typename From, int R, int V = most_vectors(R)>
-Micro<From> micro_of(int vectors) {
+template <int R, int V = most_vectors(R)>
+Micro micro_of(int vectors) {
   if constexpr (V > 1) {
-    if (vectors < V) return micro_of<From, R, V - 1>(vectors);
+    if (vectors < V) return micro_of<R, V - 1>(vectors);
   }
-  return micro<R, V, From>;
+  return micro<R, V>;
 }
 
-template <typename From>
-Micro<From> pick(int64_t height, int vectors) {
-  return height == 8   ? micro_of<From, 8>(vectors)
-         : height == 4 ? micro_of<From, 4>(vectors)
-         : height == 2 ? micro_of<From, 2>(vectors)
-                       : micro_of<From, 1>(vectors);
+inline Micro pick(int64_t height, int vectors) {
+  return height == 8   ? micro_of<8>(vectors)
+         : height == 4 ? micro_of<4>(vectors)
+         : height == 2 ? micro_of<2>(vectors)
+                       : micro_of<1>(vectors);
 }
 
 // The weights of columns [first, last) as floats, times nothing: scales of int8 wait for the sums.
@@ -117,21 +100,20 @@ inline const float* widened(const ColumnWeights& c, int64_t first, int64_t last,
   return room;
 }
 
-// The sums [group][height][V * W] of one part of the outputs; `offset_of(chunk)` gives the place of its activations.
-template <typename From, typename FromOf>
-void sum_part(const ColumnWeights& c, int64_t part, int64_t step, Micro<From> run, const FromOf& from_of, float* sums,
-              float* (*room)(int, size_t)) {
+// The sums [group][height][step] of one part of the outputs over a packed tile.
+inline void sum_part(const ColumnWeights& c, int64_t part, int64_t step, Micro run, const float* packed, float* sums,
+                     float* (*room)(int, size_t)) {
   const int64_t g0 = part * c.part, g1 = std::min(c.groups, g0 + c.part);
   for (int64_t k = 0; k < c.chunks; ++k) {
     const int64_t* starts = c.starts + k * c.groups;
     const int32_t* order = c.order + k * c.groups;
     const int64_t begin = starts[g0], end = starts[g1];
     const float* w = widened(c, begin, end, c.store == kFloat ? nullptr : room(3, (end - begin) * c.height));
-    const From from = from_of(k);
+    const float* x = packed + k * c.chunk * step;
     for (int64_t g = g0; g < g1; ++g) {
       const int64_t first = starts[g], count = starts[g + 1] - first;
       if (count == 0 && k > 0) continue;
-      run(from, c.inputs + first, w + (first - begin) * c.height, count, sums + (order[g] - g0) * c.height * step,
+      run(x, c.inputs + first, w + (first - begin) * c.height, count, sums + (order[g] - g0) * c.height * step,
           k == 0);
     }
   }

@@ -1,6 +1,6 @@
-// Images through columns of weights.
+// Images through columns of weights: tiles of output positions are packed as tokens are.
 #include "column.hpp"
-#include "images.hpp"
+#include "taps.hpp"
 
 namespace openwork::OW_ISA {
 namespace {
@@ -20,58 +20,60 @@ void write_channels(const float* sums, int64_t step, int64_t positions, int64_t 
   }
 }
 
+// Images that are laid out together: what fits the second caches of the threads, and at least one for each thread.
+int64_t together(const Taps& taps, int threads) {
+  const int64_t fit = (int64_t{512} << 10) * threads / (taps.image * 4);
+  return std::min(taps.a.batch, std::max<int64_t>(fit, threads));
+}
+
 }  // namespace
 
-void column_conv(const ColumnWeights& c, const Epilogue& e, const Images& images, int threads) {
-  const Planes planes(images, true, 1);
-  const Images& a = planes.a;
+void column_conv(const ColumnWeights& c, const Epilogue& e, const Images& a, int threads) {
+  if (a.channels_last && a.kernel_h * a.kernel_w * a.stride_h * a.stride_w == 1 && a.pad_h + a.pad_w == 0) {
+    const int64_t tokens = a.batch * a.height * a.width;
+    return column_linear(c, e, Tokens{a.x, a.y, tokens, a.channels, a.channels, c.outputs}, threads);
+  }
+  const Taps taps(a);
   const int most = most_vectors(c.height);
-  const int64_t per_row = (a.out_w + W - 1) / W, vectors = a.out_h * per_row;
+  const int64_t plane = taps.positions, vectors = (plane + W - 1) / W;
   const int64_t tiles = (vectors + most - 1) / most;
   const auto first_vector = [&](int64_t tile) { return tile * vectors / tiles; };
-  const int64_t parts = (c.groups + c.part - 1) / c.part;
-  const int64_t group = together(planes, threads);
+  const int64_t parts = (c.groups + c.part - 1) / c.part, inputs = a.kernel_h * a.kernel_w * a.channels;
+  const int64_t group = together(taps, threads);
   const int64_t jobs = group * tiles;
   const int64_t shares = threads > 1 && jobs < 4 * threads ? std::min(parts, (4 * threads + jobs - 1) / jobs) : 1;
-  float* laid = scratch(2, group * planes.image);
+  const int64_t planes = static_cast<int64_t>(taps.planes.size()), cuts = threads > 1 ? (a.channels + 63) / 64 : 1;
+  float* laid = taps.direct ? nullptr : scratch(2, group * taps.image);
 
   for (int64_t b0 = 0; b0 < a.batch; b0 += group) {
     const int64_t count = std::min(group, a.batch - b0);
-    parallel(count * planes.rows, threads, [&](int64_t task) {
-      planes.fill(b0 + task / planes.rows, task % planes.rows, laid + task / planes.rows * planes.image);
-    });
+    if (!taps.direct)
+      parallel(count * planes * cuts, threads, [&](int64_t task) {
+        const int64_t b = task / (planes * cuts), cut = task % cuts;
+        const int64_t c0 = a.channels * cut / cuts, c1 = a.channels * (cut + 1) / cuts;
+        taps.fill(b0 + b, taps.planes[task / cuts % planes], c0, c1, laid + b * taps.image);
+      });
     parallel(count * tiles * shares, threads, [&](int64_t task) {
       const int64_t b = task / (tiles * shares), tile = task / shares % tiles, share = task % shares;
       const int64_t v0 = first_vector(tile);
       const int wide = static_cast<int>(first_vector(tile + 1) - v0);
       const int64_t step = wide * W;
-      Scattered from;
-      for (int v = 0; v < wide; ++v)
-        from.bases[v] =
-            laid + b * planes.image + (v0 + v) / per_row * planes.row_stride() + (v0 + v) % per_row * W;
-      const Micro<Scattered> run = pick<Scattered>(c.height, wide);
+      float* packed = scratch(0, inputs * step);
+      taps.pack(taps.direct ? a.x + (b0 + b) * a.channels * plane : laid + b * taps.image, v0 * W, wide, packed);
+      const Micro run = pick(c.height, wide);
       float* sums = scratch(1, c.part * c.height * step);
       for (int64_t part = parts * share / shares; part < parts * (share + 1) / shares; ++part) {
-        sum_part<Scattered>(
-            c, part, step, run,
-            [&](int64_t k) {
-              from.offsets = planes.offsets.data() + k * c.chunk;
-              return from;
-            },
-            sums, scratch);
+        sum_part(c, part, step, run, packed, sums, scratch);
         const int64_t n0 = part * c.part * c.height, n = std::min(c.outputs - n0, c.part * c.height);
         for (int v = 0; v < wide; ++v) {
-          const int64_t row = (v0 + v) / per_row, column = (v0 + v) % per_row * W;
-          const int64_t positions = std::min<int64_t>(W, a.out_w - column), plane = a.out_h * a.out_w;
-          if (a.channels_last) {
-            const int64_t at = (((b0 + b) * a.out_h + row) * a.out_w + column) * c.outputs + n0;
-            write_rows(sums + v * W, step, static_cast<int>(positions), n, e, n0, a.y + at, c.outputs,
-                       e.residual == nullptr ? nullptr : e.residual + at);
-          } else {
-            const int64_t at = ((b0 + b) * c.outputs + n0) * plane + row * a.out_w + column;
-            write_channels(sums + v * W, step, positions, n, e, n0, a.y + at, plane,
-                           e.residual == nullptr ? nullptr : e.residual + at);
-          }
+          const int64_t at = (v0 + v) * W, positions = std::min<int64_t>(W, plane - at);
+          const int64_t first = a.channels_last ? ((b0 + b) * plane + at) * c.outputs + n0
+                                                : ((b0 + b) * c.outputs + n0) * plane + at;
+          const float* residual = e.residual == nullptr ? nullptr : e.residual + first;
+          if (a.channels_last)
+            write_rows(sums + v * W, step, static_cast<int>(positions), n, e, n0, a.y + first, c.outputs, residual);
+          else
+            write_channels(sums + v * W, step, positions, n, e, n0, a.y + first, plane, residual);
         }
       }
     });

@@ -5,62 +5,153 @@
 namespace openwork::OW_ISA {
 namespace {
 
-// One or a few tokens: every column adds to the outputs of its group at once.
-template <int R, typename T>
-void add_few(const ColumnWeights& c, int64_t slot, const float* x, float* sums) {
-  const T* w = static_cast<const T*>(c.values) + c.starts[slot] * R;
-  const uint16_t* inputs = c.inputs + c.starts[slot];
-  const int64_t count = c.starts[slot + 1] - c.starts[slot];
-  constexpr int U = 4;
-  float acc[U][R] = {};
+// One or a few tokens: every column adds to the outputs of its group at once. Reading the weights takes the time, so
+// the slots of S parts are read side by side: a processor fetches four streams from memory faster than one.
+constexpr int kStreams = 4;
+
+// The R weights of a column as one vector, which may be longer or shorter than the processor's.
+template <int R>
+struct Lanes;
+#define OW_LANES(R)                                            \
+  template <>                                                  \
+  struct Lanes<R> {                                            \
+    typedef float Floats __attribute__((vector_size(R * 4)));  \
+    typedef uint32_t Bits __attribute__((vector_size(R * 4))); \
+    typedef uint16_t Half __attribute__((vector_size(R * 2))); \
+    typedef int8_t Byte __attribute__((vector_size(R)));       \
+  };
+OW_LANES(2)
+OW_LANES(4)
+OW_LANES(8)
+
+template <int R>
+struct Column {
+  using Floats = typename Lanes<R>::Floats;
+
+  static OW_INLINE Floats of(const float* w) { return taken<Floats>(w); }
+  static OW_INLINE Floats of(const uint16_t* w) {
+    const auto wide = __builtin_convertvector(taken<typename Lanes<R>::Half>(w), typename Lanes<R>::Bits) << 16;
+    return reinterpret_cast<Floats>(wide);
+  }
+  static OW_INLINE Floats of(const int8_t* w) {
+    return __builtin_convertvector(taken<typename Lanes<R>::Byte>(w), Floats);
+  }
+  static OW_INLINE void add(float* to, const Floats& sum) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) to[r] += sum[r];
+  }
+
+ private:
+  template <typename V>
+  static OW_INLINE V taken(const void* from) {
+    V v;
+    std::memcpy(&v, from, sizeof v);
+    return v;
+  }
+};
+
+template <>
+struct Column<1> {
+  typedef float Floats;
+  template <typename T>
+  static OW_INLINE float of(const T* w) {
+    return one(*w);
+  }
+  static OW_INLINE void add(float* to, float sum) { *to += sum; }
+};
+
+template <int R, typename T, int S>
+void add_few(const ColumnWeights& c, const int64_t* slots, const float* x, float* const* sums) {
+  constexpr int U = S == 1 ? 4 : 2;
+  const T* w[S];
+  const uint16_t* inputs[S];
+  int64_t count[S], least = INT64_MAX;
+  for (int s = 0; s < S; ++s) {
+    w[s] = static_cast<const T*>(c.values) + c.starts[slots[s]] * R;
+    inputs[s] = c.inputs + c.starts[slots[s]];
+    count[s] = c.starts[slots[s] + 1] - c.starts[slots[s]];
+    least = std::min(least, count[s]);
+  }
+  using Floats = typename Column<R>::Floats;
+  Floats acc[S][U] = {};
+  const auto add = [&](int s, int u, int64_t i) __attribute__((always_inline)) {
+    acc[s][u] += x[inputs[s][i]] * Column<R>::of(w[s] + i * R);
+  };
   int64_t i = 0;
-  for (; i + U <= count; i += U)
+  for (; i + U <= least; i += U)
 #pragma GCC unroll 4
-    for (int u = 0; u < U; ++u) {
-      const float xs = x[inputs[i + u]];
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) acc[u][r] += xs * one(w[(i + u) * R + r]);
-    }
-  for (; i < count; ++i)
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) acc[0][r] += x[inputs[i]] * one(w[i * R + r]);
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) sums[r] += (acc[0][r] + acc[1][r]) + (acc[2][r] + acc[3][r]);
+    for (int s = 0; s < S; ++s)
+#pragma GCC unroll 4
+      for (int u = 0; u < U; ++u) add(s, u, i + u);
+  for (int s = 0; s < S; ++s) {
+    for (int64_t j = i; j < count[s]; ++j) add(s, 0, j);
+    Floats sum = acc[s][0];
+#pragma GCC unroll 4
+    for (int u = 1; u < U; ++u) sum += acc[s][u];
+    Column<R>::add(sums[s], sum);
+  }
 }
 
-using Few = void (*)(const ColumnWeights&, int64_t, const float*, float*);
+using Few = void (*)(const ColumnWeights&, const int64_t*, const float*, float* const*);
 
-template <typename T>
+template <typename T, int S>
 Few few_of(int64_t height) {
-  return height == 8 ? add_few<8, T> : height == 4 ? add_few<4, T> : height == 2 ? add_few<2, T> : add_few<1, T>;
+  return height == 8   ? add_few<8, T, S>
+         : height == 4 ? add_few<4, T, S>
+         : height == 2 ? add_few<2, T, S>
+                       : add_few<1, T, S>;
+}
+
+template <int S>
+Few few_of(const ColumnWeights& c) {
+  return c.store == kFloat    ? few_of<float, S>(c.height)
+         : c.store == kBfloat ? few_of<uint16_t, S>(c.height)
+                              : few_of<int8_t, S>(c.height);
 }
 
 void few_tokens(const ColumnWeights& c, const Epilogue& e, const Tokens& a, int threads) {
-  const Few add = c.store == kFloat    ? few_of<float>(c.height)
-                  : c.store == kBfloat ? few_of<uint16_t>(c.height)
-                                       : few_of<int8_t>(c.height);
-  const int64_t parts = (c.groups + c.part - 1) / c.part;
-  parallel(parts, threads, [&](int64_t part) {
-    const int64_t g0 = part * c.part, g1 = std::min(c.groups, g0 + c.part), n0 = g0 * c.height;
-    const int64_t room = c.part * c.height + W;
-    float* sums = scratch(0, a.tokens * room);
-    std::fill(sums, sums + a.tokens * room, 0.0f);
+  const Few add_one = few_of<1>(c), add_all = few_of<kStreams>(c);
+  const int64_t parts = (c.groups + c.part - 1) / c.part, room = c.part * c.height + W;
+  const int64_t beside = parts < kStreams * threads ? 1 : kStreams;  // parts of one task, `tasks` parts apart
+  const int64_t tasks = (parts + beside - 1) / beside;
+  parallel(tasks, threads, [&](int64_t task) {
+    const int64_t here = (parts - task + tasks - 1) / tasks;
+    float* sums = scratch(0, here * a.tokens * room);
+    std::fill(sums, sums + here * a.tokens * room, 0.0f);
+    const auto add = [&](Few run, int64_t first, int64_t count, int64_t k, int64_t g) {
+      int64_t slots[kStreams];
+      float* to[kStreams];
+      for (int64_t t = 0; t < a.tokens; ++t) {
+        for (int64_t s = 0; s < count; ++s) {
+          const int64_t g0 = (task + (first + s) * tasks) * c.part;
+          slots[s] = k * c.groups + g0 + g;
+          to[s] = sums + ((first + s) * a.tokens + t) * room + (c.order[slots[s]] - g0) * c.height;
+        }
+        run(c, slots, a.x + t * a.x_stride + k * c.chunk, to);
+      }
+    };
     for (int64_t k = 0; k < c.chunks; ++k)
-      for (int64_t g = g0; g < g1; ++g) {
-        const int64_t slot = k * c.groups + g;
-        for (int64_t t = 0; t < a.tokens; ++t)
-          add(c, slot, a.x + t * a.x_stride + k * c.chunk, sums + t * room + (c.order[slot] - g0) * c.height);
+      for (int64_t g = 0; g < c.part; ++g) {
+        int64_t has = 0;  // parts that have a group g; only the last one may not
+        while (has < here && (task + has * tasks) * c.part + g < c.groups) ++has;
+        if (has == kStreams)
+          add(add_all, 0, kStreams, k, g);
+        else
+          for (int64_t s = 0; s < has; ++s) add(add_one, s, 1, k, g);
       }
-    const int64_t outputs = std::min(c.outputs - n0, (g1 - g0) * c.height);
-    for (int64_t t = 0; t < a.tokens; ++t)
-      for (int64_t n = 0; n < outputs; n += W) {
-        const int64_t wide = std::min<int64_t>(W, outputs - n), at = t * a.y_stride + n0 + n;
-        vf sum = load(sums + t * room + n);
-        if (c.store == kInt8) sum *= load_some(c.scales + n0 + n, wide);
-        if (e.bias != nullptr) sum += load_some(e.bias + n0 + n, wide);
-        if (e.residual != nullptr) sum += load_some(e.residual + at, wide);
-        store_some(a.y + at, activate(sum, e.act), wide);
-      }
+    for (int64_t s = 0; s < here; ++s) {
+      const int64_t n0 = (task + s * tasks) * c.part * c.height;
+      const int64_t outputs = std::min(c.outputs - n0, c.part * c.height);
+      for (int64_t t = 0; t < a.tokens; ++t)
+        for (int64_t n = 0; n < outputs; n += W) {
+          const int64_t wide = std::min<int64_t>(W, outputs - n), at = t * a.y_stride + n0 + n;
+          vf sum = load(sums + (s * a.tokens + t) * room + n);
+          if (c.store == kInt8) sum *= load_some(c.scales + n0 + n, wide);
+          if (e.bias != nullptr) sum += load_some(e.bias + n0 + n, wide);
+          if (e.residual != nullptr) sum += load_some(e.residual + at, wide);
+          store_some(a.y + at, activate(sum, e.act), wide);
+        }
+    }
   });
 }
 
@@ -85,11 +176,10 @@ void column_linear(const ColumnWeights& c, const Epilogue& e, const Tokens& a, i
     for (int v = 0; v < wide; ++v)
       transpose_strip(a.x + (t0 + v * W) * a.x_stride, a.x_stride,
                       static_cast<int>(std::min<int64_t>(W, a.tokens - t0 - v * W)), a.inputs, packed + v * W, step);
-    const Micro<Packed> run = pick<Packed>(c.height, wide);
+    const Micro run = pick(c.height, wide);
     float* sums = scratch(1, c.part * c.height * step);
     for (int64_t part = parts * share / shares; part < parts * (share + 1) / shares; ++part) {
-      sum_part<Packed>(
-          c, part, step, run, [&](int64_t k) { return Packed{packed + k * c.chunk * step}; }, sums, scratch);
+      sum_part(c, part, step, run, packed, sums, scratch);
       const int64_t n0 = part * c.part * c.height, n = std::min(c.outputs - n0, c.part * c.height);
       for (int v = 0; v < wide; ++v) {
         const int64_t t = t0 + v * W;

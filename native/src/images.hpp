@@ -1,9 +1,8 @@
-// Images laid out for kernels: [padded row][plane][channel][position], a plane for every shift of the columns. Rows are
+// Images laid out for kernels: [padded row][plane][channel][position], a plane for every phase of the columns. Rows are
 // outermost, so that the offsets of a kernel's inputs stay small however tall the image is.
 //
 // Element i of a row in a plane is the padded input at column i * stride + shift, so that outputs side by side read
-// activations side by side, whatever the stride. Kernels that load whole vectors get a plane for each kernel column,
-// so that their loads are aligned; kernels that broadcast get one for each phase of the stride.
+// activations side by side, whatever the stride: there is a plane for each phase of it.
 #pragma once
 
 #include <algorithm>
@@ -21,23 +20,25 @@ struct Planes {
   Images a;  // a 1 x 1 kernel without stride or padding sees its image as a single row
   int64_t rows, length, count, image;  // padded rows, floats in a row of one channel, planes, floats of an image
   int64_t laid;                        // channels, filled up with zeros to whole blocks
+  bool direct = false;                 // such a kernel with channels first reads the images where they lie
   std::vector<int64_t> shifts;         // of each plane
   std::vector<int32_t> offsets;        // of each input of the weights (kernel row, kernel column, channel)
 
-  Planes(const Images& given, bool shifted, int64_t depth) : a(given) {
+  Planes(const Images& given, int64_t depth) : a(given) {
     if (a.kernel_h * a.kernel_w > 1 && a.channels % depth != 0)
       throw std::invalid_argument("openwork: blocks must not reach over two positions of the convolution's kernel");
     if (a.kernel_h == 1 && a.kernel_w == 1 && a.stride_h == 1 && a.stride_w == 1 && a.pad_h == 0 && a.pad_w == 0) {
       a.width *= a.height;
       a.out_w *= a.out_h;
       a.height = a.out_h = 1;
+      direct = !a.channels_last && a.channels % depth == 0;
     }
     rows = (a.out_h - 1) * a.stride_h + (a.kernel_h - 1) * a.dilation_h + 1;
     int64_t reach = 0;
     std::vector<int64_t> plane_of(a.kernel_w), begin_of(a.kernel_w);
     for (int64_t j = 0; j < a.kernel_w; ++j) {
       const int64_t column = j * a.dilation_w;
-      const int64_t shift = shifted ? column : column % a.stride_w;
+      const int64_t shift = column % a.stride_w;
       begin_of[j] = (column - shift) / a.stride_w;
       reach = std::max(reach, begin_of[j]);
       auto found = std::find(shifts.begin(), shifts.end(), shift);
@@ -45,7 +46,7 @@ struct Planes {
       if (found == shifts.end()) shifts.push_back(shift);
     }
     count = static_cast<int64_t>(shifts.size());
-    length = (a.out_w + reach + W - 1) / W * W;
+    length = direct ? a.out_w : (a.out_w + reach + W - 1) / W * W;
     laid = (a.channels + depth - 1) / depth * depth;
     image = rows * row_floats();
     if ((a.kernel_h - 1) * a.dilation_h + 1 > std::numeric_limits<int32_t>::max() / row_floats())
@@ -83,12 +84,12 @@ struct Planes {
  private:
   void copy(const float* from, int64_t low, int64_t high, float* out) const {
     for (int64_t c = 0; c < a.channels; ++c, from += a.height * a.width, out += length) {
-      std::fill(out, out + low, 0.0f);
+      for (int64_t i = 0; i < low; ++i) out[i] = 0.0f;
       if (a.stride_w == 1)
-        std::copy(from + low, from + high, out + low);
+        copy_run(from + low, high - low, out + low);
       else
         for (int64_t i = low; i < high; ++i) out[i] = from[i * a.stride_w];
-      std::fill(out + high, out + length, 0.0f);
+      for (int64_t i = high; i < length; ++i) out[i] = 0.0f;
     }
   }
 

@@ -1,6 +1,7 @@
 // Vectors of one instruction set. Every kernel file is compiled once per set, in a namespace of its own (OW_ISA).
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -78,6 +79,13 @@ OW_INLINE void store_some(float* p, vf v, long n) {
   store(t, v);
   std::memcpy(p, t, n * sizeof(float));
 #endif
+}
+
+// Copies n floats, few as a rule; the last vectors may overlap.
+OW_INLINE void copy_run(const float* from, int64_t n, float* to) {
+  if (n < W) return store_some(to, load_some(from, std::max<int64_t>(n, 0)), std::max<int64_t>(n, 0));
+  for (int64_t i = 0; i + W < n; i += W) store(to + i, load(from + i));
+  store(to + n - W, load(from + n - W));
 }
 
 OW_INLINE vf max(vf a, vf b) { return a > b ? a : b; }

@@ -4,7 +4,6 @@
 
 namespace openwork::OW_ISA {
 
-void column_linear(const ColumnWeights&, const Epilogue&, const Tokens&, int);
 void block_conv(const BlockWeights&, const Epilogue&, const Images&, int);
 void column_conv(const ColumnWeights&, const Epilogue&, const Images&, int);
 

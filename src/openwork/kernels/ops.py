@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -92,6 +93,15 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+def _floats(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype is torch.float32 else tensor.float()
+
+
+@cache
+def _kernel(module: Any, kind: str, job: str) -> Any:
+    return getattr(module, f"{kind}_{job}")
+
+
 def _threads(tensors: Sequence[Tensor], times: float) -> int:
     return torch.get_num_threads() if tensors[0].numel() * times > WORTH else 1
 
@@ -110,25 +120,27 @@ def linear_now(
     shape = (*x.shape[:-1], outputs)
     _check("sparse_linear", x, bias, residual, activation, shape, sizes, cols)
     dtype, module = x.dtype, native()
-    x = x.float().reshape(-1, cols)
-    bias = None if bias is None else bias.float().contiguous()
+    x = _floats(x)
+    if x.dim() != 2:
+        x = x.reshape(-1, cols)
+    bias = None if bias is None else _floats(bias).contiguous()
     if module is None:
         more = None if residual is None else residual.reshape(-1, outputs)
         y = F.linear(x, dense_of(kind, weights, sizes, cols), bias)
         return activated(y, more, activation).to(dtype).view(shape)
-    tokens = len(x)
-    y = torch.empty(tokens, outputs, dtype=torch.float32, device="cpu")
-    if y.numel():
-        if x.stride(1) != 1 or x.stride(0) < cols:
-            x = x.contiguous()
-        more = None if residual is None else residual.float().reshape(tokens, outputs).contiguous()
-        getattr(module, f"{kind}_linear")(
+    tokens, (step, along) = x.shape[0], x.stride()
+    y = torch.empty(shape, dtype=torch.float32, device="cpu")
+    if tokens and outputs:
+        if along != 1 or step < cols:
+            x, step = x.contiguous(), cols
+        more = None if residual is None else _floats(residual).contiguous()
+        _kernel(module, kind, "linear")(
             _weights(kind, weights, sizes),
             (_address(bias), _address(more), ACTIVATIONS.index(activation)),
-            (x.data_ptr(), y.data_ptr(), tokens, cols, x.stride(0), outputs),
+            (x.data_ptr(), y.data_ptr(), tokens, cols, step, outputs),
             _threads(weights, tokens),
         )
-    return y.to(dtype).view(shape)
+    return y if dtype is torch.float32 else y.to(dtype)
 
 
 def sizes_out(x: Tensor, *window: Sequence[int]) -> list[int]:
@@ -164,8 +176,8 @@ def conv2d_now(
     inputs = math.prod(kernel) * channels
     _check("sparse_conv2d", x, bias, residual, activation, shape, sizes, inputs)
     dtype, module = x.dtype, native()
-    x = x.float()
-    bias = None if bias is None else bias.float().contiguous()
+    x = _floats(x)
+    bias = None if bias is None else _floats(bias).contiguous()
     last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     form = torch.channels_last if last else torch.contiguous_format
     if module is None:
@@ -174,17 +186,17 @@ def conv2d_now(
         y = activated(F.conv2d(x, weight, bias, stride, padding, dilation), residual, activation)
         return y.to(dtype).contiguous(memory_format=form)
     y = torch.empty(shape, dtype=torch.float32, device="cpu", memory_format=form)
-    if y.numel():
+    if batch and outputs:
         x = x.contiguous(memory_format=form)
-        more = None if residual is None else residual.float().contiguous(memory_format=form)
+        more = None if residual is None else _floats(residual).contiguous(memory_format=form)
         image = (batch, channels, height, width, *kernel, *stride, *padding, *dilation, *out, last)
-        getattr(module, f"{kind}_conv")(
+        _kernel(module, kind, "conv")(
             _weights(kind, weights, sizes),
             (_address(bias), _address(more), ACTIVATIONS.index(activation)),
             (x.data_ptr(), y.data_ptr(), *image),
             _threads(weights, batch * out[0] * out[1]),
         )
-    return y.to(dtype)
+    return y if dtype is torch.float32 else y.to(dtype)
 
 
 _LIB.impl("sparse_linear", linear_now, "CPU")

@@ -101,10 +101,11 @@ class Packed(nn.Module):
     def _keep(self, name: str, layout: Layout) -> None:
         for i, tensor in enumerate(layout.tensors):
             self.register_buffer(f"{name}_{i}", tensor, persistent=False)
-        self._counts = {**getattr(self, "_counts", {}), name: len(layout.tensors)}
+        self._kept = {**getattr(self, "_kept", {}), name: [f"{name}_{i}" for i in range(len(layout.tensors))]}
 
-    def _weights(self, name: str) -> tuple[list[Tensor], list[int]]:
-        return [getattr(self, f"{name}_{i}") for i in range(self._counts[name])], self._sizes[name]
+    def _weights(self, name: str) -> tuple[list[Any], list[int]]:
+        buffers = self._buffers
+        return [buffers[place] for place in self._kept[name]], self._sizes[name]
 
     def _load_from_state_dict(self, state: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         """Weights are checked before they replace the old ones, since kernels trust them."""
@@ -164,10 +165,11 @@ class PackedLinear(Packed):
         # An exported program serves every number of tokens with one order.
         few = "few" in self._sizes and not torch.compiler.is_exporting() and x.numel() <= FEW * self.in_features
         weights, sizes = self._weights("few" if few else "many")
-        run: Any = torch.ops.openwork.sparse_linear
+        run: Any = linear_now
         if eager(x):
             self._demand_unchanged()
-            run = linear_now
+        else:
+            run = torch.ops.openwork.sparse_linear
         if residual is not None and self._by_torch(residual, x, (*x.shape[:-1], self.out_features)):
             return activated(run(x, self.kind, weights, sizes, self.bias, None, "none"), residual, self.activation)
         return run(x, self.kind, weights, sizes, self.bias, residual, self.activation)
@@ -219,10 +221,11 @@ class PackedConv2d(Packed):
             return self(x[None], None if residual is None else residual[None])[0]
         if self.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
-        run: Any = torch.ops.openwork.sparse_conv2d
+        run: Any = conv2d_now
         if eager(x):
             self._demand_unchanged()
-            run = conv2d_now
+        else:
+            run = torch.ops.openwork.sparse_conv2d
         window = (self.kernel_size, self.stride, self.padding, self.dilation)
         if residual is not None:
             shape = (x.shape[0], self.out_channels, *sizes_out(x, *window))
