@@ -1,4 +1,4 @@
-// What happens to a finished sum: activation functions on whole vectors.
+// What happens to a finished sum: activation functions on whole vectors, and the way out.
 #pragma once
 
 #include "kernels.hpp"
@@ -61,6 +61,16 @@ OW_INLINE vf activate(vf x, int act) {
     default:
       return x;
   }
+}
+
+// The end of up to W sums of one token: outputs [first, first + count) of its row of y.
+OW_INLINE void finish(vf sum, const float* scales, const Epilogue& e, int64_t first, int64_t count, int64_t stride,
+                      int64_t token, float* y) {
+  const int64_t at = token * stride + first;
+  if (scales != nullptr) sum *= load_some(scales + first, count);
+  if (e.bias != nullptr) sum += load_some(e.bias + first, count);
+  if (e.residual != nullptr) sum += load_some(e.residual + at, count);
+  store_some(y + at, activate(sum, e.act), count);
 }
 
 }  // namespace openwork::OW_ISA

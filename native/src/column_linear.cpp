@@ -144,12 +144,9 @@ void few_tokens(const ColumnWeights& c, const Epilogue& e, const Tokens& a, int 
       const int64_t outputs = std::min(c.outputs - n0, c.part * c.height);
       for (int64_t t = 0; t < a.tokens; ++t)
         for (int64_t n = 0; n < outputs; n += W) {
-          const int64_t wide = std::min<int64_t>(W, outputs - n), at = t * a.y_stride + n0 + n;
-          vf sum = load(sums + (s * a.tokens + t) * room + n);
-          if (c.store == kInt8) sum *= load_some(c.scales + n0 + n, wide);
-          if (e.bias != nullptr) sum += load_some(e.bias + n0 + n, wide);
-          if (e.residual != nullptr) sum += load_some(e.residual + at, wide);
-          store_some(a.y + at, activate(sum, e.act), wide);
+          const vf sum = load(sums + (s * a.tokens + t) * room + n);
+          finish(sum, c.store == kInt8 ? c.scales : nullptr, e, n0 + n, std::min<int64_t>(W, outputs - n), a.y_stride,
+                 t, a.y);
         }
     }
   });

@@ -42,6 +42,16 @@ struct ColumnWeights {
   int store;
 };
 
+// Single weights, row by row; eight more numbers follow the last value.
+struct BitWeights {
+  const void* values;
+  const float* scales;    // int8 only: [outputs]
+  const uint8_t* bits;    // [outputs][ceil(inputs / 8)], lowest first: which weights are stored
+  const int64_t* starts;  // [outputs + 1] first value of each row
+  int64_t outputs, inputs;
+  int store;
+};
+
 // Tokens are rows: x[token * x_stride + input], y[token * y_stride + output].
 struct Tokens {
   const float* x;
@@ -65,8 +75,10 @@ struct Kernels {
   int width;                          // floats in a vector
   int64_t (*strip)(int64_t height);   // height of strips for blocks of this height, 0 when there is no kernel for it
   int64_t (*reach)(int64_t height);   // inputs whose activations fit the L1 cache beside columns of this height
+  bool spreads;                       // has a fast way from bits to places
   void (*block_linear)(const BlockWeights&, const Epilogue&, const Tokens&, int threads);
   void (*column_linear)(const ColumnWeights&, const Epilogue&, const Tokens&, int threads);
+  void (*bits_linear)(const BitWeights&, const Epilogue&, const Tokens&, int threads);
   void (*block_conv)(const BlockWeights&, const Epilogue&, const Images&, int threads);
   void (*column_conv)(const ColumnWeights&, const Epilogue&, const Images&, int threads);
 };

@@ -72,6 +72,16 @@ ColumnWeights column_weights(nb::tuple t) {
   return found;
 }
 
+BitWeights bit_weights(nb::tuple t) {
+  return {at<const void>(nb::cast<uintptr_t>(t[0])),
+          at<const float>(nb::cast<uintptr_t>(t[1])),
+          at<const uint8_t>(nb::cast<uintptr_t>(t[2])),
+          at<const int64_t>(nb::cast<uintptr_t>(t[3])),
+          nb::cast<int64_t>(t[4]),
+          nb::cast<int64_t>(t[5]),
+          nb::cast<int>(t[6])};
+}
+
 Epilogue epilogue(nb::tuple t) {
   return {at<const float>(nb::cast<uintptr_t>(t[0])), at<const float>(nb::cast<uintptr_t>(t[1])), nb::cast<int>(t[2])};
 }
@@ -125,6 +135,14 @@ NB_MODULE(_native, m) {
     const auto given = tokens(a);
     nb::gil_scoped_release free;
     chosen->column_linear(weights, end, given, threads);
+  });
+  m.def("spreads", [] { return chosen->spreads; });
+  m.def("bits_linear", [](nb::tuple w, nb::tuple e, nb::tuple a, int threads) {
+    const auto weights = bit_weights(w);
+    const auto end = epilogue(e);
+    const auto given = tokens(a);
+    nb::gil_scoped_release free;
+    chosen->bits_linear(weights, end, given, threads);
   });
   m.def("block_conv", [](nb::tuple w, nb::tuple e, nb::tuple a, int threads) {
     const auto weights = block_weights(w);

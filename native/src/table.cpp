@@ -4,6 +4,7 @@
 
 namespace openwork::OW_ISA {
 
+void bits_linear(const BitWeights&, const Epilogue&, const Tokens&, int);
 void block_conv(const BlockWeights&, const Epilogue&, const Images&, int);
 void column_conv(const ColumnWeights&, const Epilogue&, const Images&, int);
 
@@ -23,7 +24,13 @@ int64_t reach(int64_t height) { return (24 << 10) / (most_vectors(height) * W * 
 
 }  // namespace
 
-extern const Kernels kernels = {OW_TEXT(OW_ISA), W,           strip,      reach,
-                                block_linear,    column_linear, block_conv, column_conv};
+#if defined(__AVX2__)
+constexpr bool spreads = true;
+#else
+constexpr bool spreads = false;
+#endif
+
+extern const Kernels kernels = {OW_TEXT(OW_ISA), W,           strip,      reach,      spreads, block_linear,
+                                column_linear,   bits_linear, block_conv, column_conv};
 
 }  // namespace openwork::OW_ISA

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from openwork.formats.bits import unpack_rows
+
 
 def dense_of(kind: str, tensors: Sequence[Tensor], sizes: Sequence[int], cols: int) -> Tensor:
     """The matrix ``(outputs, cols)`` of a layout, float32."""
-    return (_of_blocks if kind == "block" else _of_columns)(tensors, sizes, cols)
+    return {"block": _of_blocks, "column": _of_columns, "bits": _of_bits}[kind](tensors, sizes, cols)
 
 
 def _of_blocks(tensors: Sequence[Tensor], sizes: Sequence[int], cols: int) -> Tensor:
@@ -38,3 +40,10 @@ def _of_columns(tensors: Sequence[Tensor], sizes: Sequence[int], cols: int) -> T
     if values.dtype == torch.int8:
         matrix *= tensors[4][: len(matrix), None]
     return matrix[:outputs]
+
+
+def _of_bits(tensors: Sequence[Tensor], sizes: Sequence[int], cols: int) -> Tensor:
+    values, bits = tensors[:2]
+    matrix = torch.zeros(sizes[2], cols, dtype=torch.float32, device="cpu")
+    matrix[unpack_rows(bits)[:, :cols]] = values[:-8].float()
+    return matrix * tensors[3][:, None] if values.dtype == torch.int8 else matrix

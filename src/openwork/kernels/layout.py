@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from openwork.formats.bits import pack_rows
 from openwork.kernels.native import reach_of, strip_of
 
 PART = 256  # outputs whose sums a column kernel keeps in the cache
@@ -38,11 +39,12 @@ class Layout:
     """Tensors and numbers for a kernel, as the operators take them.
 
     ``block``: tensors ``values (blocks, depth, height)``, ``inputs``, ``starts``; sizes height, depth, outputs, inputs.
+    ``bits``, for few tokens: tensors ``values (stored + 8,)``, ``bits``, ``starts``; sizes 1, 1, outputs, inputs.
     ``column``: tensors ``values (columns, height)``, ``inputs``, ``starts``, ``order``; sizes chunk, height, outputs,
     part, inputs. Scales of int8 values come last. What they mean stands in ``native/src/kernels.hpp``.
     """
 
-    kind: Literal["block", "column"]
+    kind: Literal["block", "column", "bits"]
     tensors: tuple[Tensor, ...]
     sizes: tuple[int, ...]
 
@@ -121,6 +123,18 @@ def column_layout(c: Columns, *, few: bool = False) -> Layout:
         factors = torch.cat([factors.float(), factors.new_zeros(groups * height - len(factors)).float()])
     tensors = (c.values[place].contiguous(), inputs, starts, order.int().flatten())
     return Layout("column", tensors if factors is None else (*tensors, factors), (chunk, height, c.rows, part, c.cols))
+
+
+def bits_layout(c: Columns) -> Layout:
+    """Single weights as bits and values; of columns of height 1."""
+    keys = c.groups.long() * c.cols + c.inputs.long()
+    values = c.values[keys.argsort()].flatten()
+    kept = torch.zeros(c.rows, -(-c.cols // 8) * 8, dtype=torch.bool, device="cpu")
+    kept[c.groups.long(), c.inputs.long()] = True
+    starts = torch.cat([torch.zeros(1, dtype=torch.long), kept.sum(1).cumsum(0)])
+    bits = pack_rows(kept)
+    tensors = (torch.cat([values, values.new_zeros(8)]), bits, starts)
+    return Layout("bits", tensors if c.scales is None else (*tensors, c.scales.float()), (1, 1, c.rows, c.cols))
 
 
 def columns_of_blocks(

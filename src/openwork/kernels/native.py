@@ -58,6 +58,12 @@ def reach_of(height: int) -> int:
     return PORTABLE_REACH if module is None else module.reach(height)
 
 
+def spreads() -> bool:
+    """Whether the kernels have a fast way from bits to the places of weights."""
+    module = native()
+    return module is not None and module.spreads()
+
+
 @cache
 def warn_once() -> None:
     """Say, once a process, that only the slow path is there."""

@@ -40,6 +40,9 @@ def _weights(kind: str, tensors: Sequence[Tensor], sizes: Sequence[int]) -> tupl
         height, depth, outputs, _ = sizes
         two = (inputs.data_ptr(), starts.data_ptr())
         return values.data_ptr(), scales, *two, len(starts) - 1, height, depth, outputs, store
+    if kind == "bits":
+        _, _, outputs, cols = sizes
+        return values.data_ptr(), scales, tensors[1].data_ptr(), tensors[2].data_ptr(), outputs, cols, store
     inputs, starts, order = tensors[1:4]
     chunk, height, outputs, part, _ = sizes
     groups = max(1, -(-outputs // height))

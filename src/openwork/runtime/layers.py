@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ class Packed(nn.Module):
     machine that runs, so state dicts travel between machines.
     """
 
+    few: ClassVar[bool] = False  # whether calls with few tokens have an order of their own
     bias: Tensor | None
 
     def __init__(self, fmt: Format, bias: Tensor | None, kind: str, run: int, activation: str = "none") -> None:
@@ -61,10 +62,11 @@ class Packed(nn.Module):
 
     def _order(self, fmt: Format) -> None:
         layouts = {"many": layout_of(fmt, self.kind, run=self.run)}
-        if self.kind == "column" and self.run == fmt.cols:
+        if self.kind == "column" and self.few:
             layouts["few"] = layout_of(fmt, self.kind, run=self.run, few=True)
         self.kind = layouts["many"].kind  # another machine may have no kernel for these blocks
         self._sizes = {name: list(layout.sizes) for name, layout in layouts.items()}
+        self._kinds = {name: layout.kind for name, layout in layouts.items()}
         for name, layout in layouts.items():
             self._keep(name, layout)
         self._isa = isa()
@@ -155,6 +157,8 @@ class PackedLinear(Packed):
         ``(..., in)`` to ``(..., out)``, any floating type; sums are float32.
     """
 
+    few = True
+
     def __init__(self, fmt: Format, bias: Tensor | None, kind: str, activation: str = "none") -> None:
         super().__init__(fmt, bias, kind, fmt.cols, activation)
         self.in_features, self.out_features = fmt.cols, fmt.rows
@@ -164,15 +168,16 @@ class PackedLinear(Packed):
             raise FormatError(f"PackedLinear: the last dimension must be {self.in_features}, got {tuple(x.shape)}")
         # An exported program serves every number of tokens with one order.
         few = "few" in self._sizes and not torch.compiler.is_exporting() and x.numel() <= FEW * self.in_features
-        weights, sizes = self._weights("few" if few else "many")
+        name = "few" if few else "many"
+        kind, (weights, sizes) = self._kinds[name], self._weights(name)
         run: Any = linear_now
         if eager(x):
             self._demand_unchanged()
         else:
             run = torch.ops.openwork.sparse_linear
         if residual is not None and self._by_torch(residual, x, (*x.shape[:-1], self.out_features)):
-            return activated(run(x, self.kind, weights, sizes, self.bias, None, "none"), residual, self.activation)
-        return run(x, self.kind, weights, sizes, self.bias, residual, self.activation)
+            return activated(run(x, kind, weights, sizes, self.bias, None, "none"), residual, self.activation)
+        return run(x, kind, weights, sizes, self.bias, residual, self.activation)
 
 
 class PackedConv2d(Packed):

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from tests.unit.kernels.making import ACTIVATIONS, STORES, block, close, expected, formats, layouts, linear
 
 from openwork.formats import BlockSparse, Csr
-from openwork.kernels import block_layout, column_layout, columns_of_blocks
-from openwork.kernels.native import native
+from openwork.kernels import block_layout, column_layout, columns_of_blocks, layout_of
+from openwork.kernels.native import native, spreads
 
 SHAPES = [(64, 64), (70, 52), (33, 7), (5, 129)]
 TOKENS = [0, 1, 2, 3, 4, 5, 7, 13, 17, 40, 97]
@@ -138,6 +138,27 @@ def test_a_nan_reaches_the_outputs_that_read_it_and_no_others(isa):
             rest = torch.ones(count, 64, dtype=torch.bool)
             rest[1, :16] = rest[2, 32:48] = False  # the other outputs of a block read it times zero
             assert torch.equal(y[rest], x[rest])
+
+
+@pytest.mark.parametrize("dtype", STORES, ids=str)
+def test_half_of_the_weights_as_bits(isa, dtype):
+    """With one token to four, bits say which weights are stored; places without one neither read nor write a NaN."""
+    if not spreads():
+        pytest.skip("these kernels read places")
+    for rows, cols in (*SHAPES, (1, 1), (3, 8), (130, 515)):
+        mask = torch.rand(rows, cols) < 0.5
+        mask[rows // 2] = False
+        fmt = Csr.pack(torch.randn(rows, cols) * mask, mask, dtype=dtype)
+        mask = fmt.unpack() != 0  # some round to zero in int8
+        layout = layout_of(fmt, "column", run=cols, few=True)
+        assert layout.kind == "bits" or mask.float().mean() < 0.2
+        for count in (0, 1, 2, 3, 4, 6):
+            x, bias, more = torch.randn(count, cols), torch.randn(rows), torch.randn(count, rows)
+            x[::3, cols // 2] = float("nan")
+            wanted = torch.where(mask, x.double()[:, None] * fmt.unpack().double(), 0.0).sum(-1) + bias.double()
+            y, wanted = linear(x, layout, bias, more, "relu"), expected(wanted, more, "relu")
+            assert torch.equal(y.isnan(), wanted.isnan())
+            close(y[~y.isnan()], wanted[~wanted.isnan()])
 
 
 def test_layouts_of_another_instruction_set_are_refused():

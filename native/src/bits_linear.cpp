@@ -1,0 +1,154 @@
+// At most a few tokens through single weights: a bit for every weight says whether it is stored. Eight inputs take one
+// byte and one load of weights, which are spread to their places; that beats a number for each weight from about a
+// fifth of the weights on, in time and in bytes.
+#include <limits>
+#include <type_traits>
+
+#include "act.hpp"
+#include "kernels.hpp"
+#include "pool.hpp"
+#include "simd.hpp"
+#include "widen.hpp"
+
+namespace openwork::OW_ISA {
+namespace {
+
+constexpr int kStreams = 4;  // rows read side by side; a processor fetches four streams faster than one
+
+#if defined(__AVX2__)
+
+// For every byte of bits: of each of its eight places, the rank of its weight with the sign bit set, or zero.
+struct Places {
+  alignas(64) int32_t of[256][8];
+
+  constexpr Places() : of() {
+    for (int byte = 0; byte < 256; ++byte)
+      for (int place = 0, rank = 0; place < 8; ++place)
+        of[byte][place] = (byte >> place & 1) != 0 ? std::numeric_limits<int32_t>::min() | rank++ : 0;
+  }
+};
+constexpr Places kPlaces;
+
+OW_INLINE __m256 eight(const float* w) { return _mm256_loadu_ps(w); }
+OW_INLINE __m256 eight(const uint16_t* w) {
+  return _mm256_castsi256_ps(
+      _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w))), 16));
+}
+OW_INLINE __m256 eight(const int8_t* w) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(w))));
+}
+
+OW_INLINE float total(__m256 v) {
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
+}
+
+// S rows times MT tokens. Inputs without a weight are not even read as numbers, so their NaN stays out of the sums; the
+// weight that stands in their place is finite, as formats demand.
+template <int S, int MT, typename T>
+OW_INLINE void sum_rows(const BitWeights& b, const int64_t* rows, const float* x, int64_t step, float* const* sums) {
+  const int64_t bytes = (b.inputs + 7) / 8;
+  __m256 acc[S][MT];
+  const T* w[S];
+  const uint8_t* bits[S];
+#pragma GCC unroll 4
+  for (int s = 0; s < S; ++s) {
+    w[s] = static_cast<const T*>(b.values) + b.starts[rows[s]];
+    bits[s] = b.bits + rows[s] * bytes;
+#pragma GCC unroll 4
+    for (int m = 0; m < MT; ++m) acc[s][m] = _mm256_setzero_ps();
+  }
+  for (int64_t k = 0; k < bytes; ++k)
+#pragma GCC unroll 4
+    for (int s = 0; s < S; ++s) {
+      const unsigned byte = bits[s][k];
+      const __m256i at = _mm256_load_si256(reinterpret_cast<const __m256i*>(kPlaces.of[byte]));
+      const __m256 spread = _mm256_permutevar8x32_ps(eight(w[s]), at);
+#pragma GCC unroll 4
+      for (int m = 0; m < MT; ++m)
+        acc[s][m] = _mm256_fmadd_ps(spread, _mm256_maskload_ps(x + m * step + k * 8, at), acc[s][m]);
+      w[s] += __builtin_popcount(byte);
+    }
+#pragma GCC unroll 4
+  for (int s = 0; s < S; ++s)
+#pragma GCC unroll 4
+    for (int m = 0; m < MT; ++m) sums[s][m] = total(acc[s][m]);
+}
+
+#else
+
+template <int S, int MT, typename T>
+OW_INLINE void sum_rows(const BitWeights& b, const int64_t* rows, const float* x, int64_t step, float* const* sums) {
+  const int64_t bytes = (b.inputs + 7) / 8;
+  for (int s = 0; s < S; ++s) {
+    const T* w = static_cast<const T*>(b.values) + b.starts[rows[s]];
+    const uint8_t* bits = b.bits + rows[s] * bytes;
+    float acc[MT] = {};
+    for (int64_t k = 0; k < bytes; ++k)
+      for (unsigned left = bits[k]; left != 0; left &= left - 1) {
+        const float weight = one(*w++);
+        for (int m = 0; m < MT; ++m) acc[m] += weight * x[m * step + k * 8 + __builtin_ctz(left)];
+      }
+    for (int m = 0; m < MT; ++m) sums[s][m] = acc[m];
+  }
+}
+
+#endif
+
+// Rows [first, last) times MT tokens; sums are [row][token].
+template <int MT, typename T>
+void run(const BitWeights& b, int64_t first, int64_t last, const float* x, int64_t step, float* sums) {
+  const int64_t quarter = (last - first) / kStreams;
+  const auto add = [&](auto streams, int64_t row, int64_t apart) {
+    constexpr int S = decltype(streams)::value;
+    int64_t rows[S];
+    float* to[S];
+    for (int s = 0; s < S; ++s) {
+      rows[s] = row + s * apart;
+      to[s] = sums + (rows[s] - first) * MT;
+    }
+    sum_rows<S, MT, T>(b, rows, x, step, to);
+  };
+  for (int64_t i = 0; i < quarter; ++i)
+    if constexpr (MT == 1) {
+      add(std::integral_constant<int, 4>{}, first + i, quarter);
+    } else {
+      add(std::integral_constant<int, 2>{}, first + i, quarter);
+      add(std::integral_constant<int, 2>{}, first + 2 * quarter + i, quarter);
+    }
+  for (int64_t row = first + kStreams * quarter; row < last; ++row) add(std::integral_constant<int, 1>{}, row, 0);
+}
+
+using Run = void (*)(const BitWeights&, int64_t, int64_t, const float*, int64_t, float*);
+
+template <typename T>
+Run run_of(int64_t tokens) {
+  return tokens == 1 ? run<1, T> : tokens == 2 ? run<2, T> : tokens == 3 ? run<3, T> : run<4, T>;
+}
+
+}  // namespace
+
+void bits_linear(const BitWeights& b, const Epilogue& e, const Tokens& a, int threads) {
+  const int64_t parts = std::min<int64_t>(std::max<int64_t>(b.outputs, 1), threads > 1 ? 4 * threads : 1);
+  parallel(parts, threads, [&](int64_t part) {
+    const int64_t first = b.outputs * part / parts, last = b.outputs * (part + 1) / parts;
+    for (int64_t t0 = 0; t0 < a.tokens; t0 += 4) {
+      const int64_t tokens = std::min<int64_t>(4, a.tokens - t0);
+      const Run go = b.store == kFloat  ? run_of<float>(tokens)
+                     : b.store == kInt8 ? run_of<int8_t>(tokens)
+                                        : run_of<uint16_t>(tokens);
+      float* sums = scratch(0, (last - first) * tokens);
+      go(b, first, last, a.x + t0 * a.x_stride, a.x_stride, sums);
+      for (int64_t t = 0; t < tokens; ++t)
+        for (int64_t n = first; n < last; n += W) {
+          const int64_t wide = std::min<int64_t>(W, last - n);
+          float row[W] = {};
+          for (int64_t i = 0; i < wide; ++i) row[i] = sums[(n - first + i) * tokens + t];
+          finish(load(row), b.store == kInt8 ? b.scales : nullptr, e, n, wide, a.y_stride, t0 + t, a.y);
+        }
+    }
+  });
+}
+
+}  // namespace openwork::OW_ISA
