@@ -29,15 +29,6 @@ struct Places {
 };
 constexpr Places kPlaces;
 
-OW_INLINE __m256 eight(const float* w) { return _mm256_loadu_ps(w); }
-OW_INLINE __m256 eight(const uint16_t* w) {
-  return _mm256_castsi256_ps(
-      _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w))), 16));
-}
-OW_INLINE __m256 eight(const int8_t* w) {
-  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(w))));
-}
-
 OW_INLINE float total(__m256 v) {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));

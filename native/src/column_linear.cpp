@@ -12,41 +12,37 @@ constexpr int kStreams = 4;
 // The R weights of a column as one vector, which may be longer or shorter than the processor's.
 template <int R>
 struct Lanes;
-#define OW_LANES(R)                                            \
-  template <>                                                  \
-  struct Lanes<R> {                                            \
-    typedef float Floats __attribute__((vector_size(R * 4)));  \
-    typedef uint32_t Bits __attribute__((vector_size(R * 4))); \
-    typedef uint16_t Half __attribute__((vector_size(R * 2))); \
-    typedef int8_t Byte __attribute__((vector_size(R)));       \
-  };
-OW_LANES(2)
-OW_LANES(4)
-OW_LANES(8)
+template <>
+struct Lanes<2> {
+  typedef float Floats __attribute__((vector_size(8)));
+};
+template <>
+struct Lanes<4> {
+  typedef float Floats __attribute__((vector_size(16)));
+};
+template <>
+struct Lanes<8> {
+  typedef float Floats __attribute__((vector_size(32)));
+};
 
 template <int R>
 struct Column {
   using Floats = typename Lanes<R>::Floats;
 
-  static OW_INLINE Floats of(const float* w) { return taken<Floats>(w); }
-  static OW_INLINE Floats of(const uint16_t* w) {
-    const auto wide = __builtin_convertvector(taken<typename Lanes<R>::Half>(w), typename Lanes<R>::Bits) << 16;
-    return reinterpret_cast<Floats>(wide);
-  }
-  static OW_INLINE Floats of(const int8_t* w) {
-    return __builtin_convertvector(taken<typename Lanes<R>::Byte>(w), Floats);
+  template <typename T>
+  static OW_INLINE Floats of(const T* w) {
+#if defined(__AVX2__)
+    if constexpr (R == 4) return reinterpret_cast<Floats>(four(w));
+    if constexpr (R == 8) return reinterpret_cast<Floats>(eight(w));
+#endif
+    Floats f;
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) f[r] = one(w[r]);
+    return f;
   }
   static OW_INLINE void add(float* to, const Floats& sum) {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) to[r] += sum[r];
-  }
-
- private:
-  template <typename V>
-  static OW_INLINE V taken(const void* from) {
-    V v;
-    std::memcpy(&v, from, sizeof v);
-    return v;
   }
 };
 

@@ -38,4 +38,27 @@ OW_INLINE vf widen(const int8_t* w) {
 #endif
 }
 
+#if defined(__AVX2__)
+// Four or eight weights, whatever the vector.
+OW_INLINE __m128 four(const float* w) { return _mm_loadu_ps(w); }
+OW_INLINE __m128 four(const uint16_t* w) {
+  return _mm_castsi128_ps(
+      _mm_slli_epi32(_mm_cvtepu16_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(w))), 16));
+}
+OW_INLINE __m128 four(const int8_t* w) {
+  int32_t bytes;
+  std::memcpy(&bytes, w, 4);
+  return _mm_cvtepi32_ps(_mm_cvtepi8_epi32(_mm_cvtsi32_si128(bytes)));
+}
+
+OW_INLINE __m256 eight(const float* w) { return _mm256_loadu_ps(w); }
+OW_INLINE __m256 eight(const uint16_t* w) {
+  return _mm256_castsi256_ps(
+      _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w))), 16));
+}
+OW_INLINE __m256 eight(const int8_t* w) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(w))));
+}
+#endif
+
 }  // namespace openwork::OW_ISA

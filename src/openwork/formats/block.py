@@ -25,7 +25,8 @@ class BlockSparse(Format):
         values: float32, bfloat16 or int8 ``[n, height, width]``; zero where a block sticks out over the matrix.
         columns: int32 ``[n]``, the block column. On disk uint16 when no more than 65,536 block columns exist.
         row_starts: int32 ``[ceil(rows / height) + 1]``, where the blocks of each block row begin.
-        scales: float32 ``[n]`` for int8, one per block; otherwise None.
+        scales: float32 for int8, otherwise None: ``[n]``, one per block, or ``[ceil(rows / height), height]``, one per
+            row of the matrix. ``pack`` gives small blocks (less than 16 x anything and less than 64 values) the latter.
 
     Examples:
         >>> w = torch.zeros(4, 6)
@@ -72,8 +73,8 @@ class BlockSparse(Format):
         demand(
             len(at) <= LARGEST, cls.kind, f"at most {LARGEST} blocks can be numbered, got {len(at)}; use larger blocks"
         )
-        group = torch.arange(len(at), device=wide.device)[:, None, None]
-        values, scales = store(tiles[at[:, 0], at[:, 1]], group, (len(at),), dtype)
+        shape = (len(kept), height) if height < 16 and height * width < 64 else (len(at),)
+        values, scales = store(tiles[at[:, 0], at[:, 1]], _groups(shape, at[:, 0]), shape, dtype)
         return cls(rows, cols, height, width, values, at[:, 1].int(), starts_of(kept.sum(1)), scales)
 
     @property
@@ -91,9 +92,10 @@ class BlockSparse(Format):
         down, across = self.grid
         if not len(self.values):
             return torch.zeros(self.rows, self.cols, device=self.values.device)
-        group = torch.arange(len(self.values), device=self.values.device)[:, None, None]
         tiles = torch.zeros(down, across, self.height, self.width, device=self.values.device)
-        tiles[row_of(self.row_starts), self.columns.long()] = restore(self.values, self.scales, group)
+        row = row_of(self.row_starts)
+        group = _groups((len(row),) if self.scales is None else tuple(self.scales.shape), row)
+        tiles[row, self.columns.long()] = restore(self.values, self.scales, group)
         matrix = tiles.transpose(1, 2).reshape(down * self.height, across * self.width)
         return matrix[: self.rows, : self.cols].contiguous()
 
@@ -116,7 +118,7 @@ class BlockSparse(Format):
         check_starts(who, self.row_starts, n)
         check_columns(who, self.columns, self.row_starts, across)
         check_values(who, self.values)
-        check_scales(who, self.scales, self.values, ((n,),))
+        check_scales(who, self.scales, self.values, ((n,), (down, self.height)))
         below, right = down * self.height - self.rows, across * self.width - self.cols
         if below:
             last = self.values[int(self.row_starts[-2]) :, self.height - below :]
@@ -124,6 +126,13 @@ class BlockSparse(Format):
         if right:
             last = self.values[self.columns == across - 1, :, self.width - right :]
             demand(not bool(last.any()), who, "values right of the last column of the matrix must be zero")
+
+
+def _groups(shape: tuple[int, ...], row: Tensor) -> Tensor:
+    """Flat index of the scale of each value of blocks that stand in block rows ``row``, ``[n, 1 or height, 1]``."""
+    if len(shape) == 1:
+        return torch.arange(len(row), device=row.device)[:, None, None]
+    return (row[:, None] * shape[1] + torch.arange(shape[1], device=row.device))[:, :, None]
 
 
 def _check_block(height: int, width: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from openwork.formats import BlockSparse, Format, NMSparse
@@ -16,15 +18,15 @@ def kinds_of(fmt: Format) -> tuple[str, ...]:
     """The kernels that can run a format, the likely fastest first: ``block``, ``column``."""
     from openwork.kernels.native import strip_of
 
-    blocks = isinstance(fmt, BlockSparse) and strip_of(fmt.height) > 0
+    blocks = isinstance(fmt, BlockSparse) and strip_of(fmt.height) > 0 and not _by_row(fmt)
     return ("block", "column") if blocks else ("column",)
 
 
 def layout_of(fmt: Format, kind: str, *, run: int, few: bool = False) -> Layout:
     """The layout of one kind.
 
-    Values stay in the type they are stored in where the kernel can scale them; int8 with a scale for each block or
-    group is widened to float32 for columns.
+    Values stay in the type they are stored in where the kernel can scale them; int8 with a scale for each large block
+    or for a group of columns is widened to float32 for columns.
 
     Args:
         fmt: the stored matrix.
@@ -42,11 +44,17 @@ def layout_of(fmt: Format, kind: str, *, run: int, few: bool = False) -> Layout:
     return column_layout(columns, few=few)
 
 
+def _by_row(fmt: BlockSparse) -> bool:
+    """Whether a scale belongs to an output, not to a block."""
+    return fmt.scales is not None and fmt.scales.ndim == 2
+
+
 def _columns(fmt: Format) -> Columns:
     if isinstance(fmt, BlockSparse):
         height = next(h for h in HEIGHTS if fmt.height % h == 0)
-        values = fmt.values if fmt.scales is None else fmt.values.float() * fmt.scales[:, None, None]
-        return columns_of_blocks(values, fmt.columns, fmt.row_starts, fmt.rows, fmt.cols, height)
+        values = fmt.values if fmt.scales is None or _by_row(fmt) else fmt.values.float() * fmt.scales[:, None, None]
+        found = columns_of_blocks(values, fmt.columns, fmt.row_starts, fmt.rows, fmt.cols, height)
+        return replace(found, scales=fmt.scales.flatten()) if fmt.scales is not None and _by_row(fmt) else found
     matrix = fmt.unpack()
     height = 4 if isinstance(fmt, NMSparse) and fmt.share == 4 else 1
     rows = -(-fmt.rows // height) * height

@@ -140,7 +140,7 @@ def bits_layout(c: Columns) -> Layout:
 def columns_of_blocks(
     values: Tensor, columns: Tensor, row_starts: Tensor, rows: int, cols: int, height: int
 ) -> Columns:
-    """Blocks ``(n, r, c)`` as columns of ``height`` outputs, which divides r; float values only."""
+    """Blocks ``(n, r, c)`` as columns of ``height`` outputs, which divides r."""
     n, tall, wide = values.shape
     row = torch.repeat_interleave(torch.arange(len(row_starts) - 1), row_starts.long().diff())
     cut = values.reshape(n, tall // height, height, wide).permute(0, 1, 3, 2).reshape(-1, height)

@@ -72,7 +72,8 @@ def test_blocks_of_any_size(problem, height, width, dtype):
     # tried: block columns taken from the wrong column of `at` -> red
     weight, mask = problem
     packed = BlockSparse.pack(weight, mask, height=height, width=width, dtype=dtype)
-    agree(packed, weight, block_maxima(weight, height, width))
+    small = height < 16 and height * width < 64  # a scale for each row
+    agree(packed, weight, run_maxima(weight, max(weight.shape[1], 1)) if small else block_maxima(weight, height, width))
     stored = block_maxima(mask.float(), height, width).bool()
     assert packed.stored == int(stored.sum())
 
