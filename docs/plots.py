@@ -6,10 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from openwork.report.curves import standalone
 from openwork.report.svg import Axis, Panel, Series, scatter_chart
-from openwork.report.theme import CSS
-
-WIDTH, COLUMNS, LINE = 760, 3, 22
 
 CURVES: dict[str, tuple[str, Mapping[str, str]]] = {
     **dict.fromkeys(
@@ -22,30 +20,6 @@ CURVES: dict[str, tuple[str, Mapping[str, str]]] = {
     ),
 }
 """Result name -> what splits it into charts beside the moment (``method``: nothing), and the moments that are drawn."""
-
-
-def standalone(figure: str) -> str:
-    """A chart of the reports (HTML) as one SVG document."""
-    title = re.search(r"<figcaption>(.*?)</figcaption>", figure)
-    plot = re.search(r'<svg [^>]*class="plot"[^>]*height="(\d+)">(.*?)</svg>(?:<ul|</figure>)', figure, re.S)
-    if title is None or plot is None:
-        raise SystemExit("a chart without a plot: nothing finite in the results")
-    keys = re.findall(r"<li><svg[^>]*>(.*?)</svg>(.*?)</li>", figure)
-    top, tall = 40, int(plot[1])
-    rows = -(-len(keys) // COLUMNS)
-    legend = "".join(
-        f'<g transform="translate({20 + (i % COLUMNS) * (WIDTH - 20) // COLUMNS},{top + tall + 14 + i // COLUMNS * LINE})">'
-        f'{mark}<text class="label" x="24" y="10">{name}</text></g>'
-        for i, (mark, name) in enumerate(keys)
-    )
-    height = top + tall + 14 + rows * LINE + 8
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" '
-        'font-family="system-ui,sans-serif">'
-        f'<style>{CSS}</style><rect width="100%" height="100%" fill="var(--card)"/>'
-        f'<text class="name" x="20" y="24" font-weight="600">{title[1]}</text>'
-        f'<svg class="plot" x="10" y="{top}" width="{WIDTH - 20}" height="{tall}">{plot[2]}</svg>{legend}</svg>\n'
-    )
 
 
 def curve(rows: Sequence[Mapping[str, Any]], method: str, moment: str) -> Series:
@@ -80,5 +54,8 @@ def plots(name: str, found: Mapping[str, Any]) -> dict[str, str]:
             mark = dense["mean"] if dense else None
             figure = scatter_chart(title, Axis("density", "log", "%"), panel, mark, joined=True)
             word = re.sub(r"\W+", "-", f"{name} {kind} {moment}".lower()).strip("-").replace("_", "-")
-            made[f"{word}.svg"] = standalone(figure)
+            drawn = standalone(figure)
+            if drawn is None:
+                raise SystemExit("a chart without a plot: nothing finite in the results")
+            made[f"{word}.svg"] = drawn
     return made

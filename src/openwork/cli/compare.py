@@ -6,6 +6,7 @@ import argparse
 import os
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from rich.table import Table
 from openwork.cli.output import console, say, write_json
 from openwork.errors import RecipeError
 from openwork.lab.compare import compare, plan, rehearsal
+from openwork.lab.executors import Executor, Local
+from openwork.lab.ray_cluster import RayCluster
 from openwork.lab.suite_file import load_suite
 from openwork.report.numbers import count, seconds
-from openwork.report.suite_page import HEADS, cells_of_row, rows_of
+from openwork.report.suite_page import HEADS, SANITY, SANITY_HEADS, cells_of_row, rows_of, sanity_rows
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +31,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--setting", action="append", default=[], metavar="NAME", help="only this setting of the suite (repeatable)")
     add("--out", metavar="DIR", help="folder of the comparison (default: the name of the suite, -comparison)")
     add("--jobs", type=int, metavar="N", help="processes of one thread each (default: one for each core)")
+    add("--executor", choices=("local", "ray"), default="local", help="processes of this machine, or actors of Ray")
+    add("--ray-address", metavar="HOST:PORT", help="a running Ray cluster (default: one on this machine, for this run)")
     add("--resume", action="store_true", help="go on with a stopped comparison; nothing is lost or run twice")
     add(
         "--merge", action="append", default=[], metavar="DIR",
@@ -36,6 +41,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--overwrite", action="store_true", help="replace an earlier comparison")
     add("--save-every", type=float, default=20.0, metavar="SECONDS", help="time between checkpoints of a running cell")
     add("--dry-run", action="store_true", help="check everything, print the cells and an estimate, run nothing")
+    add("--sanity", action="store_true", help="also train every mask shuffled, and every mask on weights drawn anew")
     add("--quick", action="store_true", help="a rehearsal: one seed, two densities, one epoch at most")
     add("--quiet", action="store_true", help="print the last line only")
 
@@ -44,19 +50,28 @@ def run(args: argparse.Namespace) -> int:
     """Run it; returns 0 when every cell has a result, 1 when cells failed."""
     if args.resume and args.overwrite:
         raise RecipeError("--resume keeps what is there and --overwrite discards it: choose one of the two")
+    if args.ray_address and args.executor != "ray":
+        raise RecipeError("--ray-address names a cluster for --executor ray; give both or none")
     out = console(args.json)
     suite = load_suite(Path(args.suite), args.setting)
     suite = rehearsal(suite) if args.quick else suite
+    suite = replace(suite, sanity=True) if args.sanity else suite
     if args.dry_run:
         return _dry_run(out, plan(suite, args.jobs), args)
     folder = Path(args.out or f"{Path(args.suite).stem}-comparison")
     command = f"openwork compare {shlex.quote(Path(args.suite).name)}{' --quick' if args.quick else ''}"
+    command += " --sanity" if args.sanity else ""
     command += "".join(f" --setting {shlex.quote(name)}" for name in args.setting)
-    with _Progress(out, args.quiet) as progress:
-        results = compare(
-            suite, folder, args.jobs, args.resume, args.overwrite, args.save_every, progress.watch, command,
-            [Path(d) for d in args.merge],
-        )  # fmt: skip
+    executor: Executor
+    executor = RayCluster(args.jobs, args.ray_address) if args.executor == "ray" else Local(args.jobs)
+    try:
+        with _Progress(out, args.quiet) as progress:
+            results = compare(
+                suite, folder, None, args.resume, args.overwrite, args.save_every, progress.watch, command,
+                [Path(d) for d in args.merge], executor,
+            )  # fmt: skip
+    finally:
+        executor.close()
     if not args.quiet:
         for setting in results["settings"]:
             _print_table(out, results, setting["name"])
@@ -92,8 +107,17 @@ def _print_table(out: Console, results: Mapping[str, Any], setting: str) -> None
     for i, head in enumerate(HEADS):
         table.add_column(head, justify="right" if i else "left", no_wrap=i > 0)
     for row in rows_of(results, setting):
-        table.add_row(*cells_of_row(row), style="dim" if row["role"] == "control" else None)
+        if not row["method"].endswith(SANITY):
+            table.add_row(*cells_of_row(row), style="dim" if row["role"] == "control" else None)
     out.print(table, markup=False)
+    checks = sanity_rows(results, setting)
+    if checks:
+        table = Table(title=f"{setting}, sanity checks", box=None, pad_edge=False, title_justify="left")
+        for i, head in enumerate(SANITY_HEADS):
+            table.add_column(head, justify="right" if 2 < i < 7 else "left", no_wrap=i > 0)
+        for check in checks:
+            table.add_row(*check, style=None if check[-1] == "better" else "dim")
+        out.print(table, markup=False)
 
 
 class _Progress:

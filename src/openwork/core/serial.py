@@ -54,6 +54,7 @@ KINDS: dict[str, str] = {
     **dict.fromkeys(("DropGrow", "CosineFraction", "ConstantFraction"), "openwork.rules.drop_grow"),
     "SpODE": "openwork.rules.spode",
     "RandomSearch": "openwork.rules.random_search",
+    "Given": "openwork.rules.given",
     "AdaptivePruning": "openwork.rules.adaptive",
     "BrainSurgeon": "openwork.rules.obs",
     "MaskedScales": "openwork.rules.scales",

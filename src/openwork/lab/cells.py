@@ -17,7 +17,21 @@ from openwork.data.split import split_off
 from openwork.errors import RecipeError
 from openwork.lab.controls import random_like_global, small_dense
 from openwork.lab.job import Job
-from openwork.lab.suite import DENSE, EXTRA, LONG, RANDOM, SMALL, Setting, Suite, common, job_of, structure_in, where_in
+from openwork.lab.suite import (
+    DENSE,
+    EXTRA,
+    LONG,
+    RANDOM,
+    RENEWED,
+    SHUFFLED,
+    SMALL,
+    Setting,
+    Suite,
+    common,
+    job_of,
+    structure_in,
+    where_in,
+)
 from openwork.methods._common import has_regions
 from openwork.structure import partition
 from openwork.structure.words import word_of
@@ -25,6 +39,7 @@ from openwork.zoo import build_model
 from openwork.zoo.registry import table_options
 
 TUNE_SEED = 0
+ANEW = 10_000  # added to a seed where the weights of that seed would be the ones the method began with
 Peak = Literal["lr", "finetune_lr", ""]
 
 
@@ -66,11 +81,16 @@ class Cell:
     tuned: tuple[str, ...] = ()
     held_out: float = 0.0
     """Share of the training set that is held out and takes the place of the test set."""
+    mask_of: str | None = None
+    """The key of the run whose mask is taken."""
+    keeps_mask: bool = False
+    timed: int = 0
+    """Batch size at which the final network is timed."""
 
     @property
     def needs(self) -> tuple[str, ...]:
         """The keys of all cells that must be done before."""
-        return (*((self.start,) if self.start else ()), *self.tuned)
+        return (*((self.start,) if self.start else ()), *self.tuned, *((self.mask_of,) if self.mask_of else ()))
 
     @property
     def file(self) -> str:
@@ -90,6 +110,10 @@ class _Line:
     job: Job
     pretrained: bool
     peak: Peak
+    mask_of: str = ""
+    """The method whose mask is taken: a sanity control."""
+    tuned_as: tuple[str, float] | None = None
+    """The line whose learning rate is taken, where there is no grid of its own."""
 
 
 def facts_of(suite: Suite) -> dict[str, Facts]:
@@ -155,10 +179,10 @@ def cells_of(suite: Suite, facts: Mapping[str, Facts]) -> list[Cell]:
 def _setting_cells(suite: Suite, setting: Setting, facts: Facts) -> Iterator[Cell]:
     lines = list(_lines(suite, setting, facts))
     name, at_all = setting.name, any(line.pretrained for line in lines)
-    tuned = [line for line in lines if suite.lr and line.peak]
+    tuned = [line for line in lines if suite.lr and line.peak and not line.mask_of]
     if at_all or "dense" in suite.controls:
         for seed in suite.seeds:
-            yield _dense(setting, seed, 0.0)
+            yield replace(_dense(setting, seed, 0.0), timed=suite.timed)
     if any(line.pretrained for line in tuned) and setting.checkpoint is None:
         yield _dense(setting, TUNE_SEED, suite.validation)
     for line in tuned:
@@ -169,12 +193,18 @@ def _setting_cells(suite: Suite, setting: Setting, facts: Facts) -> Iterator[Cel
             yield _cell(key, "tune", name, line, with_rate(job, line.peak, lr), lr, start, (), suite.validation)
     for line in lines:
         rates = suite.lr if line.peak else ()
-        choices = tuple(f"{name} | {line.method} | {line.density} | tune lr {lr}" for lr in rates)
+        who, density = line.tuned_as or (line.method, line.density)
+        choices = tuple(f"{name} | {who} | {density} | tune lr {lr}" for lr in rates) if who else ()
         for seed in suite.seeds:
             start = _dense_key(setting, seed, False) if line.pretrained and setting.checkpoint is None else None
             key = f"{name} | {line.method} | {line.density} | seed {seed}"
             peak = getattr(line.job.budget, line.peak) if line.peak else None
-            yield _cell(key, "run", name, line, replace(line.job, seed=seed), peak, start, choices, 0.0)
+            cell = _cell(
+                key, "run", name, line, replace(line.job, seed=line.job.seed + seed), peak, start, choices, 0.0
+            )
+            mask = f"{name} | {line.mask_of} | {line.density} | seed {seed}" if line.mask_of else None
+            keeps = suite.sanity and line.role == "method"
+            yield replace(cell, seed=seed, mask_of=mask, keeps_mask=keeps, timed=suite.timed)
 
 
 def with_rate(job: Job, peak: Peak, lr: float) -> Job:
@@ -260,7 +290,7 @@ def _lines(suite: Suite, setting: Setting, facts: Facts) -> Iterator[_Line]:
         if any(line.pretrained for line in methods):
             job = Job(**whole, density=1.0, where=setting.where, checkpoint=start)
             yield _Line(EXTRA, "control", "-", 1.0, job, True, fine)
-        if any(not line.pretrained for line in methods):
+        if suite.sanity or any(not line.pretrained for line in methods):
             job = Job(**whole, density=1.0, where=setting.where, at="init")
             yield _Line(LONG, "control", "-", 1.0, job, False, "lr")
     for density in suite.densities if "random" in suite.controls else ():
@@ -271,6 +301,30 @@ def _lines(suite: Suite, setting: Setting, facts: Facts) -> Iterator[_Line]:
             job = Job(**{**whole, "model_options": found[0]}, density=1.0, at="init")
             yield _Line(SMALL, "control", "-", density, job, False, "lr")
     yield from methods
+    for line in methods if suite.sanity else ():
+        yield from _sanity(suite, line, start)
+
+
+def _sanity(suite: Suite, line: _Line, checkpoint: str | None) -> Iterator[_Line]:
+    """A method's mask shuffled inside each layer, and its mask on weights drawn anew.
+
+    The shuffled mask is trained as the method was: from the same dense weights, or from the same initial ones. New
+    weights are trained from the start for as many steps as the dense training and the fine-tuning together. Learning
+    rates are those that the method found; where it was fine-tuned and its control is not, that of the dense network
+    trained as long.
+    """
+    same = (line.method, line.density)
+    job = replace(line.job, method="random", options={}, recipe=None, checkpoint=None, at="init")
+    kept = {"role": "control", "mask_of": line.method}
+    if line.pretrained:
+        moved = replace(job, at="pretrained", checkpoint=checkpoint, shuffled=True)
+    else:
+        moved = replace(job, shuffled=True)
+    yield replace(line, method=line.method + SHUFFLED, job=moved, tuned_as=same, **kept)  # type: ignore[arg-type]
+    scratch = same if not line.pretrained else (LONG if "extra" in suite.controls else "", 1.0)
+    anew = replace(job, seed=job.seed + ANEW)
+    renewed = replace(line, method=line.method + RENEWED, job=anew, tuned_as=scratch, **kept)  # type: ignore[arg-type]
+    yield replace(renewed, pretrained=False, peak="lr")
 
 
 def _random(suite: Suite, setting: Setting, density: float, methods: list[_Line], fine: Peak) -> Iterator[_Line]:
@@ -299,3 +353,8 @@ def _random(suite: Suite, setting: Setting, density: float, methods: list[_Line]
 def weights_file(folder: Path, cell: Cell) -> Path:
     """Where a dense cell leaves its weights."""
     return folder / "dense" / f"{cell.file}.safetensors"
+
+
+def mask_file(folder: Path, cell: Cell) -> Path:
+    """Where a cell whose mask is needed leaves it."""
+    return folder / "masks" / f"{cell.file}.safetensors"

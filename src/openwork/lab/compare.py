@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,21 +14,26 @@ from typing import Any
 import torch
 
 from openwork.data import load_data
-from openwork.errors import FileError, RecipeError
-from openwork.lab.cells import Cell, Facts, cells_of, facts_of, weights_file
+from openwork.errors import FileError
+from openwork.lab.cells import Cell, Facts, cells_of, facts_of, mask_file, weights_file
 from openwork.lab.evaluate import cross_entropy, evaluate
+from openwork.lab.executors import Executor, Local
 from openwork.lab.merge import SUITE, take_in
 from openwork.lab.pool import Pool, Watch
 from openwork.lab.store import DATABASE, Database, read_records
 from openwork.lab.suite import Suite
 from openwork.lab.summary import results_of
+from openwork.report.suite_files import suite_files
 from openwork.report.suite_page import suite_html
 from openwork.ship.atomic import write_file
 from openwork.zoo import build_model
 from openwork.zoo.registry import table_options
 
 LOCK = ".lock"
-OURS = {SUITE, LOCK, "cells", "dense", "work", "workers.log", "results.json", "report.html", DATABASE}
+OURS = {
+    SUITE, LOCK, "cells", "dense", "masks", "work", "workers.log", "results.json", "report.html", "table.csv",
+    "table.md", "plots", DATABASE,
+}  # fmt: skip
 START = 3.0  # seconds until a process has imported everything
 PATIENCE = 10.0  # seconds for the processes of a killed run to notice
 
@@ -44,8 +48,12 @@ def compare(
     watch: Watch | None = None,
     command: str = "",
     merge: Sequence[Path] = (),
+    executor: Executor | None = None,
 ) -> dict[str, Any]:
-    """Run every cell that has no record yet, write ``results.json`` and ``report.html``, return the results.
+    """Run every cell that has no record yet, write the results and return them.
+
+    ``results.json`` holds all of it, ``report.html`` is the page, ``table.csv``, ``table.md`` and ``plots/`` are for
+    other programs.
 
     Args:
         suite: what to run.
@@ -56,12 +64,13 @@ def compare(
         save_every: seconds between the checkpoints of a running cell.
         watch: called at the start and the end of cells, see ``pool.Watch``.
         command: how the user called it, for the report.
+        executor: where the cells run, ``RayCluster`` for instance; None takes ``jobs`` processes of this machine.
         merge: folders of other comparisons of this suite whose finished cells are taken, see ``merge.take_in``.
 
     Raises:
         OpenworkError: a suite that cannot run, data that is missing, a folder in the way or in use.
     """
-    processes = _jobs(jobs)
+    executor = executor or Local(jobs)
     facts = facts_of(suite)
     cells = cells_of(suite, facts)
     out = out.resolve()
@@ -70,11 +79,15 @@ def compare(
         records = _finished(out, cells)
         database = Database(out)
         database.rebuild(records)
-        Pool(out, cells, records, database, processes, save_every, watch, lock).run()
+        Pool(out, cells, records, database, executor, save_every, watch, lock).run()
         shutil.rmtree(out / "work", ignore_errors=True)
         results = results_of(suite, facts, [records[c.key] for c in cells], command)
         write_file(out / "results.json", (json.dumps(results, indent=1) + "\n").encode())
         write_file(out / "report.html", suite_html(results).encode())
+        shutil.rmtree(out / "plots", ignore_errors=True)
+        for name, content in suite_files(results).items():
+            (out / name).parent.mkdir(exist_ok=True)
+            write_file(out / name, content.encode("utf-8", "replace"))
     return results
 
 
@@ -84,7 +97,7 @@ def plan(suite: Suite, jobs: int | None = None) -> dict[str, Any]:
     Raises:
         OpenworkError: a suite that cannot run, data that is missing.
     """
-    processes = _jobs(jobs)
+    processes = Local(jobs).size
     facts = facts_of(suite)
     cells = cells_of(suite, facts)
     pace = {s.name: _pace(suite, s.name) for s in suite.settings}
@@ -100,12 +113,6 @@ def plan(suite: Suite, jobs: int | None = None) -> dict[str, Any]:
         ],
         "seconds": round(START + seconds / processes, 1),
     }
-
-
-def _jobs(asked: int | None) -> int:
-    if asked is not None and asked < 1:
-        raise RecipeError(f"--jobs must be at least 1, got {asked}")
-    return asked or os.cpu_count() or 1
 
 
 def steps_of(cell: Cell, facts: Facts) -> int:
@@ -151,12 +158,18 @@ def _finished(out: Path, cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
     kept = {}
     for key, record in found.items():
         cell = known.get(key)
-        lost = cell is not None and cell.kind == "dense" and record["metrics"] and record["error"] is None
-        if cell is None or (lost and not weights_file(out, cell).is_file()):
+        if cell is None or (record["metrics"] and record["error"] is None and _lost(out, cell)):
             continue
         kept[key] = record
         shutil.rmtree(out / "work" / cell.file, ignore_errors=True)
     return kept
+
+
+def _lost(out: Path, cell: Cell) -> bool:
+    """Whether what others need of a finished cell is gone."""
+    left = [weights_file(out, cell)] if cell.kind == "dense" else []
+    left += [mask_file(out, cell)] if cell.keeps_mask else []
+    return not all(file.is_file() for file in left)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from openwork.core.protocols import Structure
 from openwork.core.recipe import Recipe
 from openwork.core.targets import Select
 from openwork.criteria import Random
+from openwork.rules.given import Given, kept_share
 from openwork.rules.topk import TopK
 from openwork.schedules import OneShot
 from openwork.zoo import build_model
@@ -23,6 +24,14 @@ from openwork.zoo.registry import ZOO
 def random_like_global(density: float, structure: Structure, where: Select) -> Recipe:
     """A random mask with the layer shares of global magnitude pruning: it shares the allocation, not the choice."""
     return Recipe("random", structure, TopK(Random(), Borrowed()), OneShot(density), None, where)
+
+
+def from_mask(mask: str, shuffled: bool, structure: Structure, where: Select) -> Recipe:
+    """The mask of another run, as it is or shuffled inside each layer; see ``rules.given``."""
+    share = structure.density or kept_share(mask)
+    return Recipe(
+        "mask shuffled" if shuffled else "mask", structure, Given(mask, shuffled), OneShot(share), None, where
+    )
 
 
 WIDTHS = ("width", "widths", "channels", "hidden", "dim")

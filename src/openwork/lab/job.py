@@ -13,6 +13,8 @@ from openwork.core.serial import to_plain
 from openwork.core.targets import Select
 from openwork.errors import RecipeError, did_you_mean
 from openwork.lab.budget import Budget
+from openwork.lab.controls import from_mask
+from openwork.structure import Element
 from openwork.structure.words import structure_of
 
 
@@ -24,7 +26,8 @@ class Job:
     ``structure`` may be a word for a coupled structure (``"channels"``, ``"heads:2"``); the data say its example.
     ``target`` is a budget (``{"macs": 0.5}``) in place of ``density``. Coupled structures are compacted after pruning,
     before fine-tuning, unless ``compact`` is False. ``at="init"`` prunes one-shot before any training. ``checkpoint``
-    holds dense weights (safetensors) to start from instead of training.
+    holds dense weights (safetensors) to start from instead of training. ``mask`` (a file of ``rules.given``) takes the
+    place of a method: its units are kept, or with ``shuffled`` as many others of the same regions.
     """
 
     model: str
@@ -44,10 +47,14 @@ class Job:
     data_options: dict[str, Any] = field(default_factory=dict)
     target: dict[str, float] | None = None
     compact: bool = True
+    mask: str | None = None
+    shuffled: bool = False
 
     def __post_init__(self) -> None:
         if self.at not in ("pretrained", "init"):
             raise RecipeError(f"Job: at must be 'pretrained' or 'init', got {self.at!r}")
+        if self.mask is not None and isinstance(self.structure, str):
+            raise RecipeError(f"Job: a mask needs the structure it was made with as an object, got {self.structure!r}")
         if self.target is not None and self.density is not None:
             raise RecipeError(f"Job: a target {self.target} takes the place of density={self.density}; give one")
 
@@ -57,6 +64,9 @@ class Job:
         Raises:
             RecipeError: unknown method or option, refused values.
         """
+        if self.mask is not None:
+            assert not isinstance(self.structure, str)
+            return from_mask(self.mask, self.shuffled, self.structure or Element(), self.where)
         if self.recipe is not None:
             return self.recipe
         make = methods.get(self.method)

@@ -15,7 +15,7 @@ SUITE = "suite.json"
 
 
 def take_in(out: Path, others: Sequence[Path], told: Mapping[str, Any]) -> int:
-    """Copy the cells and dense weights that ``out`` lacks; how many cells came.
+    """Copy the cells, dense weights and masks that ``out`` lacks; how many cells came.
 
     The others may hold fewer settings, for instance one machine each; everything else about the suite and the data of
     their settings must be equal. Nothing is copied before all of them are found to fit.
@@ -40,9 +40,10 @@ def take_in(out: Path, others: Sequence[Path], told: Mapping[str, Any]) -> int:
             coming[file.name] = file
     fresh = {name: file for name, file in coming.items() if name not in known}
     for name, file in fresh.items():
-        weights = file.parent.parent / "dense" / f"{name.removesuffix('.json')}.safetensors"
-        if weights.is_file():
-            _copy(weights, out / "dense" / weights.name)
+        for kind in ("dense", "masks"):
+            left = file.parent.parent / kind / f"{name.removesuffix('.json')}.safetensors"
+            if left.is_file():
+                _copy(left, out / kind / left.name)
         _copy(file, out / "cells" / name)
     return len(fresh)
 

@@ -1,22 +1,18 @@
-"""A local pool of processes with one thread each; a process that dies loses nothing but its time."""
+"""A pool of workers with one thread each; one that dies loses nothing but its time."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import queue
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from openwork.lab.cells import Cell, weights_file
+from openwork.lab.cells import Cell, mask_file, weights_file
+from openwork.lab.executors import Executor, Worker
 from openwork.lab.store import Database, read_record, write_record
-from openwork.lab.worker import Task, blank, send
+from openwork.lab.worker import Task, blank
 
 MOST_DEATHS = 3
 Watch = Callable[[str, Mapping[str, Any]], None]
@@ -25,9 +21,9 @@ Watch = Callable[[str, Mapping[str, Any]], None]
 
 @dataclass
 class _Slot:
-    """One process and the cell it works on."""
+    """One worker and the cell it works on."""
 
-    process: subprocess.Popen[bytes]
+    process: Worker
     cell: Cell | None = None
 
 
@@ -42,7 +38,7 @@ class Pool:
     cells: Sequence[Cell]
     records: dict[str, dict[str, Any]]
     database: Database
-    jobs: int
+    executor: Executor
     save_every: float
     watch: Watch | None = None
     keep_open: tuple[int, ...] = ()
@@ -66,10 +62,6 @@ class Pool:
                 slot.process.kill()
             for slot in self._slots:
                 slot.process.wait()
-                for stream in (slot.process.stdin, slot.process.stdout):
-                    if stream is not None:
-                        with contextlib.suppress(OSError, ValueError):
-                            stream.close()
 
     def _hand_out(self) -> None:
         for cell in list(self.pending):
@@ -88,8 +80,7 @@ class Pool:
             self.pending.remove(cell)
             slot.cell = cell
             self._tell("start", key=cell.key, pid=slot.process.pid)
-            with contextlib.suppress(OSError):  # it died just now; its end of the pipe will say so
-                send(slot.process.stdin, task)
+            slot.process.give(task)
 
     def _task(self, cell: Cell) -> Task | str:
         """What a worker needs to know, or why the cell cannot run."""
@@ -100,6 +91,12 @@ class Pool:
             if not weights.is_file():
                 told = self.records[cell.start]
                 return f"its dense training {told['status']}: {told.get('error')}"
+        mask = None
+        if cell.mask_of is not None:
+            mask = mask_file(self.folder, next(c for c in self.cells if c.key == cell.mask_of))
+            if not mask.is_file():
+                told = self.records[cell.mask_of]
+                return f"the run whose mask it takes {told['status']}: {told.get('error')}"
         lr = cell.lr
         if cell.tuned:
             tried = [self.records[key] for key in cell.tuned]
@@ -107,38 +104,25 @@ class Pool:
             if best is None:
                 return f"every learning rate of the grid failed; the first: {tried[0].get('error')}"
             lr = best
-        return Task(cell, self.folder, weights, lr, self.save_every)
+        return Task(cell, self.folder, weights, lr, self.save_every, mask)
 
     def _free(self) -> _Slot | None:
         for slot in self._slots:
             if slot.cell is None:
                 return slot
-        if len(self._slots) >= self.jobs:
+        if len(self._slots) >= self.executor.size:
             return None
         slot = _Slot(self._process())
         self._slots.append(slot)
         threading.Thread(target=self._read, args=(slot,), daemon=True).start()
         return slot
 
-    def _process(self) -> subprocess.Popen[bytes]:
-        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-        path = os.pathsep.join(p or str(Path.cwd()) for p in sys.path)
-        with (self.folder / "workers.log").open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "openwork.lab.worker"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env={**os.environ, **threads, "PYTHONPATH": path},
-                pass_fds=self.keep_open,
-                start_new_session=True,  # an interrupt from the keyboard is for the parent, which ends them
-            )
+    def _process(self) -> Worker:
+        return self.executor.start(self.folder, self.keep_open)
 
     def _read(self, slot: _Slot) -> None:
-        assert slot.process.stdout is not None
-        with contextlib.suppress(OSError, ValueError):
-            for line in slot.process.stdout:
-                self._events.put((slot, json.loads(line)))
+        for message in slot.process.messages():
+            self._events.put((slot, message))
         self._events.put((slot, None))
 
     def _listen(self) -> None:
@@ -156,10 +140,6 @@ class Pool:
         """A process has ended; its cell starts again, or goes on from its checkpoint, in another."""
         code, cell = slot.process.wait(), slot.cell
         self._slots.remove(slot)
-        for stream in (slot.process.stdin, slot.process.stdout):
-            if stream is not None:
-                with contextlib.suppress(OSError, ValueError):
-                    stream.close()
         if cell is None:
             return
         if (self.folder / "cells" / f"{cell.file}.json").is_file():

@@ -18,6 +18,8 @@ CONTROLS = ("dense", "extra", "random", "small")
 """Dense; dense with the extra budget; random masks; a small dense model of as many parameters as stay."""
 DENSE, EXTRA, LONG, SMALL = "dense", "dense, fine-tuned as long", "dense, trained as long", "small dense"
 RANDOM = ("random (layer)", "random (global)", "random (erk), from scratch")
+SHUFFLED, RENEWED = ", mask shuffled", ", weights drawn anew"
+"""What the sanity controls of a method are called: its name and one of these."""
 NOMINAL_STEPS = 1000  # recipes are checked with so many steps before the data is there
 
 
@@ -61,7 +63,11 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Suite:
-    """The whole grid. ``lr`` is the grid of learning rates; ``validation`` the share of the training set held out."""
+    """The whole grid. ``lr`` is the grid of learning rates; ``validation`` the share of the training set held out.
+
+    ``sanity`` adds two controls to every method at every density: its mask shuffled inside each layer, and its mask on
+    weights that are drawn anew. ``timed`` is the batch size at which final networks are timed; 0 times none.
+    """
 
     name: str
     settings: tuple[Setting, ...]
@@ -71,6 +77,8 @@ class Suite:
     lr: tuple[float, ...] = ()
     validation: float = 0.2
     controls: tuple[str, ...] = CONTROLS
+    sanity: bool = False
+    timed: int = 0
 
     def taking_part(self, setting: Setting) -> tuple[Contestant, ...]:
         """The methods that run in one setting."""
@@ -127,6 +135,8 @@ class Suite:
             "lr": list(self.lr),
             "validation": self.validation,
             "controls": list(self.controls),
+            **({"sanity": True} if self.sanity else {}),
+            **({"timed": self.timed} if self.timed else {}),
         }
 
 

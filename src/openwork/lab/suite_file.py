@@ -22,6 +22,8 @@ from openwork.lab.suite import (
     EXTRA,
     LONG,
     RANDOM,
+    RENEWED,
+    SHUFFLED,
     SMALL,
     Contestant,
     Setting,
@@ -59,7 +61,7 @@ def read_suite(data: Any, name: str = "suite", folder: Path = Path(), only: Sequ
     Raises:
         RecipeError: as for ``load_suite``.
     """
-    top = _mapping("suite", data, ("settings", "methods", "densities", "seeds", "tune", "controls"))
+    top = _mapping("suite", data, ("settings", "methods", "densities", "seeds", "tune", "controls", "sanity", "timed"))
     tune = _mapping("tune", top.get("tune") or {}, ("lr", "validation"))
     named = _named("settings", top.get("settings"))
     for wanted in only:
@@ -80,6 +82,12 @@ def read_suite(data: Any, name: str = "suite", folder: Path = Path(), only: Sequ
     for control in controls:
         if control not in CONTROLS:
             raise RecipeError(f"controls: unknown control {control!r}; {did_you_mean(control, CONTROLS)}")
+    sanity = top.get("sanity", False)
+    if not isinstance(sanity, bool):
+        raise RecipeError(f"sanity: must be true or false, got {sanity!r}")
+    timed = top.get("timed", 0)
+    if isinstance(timed, bool) or not isinstance(timed, int) or timed < 0:
+        raise RecipeError(f"timed: must be a batch size, or 0 to time nothing, got {timed!r}")
     suite = Suite(
         name,
         settings,
@@ -89,6 +97,8 @@ def read_suite(data: Any, name: str = "suite", folder: Path = Path(), only: Sequ
         tuple(sorted(_several("tune.lr", tune["lr"], _rate))) if "lr" in tune else (),
         validation,
         tuple(c for c in CONTROLS if c in controls),
+        sanity,
+        timed,
     )
     check_recipes(suite)
     return suite
@@ -141,7 +151,7 @@ def _contestant(name: str, data: Any) -> Contestant:
     owner = f"methods.{name}"
     known = ("method", "options", "at", "structure", "where", "settings")
     given = _mapping(owner, {"method": data} if isinstance(data, str) else data or {}, known)
-    if name.startswith((*RANDOM, EXTRA, LONG)) or name in (DENSE, SMALL):
+    if name.startswith((*RANDOM, EXTRA, LONG)) or name in (DENSE, SMALL) or name.endswith((SHUFFLED, RENEWED)):
         raise RecipeError(f"{owner}: is the name of a control, which is added by itself; choose another name")
     method = given.get("method", name)
     drive = index.find(str(method)).drive

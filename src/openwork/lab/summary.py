@@ -12,7 +12,9 @@ from typing import Any
 import torch
 
 from openwork.lab.cells import Facts
-from openwork.lab.suite import DENSE, EXTRA, LONG, RANDOM, SMALL, Suite
+from openwork.lab.required import is_random, missing_controls
+from openwork.lab.sanity import sanity_of
+from openwork.lab.suite import DENSE, EXTRA, LONG, RENEWED, SHUFFLED, SMALL, Suite
 from openwork.version import __version__
 
 FORMAT = "openwork-comparison-1"
@@ -54,6 +56,8 @@ def results_of(
             }
             for s in suite.settings
         ],
+        "missing_controls": missing_controls(suite, rows),
+        "sanity": sanity_of(suite, records),
         "rows": rows,
         "cells": sorted(records, key=lambda r: r["key"]),
         "seconds": round(sum(r.get("seconds") or 0.0 for r in records), 1),
@@ -68,7 +72,7 @@ def without_times(results: Any) -> Any:
         {'a': [{'b': 1}]}
     """
     if isinstance(results, Mapping):
-        return {k: without_times(v) for k, v in results.items() if k != "seconds"}
+        return {k: without_times(v) for k, v in results.items() if k not in ("seconds", "milliseconds")}
     return [without_times(v) for v in results] if isinstance(results, list) else results
 
 
@@ -129,14 +133,21 @@ def _row(
         "lr_at_edge": len(suite.lr) > 1 and lr in (suite.lr[0], suite.lr[-1]) and not is_dense,
         "reached": reached,
         "parameters": mean(sizes) if sizes else None,
+        **{k: _mean(r.get(k) for r in kept) for k in ("macs", "bytes")},
+        "milliseconds": _mean((r.get("milliseconds") or {}).get("dense" if is_dense else "packed") for r in kept),
         **{m: spread(told[m]) for m in MOMENTS},
         "drop": None if is_dense else spread(drops),
         "seconds": mean(r.get("seconds") or 0.0 for r in runs),
     }
 
 
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return mean(known) if known else None
+
+
 def _absent(setting: str, density: float, why: str) -> dict[str, Any]:
-    empty = dict.fromkeys(("lr", "reached", "parameters", *MOMENTS, "drop"))
+    empty = dict.fromkeys(("lr", "reached", "parameters", "macs", "bytes", "milliseconds", *MOMENTS, "drop"))
     place = {"setting": setting, "method": SMALL, "role": "control", "structure": "-", "density": density}
     counts = {"pretrained": False, "seeds": 0, "collapsed": 0, "failed": 0, "errors": [], "lr_at_edge": False}
     return {**place, "missing": why, **counts, **empty, "seconds": 0.0}
@@ -153,15 +164,17 @@ def rules_of(suite: Suite, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, 
     grid = [(n, d) for n in names for d in suite.densities]
 
     def have(*methods: str) -> set[tuple[str, float]]:
-        return {(r["setting"], r["density"]) for r in rows if r["method"].startswith(methods) and r["finetuned"]}
+        return {(r["setting"], r["density"]) for r in rows if r["method"] in methods and r["finetuned"]}
 
     dense = {r["setting"] for r in rows if r["method"] == DENSE and r["finetuned"]}
     extra = {n for n, _ in have(EXTRA, LONG)}
-    random, small = have(*(r.split(" (")[0] + " (" for r in RANDOM)), have(SMALL)
+    random, small = {(r["setting"], r["density"]) for r in rows if is_random(r) and r["finetuned"]}, have(SMALL)
     why = sorted({r["missing"] for r in rows if r["missing"]})
     pretrained = [r for r in rows if r["role"] == "method" and r["pretrained"] and r["finetuned"]]
     unfinished = sorted({r["setting"] for r in pretrained if not r["pruned"]})
     idle = sorted(s.name for s in suite.settings if s.budget.finetune_epochs <= 0)
+    checked = have(*(m.name + tail for m in suite.methods for tail in (SHUFFLED, RENEWED)))
+    sane = [_rule("sanity checks: masks shuffled, weights drawn anew", _places(g for g in grid if g not in checked))]
     return [
         _rule("dense control", [n for n in names if n not in dense]),
         _rule("dense control with the extra budget", [n for n in names if n not in extra]),
@@ -175,6 +188,7 @@ def rules_of(suite: Suite, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, 
             "detail": "" if len(suite.lr) > 1 else "tune.lr lists fewer than two learning rates",
         },
         _rule("accuracy after pruning, recalibration and fine-tuning", unfinished + idle),
+        *(sane if suite.sanity else []),
     ]
 
 

@@ -21,10 +21,12 @@ from safetensors.torch import save
 from openwork.data import DataSet, load_data
 from openwork.engine.result import Result
 from openwork.errors import DivergedError, FileError
-from openwork.lab.cells import Cell, chance_of, weights_file, with_rate, with_validation
+from openwork.lab.cells import Cell, chance_of, mask_file, weights_file, with_rate, with_validation
+from openwork.lab.cost import cost_of
 from openwork.lab.job import Job
 from openwork.lab.runner import Runner
 from openwork.lab.store import write_record
+from openwork.rules.given import units_to_bytes
 from openwork.ship.atomic import write_file
 from openwork.version import __version__
 
@@ -42,6 +44,7 @@ class Task:
     weights: Path | None = None
     lr: float | None = None
     save_every: float = 20.0
+    mask: Path | None = None
 
     @property
     def job(self) -> Job:
@@ -49,6 +52,8 @@ class Task:
         job = self.cell.job
         if self.weights is not None:
             job = replace(job, checkpoint=str(self.weights))
+        if self.mask is not None:
+            job = replace(job, mask=str(self.mask))
         return job if self.lr is None else with_rate(job, self.cell.peak, self.lr)
 
 
@@ -70,10 +75,12 @@ def execute(task: Task, data: DataSet, tell: Tell | None = None) -> dict[str, An
         record |= _measured(cell, result)
         record["seconds"] = seconds
         record["parameters"] = _nonzero(model)
+        batch = data.test.read(slice(0, cell.timed))[0] if cell.timed else None
+        record |= cost_of(model, result, data.input_shape, batch)
         if cell.kind == "dense":
-            weights = weights_file(task.folder, cell)
-            weights.parent.mkdir(parents=True, exist_ok=True)
-            write_file(weights, save({k: v.contiguous() for k, v in model.state_dict().items()}))
+            _leave(weights_file(task.folder, cell), save({k: v.contiguous() for k, v in model.state_dict().items()}))
+        if cell.keeps_mask:
+            _leave(mask_file(task.folder, cell), units_to_bytes(result.units))
         accuracy = record["metrics"]["finetuned"]["accuracy"]
         record["status"] = "collapsed" if accuracy <= chance + COLLAPSED_WITHIN else "done"
     except DivergedError as problem:
@@ -88,10 +95,16 @@ def execute(task: Task, data: DataSet, tell: Tell | None = None) -> dict[str, An
     return record
 
 
+def _leave(place: Path, content: bytes) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    write_file(place, content)
+
+
 def blank(cell: Cell, lr: float | None) -> dict[str, Any]:
     """The record of a cell before anything is known about its outcome."""
     return {
         "key": cell.key,
+        "file": cell.file,
         "kind": cell.kind,
         "setting": cell.setting,
         "method": cell.method,
@@ -156,6 +169,22 @@ def send(stream: Any, task: Task) -> None:
     stream.flush()
 
 
+class Sets:
+    """The data set of the last job, so that the next one need not load it again."""
+
+    def __init__(self) -> None:
+        self._name = ""
+        self._data: DataSet | None = None
+
+    def of(self, job: Job) -> DataSet:
+        """The data of a job."""
+        name = repr((job.data, job.root, sorted(job.data_options.items())))
+        if name != self._name or self._data is None:
+            self._data = load_data(job.data, root=job.root, **job.data_options)
+            self._name = name
+        return self._data
+
+
 def serve(source: BinaryIO, tell: Tell, leave: Callable[[], None]) -> None:
     """Run tasks one after another. When the other end is gone, leave at once: nobody would count the result."""
     torch.set_num_threads(1)
@@ -171,18 +200,13 @@ def serve(source: BinaryIO, tell: Tell, leave: Callable[[], None]) -> None:
         leave()
 
     threading.Thread(target=read, daemon=True).start()
-    sets: dict[str, DataSet] = {}
+    sets = Sets()
     while True:
         with arrived:
             while not tasks:
                 arrived.wait()
             task = tasks.pop(0)
-        job = task.cell.job
-        name = repr((job.data, job.root, sorted(job.data_options.items())))
-        if name not in sets:
-            sets.clear()
-            sets[name] = load_data(job.data, root=job.root, **job.data_options)
-        record = execute(task, sets[name], tell)
+        record = execute(task, sets.of(task.cell.job), tell)
         tell({"done": task.cell.key, "status": record["status"]})
 
 

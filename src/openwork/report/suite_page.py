@@ -5,14 +5,35 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from openwork.report.curves import AT_A_TIME, MOST_PARTS, cost_charts, density_charts
 from openwork.report.numbers import MISSING, count, number, percent, seconds
-from openwork.report.svg import Axis, Panel, Series, scatter_chart
+from openwork.report.suite_board import suite_board
 from openwork.report.table import Column, markdown_table
-from openwork.report.theme import card, html_page, html_table, section
+from openwork.report.theme import card, grid, html_page, html_table, section
 
 HEADS = ("method", "density", "after pruning", "recalibrated", "fine-tuned", "drop", "collapsed", "failed")
+DETAIL_HEADS = (
+    "method", "asked", "targeted", "prunable", "all parameters", "non-zero", "learning rate", "time of a run",
+)  # fmt: skip
 SPREAD = "mean ± sample standard deviation over seeds"
-AT_A_TIME = 14  # series in one chart: more cannot be told apart
+SANITY = (", mask shuffled", ", weights drawn anew")
+"""The ends of the names of sanity controls."""
+SANITY_HEADS = ("method", "density", "check", "accuracy", "of the control", "gain", "seeds", "verdict")
+_SANITY_NOTE = (
+    "A mask shuffled inside each layer keeps how many weights every layer has and forgets which; weights drawn anew "
+    "under the same mask are trained from the start. A method is called better where it wins by more than the noise of "
+    "paired seeds (95 %, one-sided): where it is not, its choice of weights, or its trained weights, made no "
+    "measurable difference."
+)
+_COST_NOTE = (
+    "Counted for one input: multiply-accumulates with weights that are not zero, and bytes of the values that are not "
+    "zero with one bit for every unit of a pruned tensor. Kernels may save less: milliseconds stand here only where "
+    "they were measured. Diamonds in the leaderboard and the first series mark rows that no other beats in both."
+)
+_BOARD_NOTE = (
+    "Press a heading to sort, type to filter, open a method for its runs, their records and the density of each layer. "
+    "Structures differ in what they can save: compare within one, or by what was counted and measured."
+)
 
 
 def suite_html(results: Mapping[str, Any]) -> str:
@@ -27,6 +48,7 @@ def suite_html(results: Mapping[str, Any]) -> str:
         "compares accuracy at equal density, not speed."
     )
     sections = [section("Rules", "What a comparison must hold before a curve means something.", _rules(results))]
+    sections.append(section("Leaderboard", _BOARD_NOTE, suite_board(results)))
     for setting in results["settings"]:
         sections += _setting(results, setting)
     sections += [
@@ -42,9 +64,8 @@ def suite_html(results: Mapping[str, Any]) -> str:
             _some(results["suite"]["seeds"], "seed"),
         ]
     )
-    return html_page(
-        f"{label}: comparison", label, under, lede, sections, f"openwork {results['manifest']['openwork']}"
-    )
+    foot = f"openwork {results['manifest']['openwork']}"
+    return html_page(f"{label}: comparison", label, under, lede, sections, foot, script=True)
 
 
 def compare_table(results: Mapping[str, Any], setting: str | None = None) -> str:
@@ -103,13 +124,16 @@ def _setting(results: Mapping[str, Any], setting: Mapping[str, Any]) -> list[str
     table = html_table(
         f"Accuracy, {name}", HEADS, [cells_of_row(r) for r in rows], right=range(1, 8), quiet=_set_back(rows)
     )
-    heads = ["method", "asked", "targeted", "prunable", "all parameters", "non-zero", "learning rate", "time of a run"]
     detail = html_table(
-        f"Densities, {name}", heads, [_detail(r) for r in rows], right=range(1, 8), quiet=_set_back(rows)
+        f"Densities, {name}", DETAIL_HEADS, [_detail(r) for r in rows], right=range(1, 8), quiet=_set_back(rows)
     )
+    main = [r for r in rows if not r["method"].endswith(SANITY)]
+    drawn = grid(*density_charts(results, name, main))
     return [
         section(name, what, f'<div class="cards">{_cards(rows)}</div>'),
-        section("Accuracy and density", "", f'<div class="grid">{"".join(_charts(rows))}</div>'),
+        section("Accuracy and density", _crowd(main), drawn),
+        section("Accuracy and cost", _COST_NOTE, grid(*cost_charts(results, name, main))),
+        section("Sanity checks", _SANITY_NOTE, _sanity(results, name)),
         section("Three moments", f"{SPREAD}; the drop is against the dense network of the same seed.", table),
         section(
             "Density and learning rate",
@@ -118,6 +142,30 @@ def _setting(results: Mapping[str, Any], setting: Mapping[str, Any]) -> list[str
             detail,
         ),
     ]
+
+
+def sanity_rows(results: Mapping[str, Any], setting: str) -> list[list[str]]:
+    """What the sanity checks of one setting found, in the order of ``SANITY_HEADS``."""
+    told = []
+    for check in results.get("sanity") or ():
+        if check["setting"] == setting:
+            gain = None if check["gain"] is None else {"mean": check["gain"], "std": check["std"]}
+            numbers = [percent(check["own"]), percent(check["control"]), _points(gain), str(check["seeds"])]
+            place = [str(check["method"]), percent(check["density"]), str(check["check"])]
+            told.append([*place, *numbers, str(check["verdict"])])
+    return told
+
+
+def _sanity(results: Mapping[str, Any], setting: str) -> str:
+    rows = sanity_rows(results, setting)
+    quiet = [i for i, r in enumerate(rows) if r[-1] != "better"]
+    return html_table(f"Sanity checks, {setting}", SANITY_HEADS, rows, right=range(3, 7), quiet=quiet) if rows else ""
+
+
+def _crowd(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What is said where there are more methods than charts hold."""
+    found, most = len({r["method"] for r in rows}), MOST_PARTS * AT_A_TIME
+    return f"Of {found} methods and controls up to {most} are drawn; the leaderboard has all." if found > most else ""
 
 
 def _set_back(rows: Sequence[Mapping[str, Any]]) -> list[int]:
@@ -131,40 +179,6 @@ def _cards(rows: Sequence[Mapping[str, Any]]) -> str:
     collapsed, failed = (sum(r[k] for r in rows) for k in ("collapsed", "failed"))
     cards.append(card("Runs", count(runs), f"{collapsed} collapsed, {failed} failed"))
     return "".join(cards)
-
-
-def _charts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A chart for each structure and moment; controls and methods of one chart share its dense line."""
-    dense = next((r["finetuned"]["mean"] for r in rows if r["method"] == "dense" and r["finetuned"]), None)
-    charts = []
-    curves = [r for r in rows if r["method"] != "dense" and not (r["density"] == 1.0 and r["structure"] == "-")]
-    shared = [r for r in curves if r["structure"] == "-"]
-    for structure in dict.fromkeys(r["structure"] for r in curves if r["structure"] != "-"):
-        here = [r for r in curves if r["structure"] == structure]
-        for moment, told in (
-            ("finetuned", "after fine-tuning"),
-            ("recalibrated", "recalibrated"),
-            ("pruned", "pruned"),
-        ):
-            mine = [*here, *shared] if moment == "finetuned" else here
-            mine.sort(key=lambda r: r["role"] == "control")  # the methods share the first chart
-            lines = [s for m in dict.fromkeys(r["method"] for r in mine) if (s := _series(m, moment, mine)).x]
-            for begin in range(0, len(lines), AT_A_TIME):
-                part = f", {begin // AT_A_TIME + 1}" if len(lines) > AT_A_TIME else ""
-                panel = Panel(lines[begin : begin + AT_A_TIME], Axis("accuracy", unit="%"))
-                title = f"{structure}, {told}{part}"
-                charts.append(scatter_chart(title, Axis("density asked", "log", "%"), panel, dense, joined=True))
-    return charts
-
-
-def _series(method: str, moment: str, rows: Sequence[Mapping[str, Any]]) -> Series:
-    mine = [r for r in rows if r["method"] == method and r[moment]]
-    return Series(
-        method,
-        [r["density"] for r in mine],
-        [r[moment]["mean"] for r in mine],
-        [r[moment]["std"] or 0.0 for r in mine],
-    )
 
 
 def _detail(row: Mapping[str, Any]) -> list[str]:

@@ -104,7 +104,7 @@ class _Scale:
         pad *= self.high - self.low
         self.low, self.high = self.low - pad, self.high + pad
         inside = [t for t in ticks if -1e-9 <= self.at(t) <= 1 + 1e-9]
-        self.ticks = inside if len(inside) > 1 else [low, high]
+        self.ticks = inside if len(inside) > 1 else [float(f"{v:.3g}") for v in (low, high)]
 
     def _warp(self, value: float) -> float:
         return math.log10(value) if self.log else value
@@ -125,10 +125,10 @@ def line_chart(title: str, x: Axis, *panels: Panel, bands: Sequence[Band] = ()) 
     return _chart(title, x, panels, bands, lines=True)
 
 
-def scatter_chart(title: str, x: Axis, panel: Panel, mark: Number = None, joined: bool = False) -> str:
+def scatter_chart(title: str, x: Axis, panel: Panel, mark: Number = None, joined: bool | str = False) -> str:
     """Markers with error bars; series are moved apart a little. ``mark`` is a dashed line at a height.
 
-    ``joined`` draws a faint line through the markers of each series.
+    ``joined`` draws a faint line through the markers of each series, or of the one that it names.
     """
     return _chart(title, x, [panel], (), lines=False, mark=mark, joined=joined)
 
@@ -203,7 +203,7 @@ def _chart(
     bands: Sequence[Band],
     lines: bool,
     mark: Number = None,
-    joined: bool = False,
+    joined: bool | str = False,
 ) -> str:
     drawn = [[(s.name, _points(s, x, p.y)) for s in p.series] for p in panels]
     every = [q for panel in drawn for _, points in panel for q in points]
@@ -223,7 +223,7 @@ def _chart(
             parts.append(f'<line class="mark" x1="{LEFT}%" x2="{LEFT + WIDE}%" y1="{at}" y2="{at}"/>')
         for i, (name, points) in enumerate(named):
             draw = _line if lines else _markers
-            if joined:
+            if joined in (True, name):
                 parts.append(_join(points, colour + i, across, up, top, (i, len(named))))
             parts.append(draw(name, points, colour + i, across, up, top, (i, len(named))))
         colour, top = colour + len(named), top + TALL + BETWEEN

@@ -1,9 +1,10 @@
-"""The frame of every page: one style sheet, light and dark, wide and narrow; no scripts, no network."""
+"""The frame of every page: one style sheet, light and dark, wide and narrow; no network, no script but a named one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from openwork.report.board import SCRIPT, STYLE, policy
 from openwork.report.numbers import clean
 
 CSS = """
@@ -89,17 +90,20 @@ _LOGO = "".join(
 ).replace("class=off", 'class="off"')
 
 
-def html_page(title: str, heading: str, under: str, lede: str, sections: Sequence[str], foot: str) -> str:
-    """A whole page. ``sections`` are HTML, everything else is text."""
+def html_page(
+    title: str, heading: str, under: str, lede: str, sections: Sequence[str], foot: str, script: bool = False
+) -> str:
+    """A whole page. ``sections`` are HTML, everything else is text; ``script`` adds the one of ``board``, no other."""
+    allowed = f"{_POLICY}; script-src {policy()}" if script else _POLICY
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        f'<meta http-equiv="Content-Security-Policy" content="{allowed}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{clean(title)}</title><style>{CSS}</style></head>\n<body><main><header>"
+        f"<title>{clean(title)}</title><style>{CSS}{STYLE if script else ''}</style></head>\n<body><main><header>"
         f'<div class="brand"><svg width="17" height="17" aria-hidden="true">{_LOGO}</svg>openwork</div>'
         f'<h1>{clean(heading)}</h1><p class="sub">{clean(under)}</p><p class="lede">{clean(lede)}</p></header>\n'
         + "\n".join(s for s in sections if s)
-        + f"\n<footer>{clean(foot)}</footer></main></body></html>\n"
+        + f"\n<footer>{clean(foot)}</footer></main>{f'<script>{SCRIPT}</script>' if script else ''}</body></html>\n"
     )
 
 

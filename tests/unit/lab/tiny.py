@@ -1,5 +1,6 @@
 """The tiny suite of the comparison tests, and workers that are threads."""
 
+import contextlib
 import json
 import os
 import threading
@@ -25,7 +26,7 @@ TINY = {
 class Local:
     """A worker as a thread of this process: the same loop over the same pipes, without seconds of imports."""
 
-    pid, returncode = 0, 0
+    pid = 0
 
     def __init__(self):
         (ours, self_in), (self_out, theirs) = os.pipe(), os.pipe()
@@ -37,10 +38,20 @@ class Local:
 
         threading.Thread(target=worker.serve, args=(source, tell, lines.close), daemon=True).start()
 
+    def give(self, task):
+        worker.send(self.stdin, task)
+
+    def messages(self):
+        with contextlib.suppress(OSError, ValueError):
+            yield from map(json.loads, self.stdout)
+
     def kill(self):
         self.stdin.close()
 
     def wait(self):
+        for stream in (self.stdin, self.stdout):
+            with contextlib.suppress(OSError, ValueError):
+                stream.close()
         return 0
 
 
