@@ -17,6 +17,7 @@ from openwork.data.split import split_off
 from openwork.errors import RecipeError
 from openwork.lab.controls import random_like_global, small_dense
 from openwork.lab.job import Job
+from openwork.lab.search import Search
 from openwork.lab.suite import (
     DENSE,
     EXTRA,
@@ -84,6 +85,8 @@ class Cell:
     mask_of: str | None = None
     """The key of the run whose mask is taken."""
     keeps_mask: bool = False
+    search: Search | None = None
+    """A trial: what it tries follows from the trials in ``tuned``."""
     timed: int = 0
     """Batch size at which the final network is timed."""
 
@@ -126,7 +129,7 @@ def facts_of(suite: Suite) -> dict[str, Facts]:
     found = {}
     for setting in suite.settings:
         data = load_data(setting.data, root=setting.root, **setting.data_options)
-        if suite.lr and isinstance(data, StreamedSet):
+        if suite.tuned and isinstance(data, StreamedSet):
             raise RecipeError(
                 f"settings.{setting.name}: tune needs data in memory to hold a validation split out, got the streamed "
                 f"{setting.data}; leave tune out"
@@ -179,22 +182,23 @@ def cells_of(suite: Suite, facts: Mapping[str, Facts]) -> list[Cell]:
 def _setting_cells(suite: Suite, setting: Setting, facts: Facts) -> Iterator[Cell]:
     lines = list(_lines(suite, setting, facts))
     name, at_all = setting.name, any(line.pretrained for line in lines)
-    tuned = [line for line in lines if suite.lr and line.peak and not line.mask_of]
+    tuned = [line for line in lines if suite.tuned and line.peak and not line.mask_of]
     if at_all or "dense" in suite.controls:
         for seed in suite.seeds:
             yield replace(_dense(setting, seed, 0.0), timed=suite.timed)
     if any(line.pretrained for line in tuned) and setting.checkpoint is None:
         yield _dense(setting, TUNE_SEED, suite.validation)
     for line in tuned:
-        for lr in suite.lr:
-            start = _dense_key(setting, TUNE_SEED, True) if line.pretrained and setting.checkpoint is None else None
-            job = replace(line.job, seed=TUNE_SEED)
-            key = f"{name} | {line.method} | {line.density} | tune lr {lr}"
+        start = _dense_key(setting, TUNE_SEED, True) if line.pretrained and setting.checkpoint is None else None
+        job, keys = replace(line.job, seed=TUNE_SEED), _tune_keys(suite, name, line.method, line.density)
+        for i, key in enumerate(keys if suite.search else ()):
+            cell = _cell(key, "tune", name, line, job, None, start, keys[:i], suite.validation)
+            yield replace(cell, search=suite.search)
+        for lr, key in zip(suite.lr, keys, strict=False):
             yield _cell(key, "tune", name, line, with_rate(job, line.peak, lr), lr, start, (), suite.validation)
     for line in lines:
-        rates = suite.lr if line.peak else ()
         who, density = line.tuned_as or (line.method, line.density)
-        choices = tuple(f"{name} | {who} | {density} | tune lr {lr}" for lr in rates) if who else ()
+        choices = _tune_keys(suite, name, who, density) if line.peak and who else ()
         for seed in suite.seeds:
             start = _dense_key(setting, seed, False) if line.pretrained and setting.checkpoint is None else None
             key = f"{name} | {line.method} | {line.density} | seed {seed}"
@@ -207,12 +211,19 @@ def _setting_cells(suite: Suite, setting: Setting, facts: Facts) -> Iterator[Cel
             yield replace(cell, seed=seed, mask_of=mask, keeps_mask=keeps, timed=suite.timed)
 
 
-def with_rate(job: Job, peak: Peak, lr: float) -> Job:
-    """The job with another learning rate in the stage that is tuned."""
+def _tune_keys(suite: Suite, setting: str, method: str, density: float) -> tuple[str, ...]:
+    """The keys of the runs on the validation split by which a line is tuned."""
+    trials = range(suite.search.trials if suite.search else 0)
+    told = [f"trial {i + 1}" for i in trials] or [f"tune lr {lr}" for lr in suite.lr]
+    return tuple(f"{setting} | {method} | {density} | {t}" for t in told)
+
+
+def with_rate(job: Job, peak: Peak, lr: float, more: Mapping[str, float] | None = None) -> Job:
+    """The job with another learning rate in the stage that is tuned, and ``more`` fields of its budget changed."""
     if not peak:
         return job
-    budget = replace(job.budget, lr=lr) if peak == "lr" else replace(job.budget, finetune_lr=lr)
-    return replace(job, budget=budget)
+    values: dict[str, Any] = {**(more or {}), "lr" if peak == "lr" else "finetune_lr": lr}
+    return replace(job, budget=replace(job.budget, **values))
 
 
 def _cell(

@@ -11,6 +11,7 @@ from typing import Any
 
 from openwork.lab.cells import Cell, mask_file, weights_file
 from openwork.lab.executors import Executor, Worker
+from openwork.lab.search import LR, suggest
 from openwork.lab.store import Database, read_record, write_record
 from openwork.lab.worker import Task, blank
 
@@ -97,14 +98,18 @@ class Pool:
             if not mask.is_file():
                 told = self.records[cell.mask_of]
                 return f"the run whose mask it takes {told['status']}: {told.get('error')}"
-        lr = cell.lr
-        if cell.tuned:
-            tried = [self.records[key] for key in cell.tuned]
+        lr, tried = cell.lr, [self.records[key] for key in cell.tuned]
+        values: dict[str, float] = {}
+        if cell.search is not None:
+            values = suggest(cell.search, tried, f"{cell.setting} {cell.method} {cell.density}")
+        elif cell.tuned:
             best = chosen(tried)
             if best is None:
                 return f"every learning rate of the grid failed; the first: {tried[0].get('error')}"
-            lr = best
-        return Task(cell, self.folder, weights, lr, self.save_every, mask)
+            values = best.get("tried") or {LR: float(best["lr"])}
+        if values:
+            lr = values[LR]
+        return Task(cell, self.folder, weights, lr, self.save_every, mask, values)
 
     def _free(self) -> _Slot | None:
         for slot in self._slots:
@@ -165,8 +170,8 @@ class Pool:
             self.watch(event, what)
 
 
-def chosen(tried: Sequence[Mapping[str, Any]]) -> float | None:
-    """The learning rate with the best accuracy on the validation split, then the lower loss, then the lower rate."""
+def chosen(tried: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The record with the best accuracy on the validation split, then the lower loss, then the lower rate."""
 
     def worth(record: Mapping[str, Any]) -> tuple[float, float, float]:
         found = record["metrics"]["finetuned"]
@@ -174,4 +179,4 @@ def chosen(tried: Sequence[Mapping[str, Any]]) -> float | None:
         return found["accuracy"], -float("inf") if loss is None else -loss, -record["lr"]
 
     finished = [r for r in tried if r["status"] != "failed"]
-    return float(max(finished, key=worth)["lr"]) if finished else None
+    return max(finished, key=worth) if finished else None

@@ -13,6 +13,7 @@ from openwork.core.targets import Select
 from openwork.errors import OpenworkError, RecipeError
 from openwork.lab.budget import Budget
 from openwork.lab.job import Job
+from openwork.lab.search import Search
 
 CONTROLS = ("dense", "extra", "random", "small")
 """Dense; dense with the extra budget; random masks; a small dense model of as many parameters as stay."""
@@ -67,6 +68,7 @@ class Suite:
 
     ``sanity`` adds two controls to every method at every density: its mask shuffled inside each layer, and its mask on
     weights that are drawn anew. ``timed`` is the batch size at which final networks are timed; 0 times none.
+    ``search`` tunes with a sampler in the place of the grid ``lr``.
     """
 
     name: str
@@ -79,6 +81,12 @@ class Suite:
     controls: tuple[str, ...] = CONTROLS
     sanity: bool = False
     timed: int = 0
+    search: Search | None = None
+
+    @property
+    def tuned(self) -> bool:
+        """Whether learning rates are chosen on a validation split."""
+        return bool(self.lr) or self.search is not None
 
     def taking_part(self, setting: Setting) -> tuple[Contestant, ...]:
         """The methods that run in one setting."""
@@ -101,6 +109,7 @@ class Suite:
             densities=tuple(self.densities[:2]),
             seeds=tuple(self.seeds[:1]),
             lr=tuple(self.lr[:2]),
+            search=None if self.search is None else replace(self.search, trials=2),
         )
 
     def plain(self) -> dict[str, Any]:
@@ -137,6 +146,7 @@ class Suite:
             "controls": list(self.controls),
             **({"sanity": True} if self.sanity else {}),
             **({"timed": self.timed} if self.timed else {}),
+            **({"search": self.search.plain()} if self.search is not None else {}),
         }
 
 

@@ -16,6 +16,7 @@ from openwork.core.protocols import Structure
 from openwork.core.targets import Select
 from openwork.errors import FileError, RecipeError, did_you_mean
 from openwork.lab.budget import Budget, default_budget
+from openwork.lab.search import TUNABLE, Search
 from openwork.lab.suite import (
     CONTROLS,
     DENSE,
@@ -62,7 +63,8 @@ def read_suite(data: Any, name: str = "suite", folder: Path = Path(), only: Sequ
         RecipeError: as for ``load_suite``.
     """
     top = _mapping("suite", data, ("settings", "methods", "densities", "seeds", "tune", "controls", "sanity", "timed"))
-    tune = _mapping("tune", top.get("tune") or {}, ("lr", "validation"))
+    tune = _mapping("tune", top.get("tune") or {}, (*TUNABLE, "validation", "sampler", "trials"))
+    search = _search(tune)
     named = _named("settings", top.get("settings"))
     for wanted in only:
         if wanted not in named:
@@ -94,11 +96,12 @@ def read_suite(data: Any, name: str = "suite", folder: Path = Path(), only: Sequ
         tuple(c for c in contestants if not c.settings or any(s.name in c.settings for s in settings)),
         tuple(sorted(_several("densities", top.get("densities"), _share), reverse=True)),
         tuple(_several("seeds", top.get("seeds"), _seed)),
-        tuple(sorted(_several("tune.lr", tune["lr"], _rate))) if "lr" in tune else (),
+        tuple(sorted(_several("tune.lr", tune["lr"], _rate))) if "lr" in tune and search is None else (),
         validation,
         tuple(c for c in CONTROLS if c in controls),
         sanity,
         timed,
+        search,
     )
     check_recipes(suite)
     return suite
@@ -117,6 +120,21 @@ class _Strict(yaml.SafeLoader):
                 )
             seen.add(text)
         return super().construct_mapping(node, deep)
+
+
+def _search(tune: Mapping[str, Any]) -> Search | None:
+    """The sampler of ``tune``, if it names one; ranges without a sampler are refused."""
+    if "sampler" not in tune:
+        extra = [k for k in tune if k not in ("lr", "validation")]
+        if extra or isinstance(tune.get("lr"), Mapping):
+            raise RecipeError(f"tune.{(extra or ['lr'])[0]}: needs a sampler, such as sampler: tpe and trials: 20")
+        return None
+    ranges = {}
+    for name in (k for k in tune if k in TUNABLE):
+        ends = _mapping(f"tune.{name}", tune[name], ("low", "high"))
+        low, high = (_number(f"tune.{name}.{end}", ends.get(end)) for end in ("low", "high"))
+        ranges[name] = (low, high)
+    return Search(tune["sampler"], tune.get("trials", 20), ranges)
 
 
 def _setting(name: str, data: Any, folder: Path) -> Setting:

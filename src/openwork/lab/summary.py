@@ -130,7 +130,7 @@ def _row(
         "failed": sum(r["status"] == "failed" for r in runs),
         "errors": sorted({r["error"] for r in runs if r["error"]}),
         "lr": lr,
-        "lr_at_edge": len(suite.lr) > 1 and lr in (suite.lr[0], suite.lr[-1]) and not is_dense,
+        "lr_at_edge": not is_dense and lr is not None and _at_edge(suite, lr),
         "reached": reached,
         "parameters": mean(sizes) if sizes else None,
         **{k: _mean(r.get(k) for r in kept) for k in ("macs", "bytes")},
@@ -139,6 +139,12 @@ def _row(
         "drop": None if is_dense else spread(drops),
         "seconds": mean(r.get("seconds") or 0.0 for r in runs),
     }
+
+
+def _at_edge(suite: Suite, lr: float) -> bool:
+    if suite.search is not None:
+        return suite.search.at_edge(lr)
+    return len(suite.lr) > 1 and lr in (suite.lr[0], suite.lr[-1])
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -184,8 +190,8 @@ def rules_of(suite: Suite, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, 
         _count(f"at least {LEAST_SEEDS} seeds", len(suite.seeds), LEAST_SEEDS),
         {
             "rule": "learning rates tuned on a validation split",
-            "met": len(suite.lr) > 1,
-            "detail": "" if len(suite.lr) > 1 else "tune.lr lists fewer than two learning rates",
+            "met": suite.search is not None or len(suite.lr) > 1,
+            "detail": "" if suite.search or len(suite.lr) > 1 else "tune.lr lists fewer than two learning rates",
         },
         _rule("accuracy after pruning, recalibration and fine-tuning", unfinished + idle),
         *(sane if suite.sanity else []),

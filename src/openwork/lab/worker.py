@@ -10,8 +10,8 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +25,7 @@ from openwork.lab.cells import Cell, chance_of, mask_file, weights_file, with_ra
 from openwork.lab.cost import cost_of
 from openwork.lab.job import Job
 from openwork.lab.runner import Runner
+from openwork.lab.search import LR
 from openwork.lab.store import write_record
 from openwork.rules.given import units_to_bytes
 from openwork.ship.atomic import write_file
@@ -45,6 +46,8 @@ class Task:
     lr: float | None = None
     save_every: float = 20.0
     mask: Path | None = None
+    values: Mapping[str, float] = field(default_factory=dict)
+    """What tuning found, or what a trial tries: name -> value, the learning rate among them."""
 
     @property
     def job(self) -> Job:
@@ -54,7 +57,8 @@ class Task:
             job = replace(job, checkpoint=str(self.weights))
         if self.mask is not None:
             job = replace(job, mask=str(self.mask))
-        return job if self.lr is None else with_rate(job, self.cell.peak, self.lr)
+        more = {name: value for name, value in self.values.items() if name != LR}
+        return job if self.lr is None else with_rate(job, self.cell.peak, self.lr, more)
 
 
 def execute(task: Task, data: DataSet, tell: Tell | None = None) -> dict[str, Any]:
@@ -67,6 +71,8 @@ def execute(task: Task, data: DataSet, tell: Tell | None = None) -> dict[str, An
         data = with_validation(data, cell.held_out)
     chance = chance_of(data)
     record = blank(cell, task.lr)
+    if len(task.values) > 1 or cell.search is not None:
+        record["tried"] = dict(task.values)
     record |= {"chance": chance, "data_fingerprint": data.fingerprint(), "openwork": __version__}
     record["torch"], record["threads"] = torch.__version__, torch.get_num_threads()
     work = task.folder / "work" / cell.file

@@ -202,6 +202,10 @@ def _manifest(results: Mapping[str, Any]) -> str:
     rows += [["seeds", ", ".join(map(str, manifest["seeds"]))], ["suite", f"sha256 {manifest['suite_sha256']}"]]
     rows += [[f"data of {name}", f"fingerprint {mark}"] for name, mark in manifest["data"].items()]
     grid = ", ".join(map(number, suite["lr"])) or "none"
+    if suite.get("search"):
+        search = suite["search"]
+        ranges = ", ".join(f"{name} {number(low)} to {number(high)}" for name, (low, high) in search["ranges"].items())
+        grid = f"{search['trials']} trials of {search['sampler']}, {ranges}"
     rows += [["learning rates tried", f"{grid} (on {percent(suite['validation'])} of the training set, seed 0)"]]
     rows += [["time of all runs together", seconds(results["seconds"])]]
     return html_table("Manifest", ["what", "value"], rows)

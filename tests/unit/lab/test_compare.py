@@ -76,9 +76,9 @@ def test_ties_of_learning_rates_are_settled():
     def tried(lr, accuracy, loss, status="done"):
         return {"lr": lr, "status": status, "metrics": {"finetuned": {"accuracy": accuracy, "loss": loss}}}
 
-    assert chosen([tried(0.1, 0.5, 1.0), tried(0.2, 0.5, 0.9), tried(0.3, 0.5, None)]) == 0.2
-    assert chosen([tried(0.1, 0.5, 1.0), tried(0.05, 0.5, 1.0)]) == 0.05
-    assert chosen([tried(0.1, 0.9, 1.0, "failed"), tried(0.05, 0.5, 1.0)]) == 0.05
+    assert chosen([tried(0.1, 0.5, 1.0), tried(0.2, 0.5, 0.9), tried(0.3, 0.5, None)])["lr"] == 0.2
+    assert chosen([tried(0.1, 0.5, 1.0), tried(0.05, 0.5, 1.0)])["lr"] == 0.05
+    assert chosen([tried(0.1, 0.9, 1.0, "failed"), tried(0.05, 0.5, 1.0)])["lr"] == 0.05
     assert chosen([tried(0.1, 0.9, 1.0, "failed")]) is None
 
 
