@@ -135,7 +135,10 @@ Run run_of(int64_t tokens) {
 
 template <typename T>
 Run run_of(int nv, int64_t tokens) {
-  return nv == 4 ? run_of<4, T>(tokens) : nv == 2 ? run_of<2, T>(tokens) : run_of<1, T>(tokens);
+  if constexpr (kRegisters == 32) {
+    if (nv == 4) return run_of<4, T>(tokens);
+  }
+  return nv == 2 ? run_of<2, T>(tokens) : run_of<1, T>(tokens);
 }
 
 }  // namespace

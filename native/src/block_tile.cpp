@@ -86,12 +86,10 @@ void run_nv(int tokens, const Tile& t) {
 }  // namespace
 
 void run_tile(int nv, int tokens, const Tile& t) {
-  if (nv == 4)
-    run_nv<4>(tokens, t);
-  else if (nv == 2)
-    run_nv<2>(tokens, t);
-  else
-    run_nv<1>(tokens, t);
+  if constexpr (kRegisters == 32) {
+    if (nv == 4) return run_nv<4>(tokens, t);
+  }
+  nv == 2 ? run_nv<2>(tokens, t) : run_nv<1>(tokens, t);
 }
 
 }  // namespace openwork::OW_ISA
