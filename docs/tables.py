@@ -94,6 +94,7 @@ def _digits_blocks(found: Found) -> Section:
     columns = {
         "inputs": "inputs",
         "density": "density:g",
+        "learning rate": "rate:g",
         "method": "method",
         "reached (parameters)": "reached:.4f",
         "accuracy": "after:spread",
