@@ -1,11 +1,13 @@
-"""Channels of a ResNet-8 on Fashion-MNIST at equal multiply-accumulates, beside Torch-Pruning; latency; graph times.
+"""Channels of ResNets cut to a budget, beside Torch-Pruning: accuracy; latency; graph times and memory.
 
     python bench/structural.py [--quick] [--only accuracy spode latency graph] [--seeds N] [--epochs E] [--finetune F]
 
-Torch-Pruning is used when it can be imported (pip install torch-pruning==1.6.1, best into a folder of its own that
-PYTHONPATH names); otherwise its rows are missing and the result says so. Every network starts from the same dense
-weights, and all are fine-tuned in the same way. Multiply-accumulates of all small models are counted by the same
-function. Times are process CPU times of one thread, in turn.
+Accuracy: a ResNet-20 with a strided stem on Fashion-MNIST, and the trained ResNet-20 on CIFAR-10 of the folder that
+``OPENWORK_ASSETS`` names. Torch-Pruning is used when it can be imported (``bench/torch_pruning_side.py``); otherwise
+its rows are missing and the result says so. Every network of a seed starts from the same dense weights, and all are
+fine-tuned in the same way. Multiply-accumulates of all small models are counted by the same function. With ``--log
+FILE`` every finished run is noted there, and a run that stands there is not made again. Times are process CPU times of
+one thread, in turn.
 """
 
 from __future__ import annotations
@@ -15,26 +17,26 @@ import copy
 import importlib.util
 import json
 import time
-import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+import torch_pruning_side as peer
 from common import RESULTS, spread, write
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
 import openwork as ow
 from openwork.data import Batches, DataSet, load_data
+from openwork.data.places import assets_folder
 from openwork.graph import build_graph, count_macs
 from openwork.lab import Budget
 from openwork.lab.evaluate import evaluate_source
 from openwork.methods import group_importance, spode, taylor
-
-X = torch.zeros(1, 1, 28, 28)
-PEER = "torch-pruning"
-VERSION = "1.6.1"
 
 
 def run(model: nn.Module, data: DataSet, epochs: float, lr: float, seed: int) -> nn.Module:
@@ -71,115 +73,136 @@ def recipes(steps: int) -> dict[str, Callable[[Any], ow.Recipe]]:
     }
 
 
-def ours(dense: nn.Module, recipe: ow.Recipe, data: DataSet, target: dict[str, float], seed: int) -> nn.Module:
-    model = copy.deepcopy(dense)
-    result = ow.prune(model, recipe, scoring(data, seed), F.cross_entropy, target=target, seed=seed)
+def ours(setting: Setting, recipe: Callable[[Any], ow.Recipe], target: dict[str, float], seed: int) -> nn.Module:
+    model = copy.deepcopy(setting.model(seed))
+    made = recipe(ow.channels(example=setting.x))
+    result = ow.prune(model, made, scoring(setting.data, seed), F.cross_entropy, target=target, seed=seed)
     return ow.compact(model, result)
 
 
-def peers(names: tuple[str, ...]) -> dict[str, Any]:
-    """Importances of Torch-Pruning, by name; empty when it cannot be imported."""
-    if importlib.util.find_spec("torch_pruning") is None:
-        return {}
-    import torch_pruning
+@dataclass
+class Setting:
+    """Data, a trained network for every seed, and what both are called with."""
 
-    kinds = torch_pruning.importance
-    made = {
-        "GroupMagnitude": lambda: kinds.GroupMagnitudeImportance(p=2),
-        "GroupMagnitude, p=1": lambda: kinds.GroupMagnitudeImportance(p=1),
-        "BNScale": kinds.BNScaleImportance,
-        "LAMP": kinds.LAMPImportance,
-        "FPGM": kinds.FPGMImportance,
-        "Random": kinds.RandomImportance,
-        "GroupTaylor": kinds.GroupTaylorImportance,
-        "GroupHessian": kinds.GroupHessianImportance,
-    }
-    return {name: make for name, make in made.items() if not names or name in names}
+    title: str
+    data: DataSet
+    build: Callable[[int], nn.Module]
+    finetune: float
+    dense: dict[int, nn.Module] = field(default_factory=dict)
 
+    @property
+    def x(self) -> torch.Tensor:
+        return torch.zeros(1, *self.data.input_shape)
 
-def peer(dense: nn.Module, importance: Any, data: DataSet, share: float, seed: int) -> nn.Module:
-    """Their pruner in 400 small steps over the whole network until the budget is reached, as their scripts do."""
-    import torch_pruning
-
-    torch.manual_seed(seed)
-    model = copy.deepcopy(dense)
-    wanted = share * count_macs(dense, X)
-    head = [m for m in model.modules() if isinstance(m, nn.Linear)][-1:]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        pruner = torch_pruning.pruner.BasePruner(
-            model, X, importance, global_pruning=True, pruning_ratio=1.0, iterative_steps=400, ignored_layers=head
-        )
-        gradients(model, importance, data, seed)
-        count = torch_pruning.utils.count_ops_and_params(model, X)[0]
-        whole = count
-        while count > share * whole:
-            pruner.step()
-            count = torch_pruning.utils.count_ops_and_params(model, X)[0]
-    model.zero_grad()
-    if abs(count_macs(model, X) - wanted) > 0.05 * wanted:
-        print(f"  {type(importance).__name__}: {count_macs(model, X) / wanted:.3f} of the budget", flush=True)
-    return model
+    def model(self, seed: int) -> nn.Module:
+        if seed not in self.dense:
+            self.dense[seed] = self.build(seed)
+        return self.dense[seed]
 
 
-def gradients(model: nn.Module, importance: Any, data: DataSet, seed: int) -> None:
-    """What Taylor and Hessian importances read: as many inputs as ours see."""
-    name = type(importance).__name__
-    model.eval()
-    if "Taylor" in name:
-        for i in range(4):
-            x, y = scoring(data, seed).batch(i)
-            F.cross_entropy(model(x), y).backward()
-    elif "Hessian" in name:
-        importance.zero_grad()
-        x, y = scoring(data, seed).batch(0)
-        for i in range(64):
-            model.zero_grad()
-            F.cross_entropy(model(x[i : i + 1]), y[i : i + 1]).backward()
-            importance.accumulate_grad(model)
+def settings(args: argparse.Namespace) -> Iterator[Setting]:
+    """Fashion-MNIST; CIFAR-10 where its files are."""
+    data = load_data("fashion-mnist")
+    data = replace(data, x_test=data.x_test[:5000], y_test=data.y_test[:5000])
 
-
-def accuracy(args: argparse.Namespace, data: DataSet) -> Iterator[dict[str, Any]]:
-    """Rows of equal multiply-accumulates."""
-    only = ("group l2", "group taylor") if args.quick else args.ours
-    chosen = {n: r for n, r in recipes(args.steps).items() if not only or n in only}
-    theirs = peers(("GroupMagnitude",) if args.quick else tuple(args.peers))
-    small: dict[tuple[str, str], Callable[[nn.Module, float, int], nn.Module]] = {
-        ("ours", n): lambda m, share, seed, r=r: ours(m, r(ow.channels(example=X)), data, {"macs": share}, seed)
-        for n, r in chosen.items()
-    }
-    small |= {(PEER, n): lambda m, share, seed, i=i: peer(m, i(), data, share, seed) for n, i in theirs.items()}
-    for share in (0.5,) if args.quick else (0.5, 0.3):
-        found: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
-        for seed in range(args.seeds):
-            dense = dense_of(args, data, seed)
-            whole = count_macs(dense, X)
-            before = evaluate_source(dense, data.test)["accuracy"]
-            found.setdefault(("dense", ""), []).append((1.0, before, before))
-            for key, make in small.items():
-                model = make(dense, share, seed)
-                pruned = evaluate_source(model, data.test)["accuracy"]
-                tuned = evaluate_source(run(model, data, args.finetune, 0.02, seed), data.test)["accuracy"]
-                found.setdefault(key, []).append((count_macs(model, X) / whole, pruned, tuned))
-                print(f"{share} seed {seed} {key}: {found[key][-1]}", flush=True)
-        for (who, name), values in found.items():
-            macs, pruned, tuned = (spread([v[i] for v in values]) for i in range(3))
-            row = {"part": "accuracy", "setting": f"{100 - 100 * share:.0f} % removed", "by": who, "method": name}
-            yield row | {"reached": macs, "pruned": pruned, "accuracy": tuned}
-
-
-DENSE: dict[int, nn.Module] = {}
-
-
-def dense_of(args: argparse.Namespace, data: DataSet, seed: int) -> nn.Module:
-    if seed not in DENSE:
+    def trained(seed: int) -> nn.Module:
         torch.manual_seed(seed)
-        model = ow.build_model("resnet8", (1, 28, 28), 10, stem_stride=2)
-        DENSE[seed] = run(model, data, args.epochs, 0.1, seed)
-    return DENSE[seed]
+        model = ow.build_model("resnet20", (1, 28, 28), 10, stem_stride=2, shortcut="projection")
+        return run(model, data, args.epochs, 0.1, seed)
+
+    yield Setting("Fashion-MNIST", data, trained, args.finetune)
+    folder = assets_folder()
+    if args.quick or folder is None:
+        return
+
+    def loaded(seed: int) -> nn.Module:
+        model = ow.build_model("resnet20").eval()
+        model.load_state_dict(load_file(folder / "resnet20_cifar10.safetensors"), strict=False)
+        return model
+
+    yield Setting("CIFAR-10", load_data("cifar10-jpeg", test=2000), loaded, args.finetune_cifar)
 
 
-def paths(args: argparse.Namespace, data: DataSet) -> Iterator[dict[str, Any]]:
+class Log:
+    """Finished runs, one JSON line each; without a path nothing is kept."""
+
+    def __init__(self, path: str | None):
+        self.path = Path(path) if path else None
+        lines = self.path.read_text().splitlines() if self.path and self.path.is_file() else []
+        self.known = {json.dumps(key): value for key, value in map(json.loads, lines)}
+
+    def get(self, key: list[Any], make: Callable[[], Any]) -> Any:
+        """The value noted for a key, or a new one."""
+        word = json.dumps(key)
+        if word not in self.known:
+            began = time.process_time()
+            self.known[word] = make()
+            print(f"{key}: {self.known[word]} {time.process_time() - began:.0f} s", flush=True)
+            if self.path:
+                with self.path.open("a") as file:
+                    file.write(json.dumps([key, self.known[word]]) + "\n")
+        return self.known[word]
+
+
+Cutter = Callable[[Setting, float, int], nn.Module]
+
+
+def cutters(args: argparse.Namespace) -> dict[tuple[str, str], Cutter]:
+    """Everything that makes a network smaller to a share of its multiply-accumulates: ours and theirs, by name."""
+    only = ("group l2", "group taylor") if args.quick else args.ours
+    found: dict[tuple[str, str], Cutter] = {}
+    for name, recipe in recipes(args.steps).items():
+        if not only or name in only:
+            found["ours", name] = lambda s, share, seed, r=recipe: ours(s, r, {"macs": share}, seed)
+    for name, make in peer.importances(("GroupMagnitude",) if args.quick else tuple(args.peers)).items():
+        found[peer.NAME, name] = lambda s, share, seed, m=make: peer.cut(
+            s.model(seed), s.x, m(), scoring(s.data, seed), share, seed
+        )
+    return found
+
+
+def measured(setting: Setting, make: Callable[[], nn.Module], seed: int) -> list[float] | str:
+    """Share of the multiply-accumulates, accuracy after the cut and after fine-tuning; or why there is no network."""
+    try:
+        model = make()
+        macs = count_macs(model, setting.x) / count_macs(setting.model(seed), setting.x)
+    except Exception as problem:
+        return f"{type(problem).__name__}: {str(problem).splitlines()[0][:160]}"
+    pruned = evaluate_source(model, setting.data.test)["accuracy"]
+    run(model, setting.data, setting.finetune, 0.02, seed)
+    return [macs, pruned, evaluate_source(model, setting.data.test)["accuracy"]]
+
+
+def accuracy(args: argparse.Namespace, log: Log) -> Iterator[dict[str, Any]]:
+    """Rows of equal multiply-accumulates; a seed is done for every network before the next begins."""
+    shares = (0.5,) if args.quick else (0.5, 0.3)
+    every = list(settings(args))
+    found: dict[tuple[str, float, str, str], list[Any]] = {}
+    for seed in range(args.seeds):
+        for setting in every:
+            if seed >= args.seeds_cifar and setting.title == "CIFAR-10":
+                continue
+            key = [setting.title, seed, args.epochs, setting.finetune]
+            dense = log.get([*key, "dense"], lambda s=setting, i=seed: evaluate_source(s.model(i), s.data.test))
+            for share in shares:
+                found.setdefault((setting.title, share, "dense", ""), []).append([1.0, *2 * [dense["accuracy"]]])
+                for (who, name), cut in cutters(args).items():
+                    value = log.get(
+                        [*key, share, who, name],
+                        lambda s=setting, c=cut, p=share, i=seed: measured(s, lambda: c(s, p, i), i),
+                    )
+                    found.setdefault((setting.title, share, who, name), []).append(value)
+    for (title, share, who, name), values in found.items():
+        row = {"part": "accuracy", "setting": f"{title}, {100 - 100 * share:.0f} % removed", "by": who, "method": name}
+        failed = next((v for v in values if isinstance(v, str)), None)
+        if failed is None:
+            macs, pruned, tuned = (spread([v[i] for v in values]) for i in range(3))
+            yield row | {"macs": macs["mean"], "reached": macs, "pruned": pruned, "accuracy": tuned}
+        else:
+            yield row | {"failed": failed}
+
+
+def paths(args: argparse.Namespace, log: Log) -> Iterator[dict[str, Any]]:
     """Structured SpODE beside channel norms with 72 % of the parameters removed."""
     every = {
         "channel l1, equal shares": lambda s: ow.methods.magnitude(structure=s, norm="l1"),
@@ -187,16 +210,20 @@ def paths(args: argparse.Namespace, data: DataSet) -> Iterator[dict[str, Any]]:
         "spode, equal shares": lambda s: spode(structure=s, steps=args.steps, scope="local"),
         "spode, one ranking": lambda s: spode(structure=s, steps=args.steps),
     }
+    setting = next(settings(args))
     for name, make in every.items():
         values = []
         for seed in range(args.seeds):
-            model = ours(dense_of(args, data, seed), make(ow.channels(example=X)), data, {"params": 0.28}, seed)
-            pruned = evaluate_source(model, data.test)["accuracy"]
-            values.append((pruned, evaluate_source(run(model, data, args.finetune, 0.02, seed), data.test)["accuracy"]))
-            print(f"72 % of the parameters, seed {seed} {name}: {values[-1]}", flush=True)
-        pruned, tuned = (spread([v[i] for v in values]) for i in range(2))
+            key = [setting.title, seed, args.epochs, setting.finetune, "params", 0.28, name]
+            values.append(
+                log.get(
+                    key,
+                    lambda i=seed, m=make: measured(setting, lambda: ours(setting, m, {"params": 0.28}, i), i),
+                )
+            )
+        macs, pruned, tuned = (spread([v[i] for v in values]) for i in range(3))
         row = {"part": "spode", "setting": "72 % of the parameters removed", "by": "ours", "method": name}
-        yield row | {"pruned": pruned, "accuracy": tuned}
+        yield row | {"macs": macs["mean"], "pruned": pruned, "accuracy": tuned}
 
 
 def latency(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -282,20 +309,24 @@ def main() -> None:
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--epochs", type=float)
     parser.add_argument("--finetune", type=float)
+    parser.add_argument("--seeds-cifar", type=int)
+    parser.add_argument("--finetune-cifar", type=float)
     parser.add_argument("--steps", type=int, help="of SpODE")
+    parser.add_argument("--log", help="finished runs are noted here and not made again")
     parser.add_argument("--rounds", type=int)
     args = parser.parse_args()
-    small = {"seeds": 1, "epochs": 0.02, "finetune": 0.01, "steps": 3, "rounds": 3}
-    large = {"seeds": 3, "epochs": 1.0, "finetune": 0.5, "steps": 50, "rounds": 10}
+    small = {"seeds": 1, "seeds_cifar": 1, "epochs": 0.02, "finetune": 0.01, "steps": 3, "rounds": 3}
+    small["finetune_cifar"] = 0.1
+    large = {"seeds": 1, "seeds_cifar": 1, "epochs": 1.0, "finetune": 0.1, "steps": 50, "rounds": 10}
+    large["finetune_cifar"] = 0.5
     for name, value in (small if args.quick else large).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
-    if {"accuracy", "spode"} & set(args.only):
-        data = load_data("fashion-mnist")
-        rows += accuracy(args, data) if "accuracy" in args.only else []
-        rows += paths(args, data) if "spode" in args.only else []
+    log = Log(args.log)
+    rows += accuracy(args, log) if "accuracy" in args.only else []
+    rows += paths(args, log) if "spode" in args.only else []
     rows += latency(args) if "latency" in args.only else []
     rows += graphs(args) if "graph" in args.only else []
     name = "structural_quick" if args.quick else "structural"
@@ -304,11 +335,13 @@ def main() -> None:
     note = "Times are process CPU times of one thread on a busy machine, in turn. "
     if any(r["part"] in ("accuracy", "spode") for r in rows):
         note += (
-            f"Fashion-MNIST, ResNet-8: {args.epochs:g} epochs dense, {args.finetune:g} of fine-tuning, {args.seeds} "
-            f"seeds; SpODE in {args.steps} steps of one batch of 128. "
+            f"Fashion-MNIST: ResNet-20 with a strided stem and projections, {args.epochs:g} epochs dense, "
+            f"{args.finetune:g} of fine-tuning, {args.seeds} seeds, 5,000 test pictures; CIFAR-10: a trained ResNet-20 with padded "
+            f"shortcuts, {args.finetune_cifar:g} epochs on 10,000 pictures, {args.seeds_cifar} seeds, 2,000 test "
+            f"pictures; SpODE in {args.steps} steps of one batch of 128. "
         )
-        has = importlib.util.find_spec("torch_pruning") is not None
-        note += f"Beside it {PEER} {VERSION}." if has else f"{PEER} is not installed, so its rows are missing."
+        has = bool(peer.importances())
+        note += f"Beside it {peer.NAME} {peer.VERSION}." if has else f"{peer.NAME} is missing, and so are its rows."
     write(name, rows, **words, note=note.strip())
 
 

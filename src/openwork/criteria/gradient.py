@@ -33,8 +33,12 @@ class Saliency:
 
 @dataclass(frozen=True)
 class Taylor:
-    """``sum over batches of (sum over the unit of w dL/dw)^2``: what removing the unit costs, to first order."""
+    """``sum over batches of (sum over the unit of w dL/dw)^2``: what removing the unit costs, to first order.
 
+    The slices of a coupled unit are summed before the square, so ``Grouped`` asks for the whole unit.
+    """
+
+    whole: ClassVar[bool] = True
     importance: UnitImportance = field(default_factory=UnitImportance)
 
     @property

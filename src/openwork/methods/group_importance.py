@@ -8,20 +8,20 @@ from typing import Literal
 from openwork.core.protocols import Criterion, Structure
 from openwork.core.recipe import Recipe
 from openwork.core.targets import Select
-from openwork.criteria import GeometricMedian, GroupHessian, Magnitude, NormScale, Random, Saliency
+from openwork.criteria import GeometricMedian, GroupHessian, Magnitude, NormScale, Random, Taylor
 from openwork.criteria.grouped import Grouped, Normalise, Over, Sides
 from openwork.errors import RecipeError, did_you_mean
 from openwork.methods._common import allocation_of, settle_density
 from openwork.rules.topk import TopK
 from openwork.schedules import OneShot
-from openwork.stats import FisherDiagonal, LossGradient
+from openwork.stats import FisherDiagonal, UnitImportance
 from openwork.structure import Element
 
 Word = Literal["l1", "l2", "taylor", "bn_scale", "fpgm", "hessian", "random"]
 MAKE: dict[str, Callable[[int], Criterion]] = {
     "l1": lambda _: Magnitude("l1"),
     "l2": lambda _: Magnitude("l2"),
-    "taylor": lambda batches: Saliency(LossGradient(batches)),
+    "taylor": lambda batches: Taylor(UnitImportance(batches)),
     "bn_scale": lambda _: NormScale(),
     "fpgm": lambda _: GeometricMedian(),
     "hessian": lambda batches: GroupHessian(FisherDiagonal(samples=16 * batches)),
@@ -50,10 +50,11 @@ def group_importance(
         density: kept share of units; default 0.1.
         structure: ``ow.channels(example=x)`` and its relatives; others have one slice.
         where: which parameters.
-        criterion: ``l1``, ``l2``; ``taylor`` (absolute sum of w dL/dw); ``bn_scale`` (network slimming's |gamma|);
-            ``fpgm`` (distance to the other filters of the group); ``hessian`` (w^2 E[g^2] / 2); ``random``.
-        over: ``sum``, ``mean``, ``max``, ``l2``, ``first`` or ``geometric`` over the slices; ``bn_scale`` and ``fpgm``
-            choose theirs.
+        criterion: ``l1``, ``l2``; ``taylor`` (squared sum of w dL/dw over the unit, batch by batch); ``bn_scale``
+            (network slimming's |gamma|); ``fpgm`` (distance to the other filters of the group); ``hessian``
+            (w^2 E[g^2] / 2); ``random``.
+        over: ``sum``, ``mean``, ``max``, ``l2``, ``first`` or ``geometric`` over the slices; ``taylor``, ``bn_scale``
+            and ``fpgm`` choose theirs.
         normalise: ``none``, ``mean``, ``max``, or ``size`` (parameters behind a unit).
         sides: slices that make units, that read them, or both.
         biases: count biases as slices.
