@@ -16,6 +16,7 @@ import argparse
 import copy
 import importlib.util
 import json
+import resource
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -227,31 +228,28 @@ def paths(args: argparse.Namespace, log: Log) -> Iterator[dict[str, Any]]:
 
 
 def latency(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """CPU time of a compacted network beside its multiply-accumulates."""
+    """CPU time of compacted networks beside their multiply-accumulates, kept channels in several multiples, in turn."""
     side, name = (64, "resnet18") if args.quick else (224, "resnet50")
     torch.manual_seed(0)
     model, x = ow.build_model(name).eval(), torch.randn(1, 3, side, side)
     for share in (0.5,) if args.quick else (0.5, 0.3):
-        pruned = copy.deepcopy(model)
-        structure = ow.channels(example=x, multiple=8)
-        result = ow.prune(pruned, group_importance(structure=structure, scope="layer"), target={"macs": share})
-        small = ow.compact(pruned, result)
-        del pruned
-        ratios = []
+        small: dict[int, nn.Module] = {}
+        for multiple in (1, 8) if args.quick else (1, 8, 16, 32):
+            pruned = copy.deepcopy(model)
+            structure = ow.channels(example=x, multiple=multiple)
+            result = ow.prune(pruned, group_importance(structure=structure, scope="layer"), target={"macs": share})
+            small[multiple] = ow.compact(pruned, result)
+            del pruned
+        ratios: dict[int, list[float]] = {multiple: [] for multiple in small}
         for i in range(args.rounds + 1):
-            dense_s, small_s = cpu_seconds(model, x), cpu_seconds(small, x)
-            ratios += [small_s / dense_s] if i else []
-        macs = count_macs(small, x) / count_macs(model, x)
-        off = median(ratios) / macs - 1
-        print(f"{name} {macs:.3f} of the macs, {median(ratios):.3f} of the time ({100 * off:+.1f} %)", flush=True)
-        yield {
-            "part": "latency",
-            "setting": name,
-            "macs": macs,
-            "time": spread(ratios),
-            "median": median(ratios),
-            "off": off,
-        }
+            dense_s = cpu_seconds(model, x)
+            for multiple, net in small.items():
+                ratios[multiple] += [cpu_seconds(net, x) / dense_s] if i else []
+        for multiple, found in ratios.items():
+            macs, middle = count_macs(small[multiple], x) / count_macs(model, x), median(found)
+            row = {"part": "latency", "setting": f"{name}, channels in multiples of {multiple}", "macs": macs}
+            yield row | {"time": spread(found), "median": middle, "off": middle / macs - 1}
+            print(f"{row['setting']}: {macs:.3f} of the macs, {middle:.3f} of the time", flush=True)
 
 
 def cpu_seconds(model: nn.Module, x: torch.Tensor) -> float:
@@ -262,7 +260,7 @@ def cpu_seconds(model: nn.Module, x: torch.Tensor) -> float:
 
 
 def graphs(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """How long the graph of a network takes, in seconds of CPU time."""
+    """Seconds of CPU time that the graph of a network takes, and by how much it raises the peak of the memory."""
     build_graph(ow.build_model("mlp"), torch.zeros(1, 1, 8, 8))  # torch.export loads itself the first time
     models: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
         "resnet50": lambda: (ow.build_model("resnet50").eval(), torch.zeros(1, 3, 224, 224))
@@ -271,17 +269,17 @@ def graphs(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         models["Llama, 32 layers, hidden 4096, grouped queries, meta"] = llama
     for name, make in models.items():
         model, x = make()
-        began = time.process_time()
+        before, began = peak_bytes(), time.process_time()
         graph = build_graph(model, x)
         seconds = time.process_time() - began
-        print(f"graph of {name}: {seconds:.2f} s, {graph.n_ops} operations, {len(graph.groups)} groups", flush=True)
-        yield {
-            "part": "graph",
-            "setting": name,
-            "seconds": seconds,
-            "operations": graph.n_ops,
-            "groups": len(graph.groups),
-        }
+        row = {"part": "graph", "setting": name, "seconds": seconds, "mib": (peak_bytes() - before) / 2**20}
+        print(f"graph of {name}: {seconds:.2f} s, {row['mib']:.0f} MiB", flush=True)
+        yield row | {"operations": graph.n_ops, "groups": len(graph.groups)}
+
+
+def peak_bytes() -> int:
+    """The most memory that this process ever held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def llama() -> tuple[nn.Module, Any]:
@@ -336,9 +334,9 @@ def main() -> None:
     if any(r["part"] in ("accuracy", "spode") for r in rows):
         note += (
             f"Fashion-MNIST: ResNet-20 with a strided stem and projections, {args.epochs:g} epochs dense, "
-            f"{args.finetune:g} of fine-tuning, {args.seeds} seeds, 5,000 test pictures; CIFAR-10: a trained ResNet-20 with padded "
-            f"shortcuts, {args.finetune_cifar:g} epochs on 10,000 pictures, {args.seeds_cifar} seeds, 2,000 test "
-            f"pictures; SpODE in {args.steps} steps of one batch of 128. "
+            f"{args.finetune:g} of fine-tuning, {args.seeds} seeds, 5,000 test pictures. CIFAR-10: a trained ResNet-20 "
+            f"with padded shortcuts, {args.finetune_cifar:g} epochs on 10,000 pictures, {args.seeds_cifar} seeds, 2,000 "
+            f"test pictures. SpODE in {args.steps} steps of one batch of 128. "
         )
         has = bool(peer.importances())
         note += f"Beside it {peer.NAME} {peer.VERSION}." if has else f"{peer.NAME} is missing, and so are its rows."

@@ -10,6 +10,7 @@ from torch import Tensor
 from openwork.allocation.bounds import bounded
 from openwork.core.now import Now
 from openwork.core.select import Rounding, count_kept
+from openwork.core.shares import apportioned
 from openwork.errors import RecipeError
 from openwork.schedules.shapes import check_density
 
@@ -69,27 +70,14 @@ class ErdosRenyi:
         units = {n: now.parts[n].n_units for n in scores}
         # the densities average to `share` by parameters; with uneven units the unit total follows the same rule
         budget = count_kept(share, sum(units.values()), self.rounding)
-        exact = {n: density[n] * units[n] for n in scores}
-        counts = {n: min(units[n], max(min(self.at_least, units[n]), int(exact[n] + 1e-9))) for n in scores}
-        order = sorted(scores, key=lambda n: counts[n] - exact[n])
-        while sum(counts.values()) != budget:
-            missing = budget - sum(counts.values())
-            room = [
-                n
-                for n in (order if missing > 0 else reversed(order))
-                if _can_move(n, missing, counts, units, self.at_least)
-            ]
-            if not room:
-                raise RecipeError(
-                    f"ErdosRenyi: {budget} units cannot be shared with at_least={self.at_least} in every tensor"
-                )
-            for n in room[: abs(missing)]:
-                counts[n] += 1 if missing > 0 else -1
-        return bounded(now, counts)
-
-
-def _can_move(name: str, missing: int, counts: dict[str, int], units: dict[str, int], least: int) -> bool:
-    return counts[name] < units[name] if missing > 0 else counts[name] > min(least, units[name])
+        least = [min(self.at_least, n) for n in units.values()]
+        exact = [density[n] * units[n] for n in scores]
+        counts = apportioned(exact, budget, least, list(units.values()))
+        if sum(counts) != budget:
+            raise RecipeError(
+                f"ErdosRenyi: {budget} units cannot be shared with at_least={self.at_least} in every tensor"
+            )
+        return bounded(now, dict(zip(scores, counts, strict=True)))
 
 
 def _product(shape: tuple[int, ...]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -116,6 +117,17 @@ class Rule:
         Budgets in other units than units (multiply-accumulates, bytes) search for the share that meets them.
         """
         return None
+
+    def chosen(self, update: Update) -> Mapping[str, Tensor] | None:
+        """The units that an update lets live in the end, which budgets count; None when it chooses none.
+
+        Rules that choose first and remove later say here what they chose.
+        """
+        return update.units
+
+    def settled(self, now: Now, update: Update, units: Mapping[str, Tensor]) -> Update | None:
+        """The update for other units than the ``chosen``; None when weights were corrected for just those."""
+        return None if update.edits else replace(update, units=units)
 
 
 class Schedule(Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from openwork.core.shares import apportioned
 from openwork.data.seeds import stream
 from openwork.errors import DataError
 
@@ -15,14 +16,10 @@ def held_out(y: Tensor, count: int, seed: int) -> Tensor:
     """A bool per sample: exactly ``count`` are True, each class in its share to within one sample."""
     labels = y if not y.is_floating_point() and y.dim() == 1 else torch.zeros(len(y), dtype=torch.int64)
     groups = [torch.nonzero(labels == label).flatten() for label in labels.unique()]
-    shares = torch.tensor([count * len(group) / len(y) for group in groups], dtype=torch.float64)
-    quotas = shares.floor().long()
-    # The seats left over go to the largest remainders; equal ones to the lower class.
-    late = torch.argsort(shares - quotas, descending=True, stable=True)[: count - int(quotas.sum())]
-    quotas[late] += 1
+    quotas = apportioned([count * len(group) / len(y) for group in groups], count)
     held = torch.zeros(len(y), dtype=torch.bool)
     generator = stream(seed, "split")
-    for group, quota in zip(groups, quotas.tolist(), strict=True):
+    for group, quota in zip(groups, quotas, strict=True):
         held[group[torch.randperm(len(group), generator=generator)[:quota]]] = True
     return held
 

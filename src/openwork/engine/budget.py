@@ -84,7 +84,8 @@ class Budget:
     def decide(self, recipe: Recipe, now: Now, phase: Phase, state: Any) -> Update:
         """The rule's answer at the share of units whose cost is ``phase.share`` of the dense one.
 
-        Search the share; where counts jump over the target, fill up unit by unit between the two nearest answers.
+        Search the share; where counts jump over the target, fill up unit by unit between the two nearest answers. An
+        update that chooses nothing is passed on.
 
         Raises:
             DensityMissed: the rule accepts no share of units.
@@ -110,23 +111,28 @@ class Budget:
                 low, high = (low, share) if share > alive else (share, high)
                 share = (low + high) / 2
                 continue
-            found = self.of_units(last.units)
+            chosen = recipe.rule.chosen(last)
+            if chosen is None:
+                return last
+            answer = self.of_units(chosen), replace(last, units=chosen)
+            found = answer[0]
             if found <= wanted:
-                low, under = share, (found, last) if under is None or found >= under[0] else under
+                low, under = share, answer if under is None or found >= under[0] else under
             else:
-                high, over = share, (found, last) if over is None or found <= over[0] else over
+                high, over = share, answer if over is None or found <= over[0] else over
             if abs(found - wanted) <= TOLERANCE / 10 * wanted or high - low < 1e-6:
                 break
             share = _between(low, high, under and under[0], over and over[0], wanted, step)
         if under is None and over is None:
             raise DensityMissed(f"{recipe.name}: no share of units was accepted ({refused})")
-        fixed = any(f is not None and bool(f[1].edits) for f in (under, over))  # weights were corrected for these units
+        found_both = [f for f in (under, over) if f is not None]
+        fixed = any(recipe.rule.settled(now, f[1], f[1].units) is None for f in found_both)
         if not fixed and under is not None and over is not None and wanted - under[0] > TOLERANCE / 10 * wanted:
             under = filled(under, over, now.parts, self.of_units, wanted)
         best = min((f for f in (under, over) if f is not None), key=lambda f: abs(f[0] - wanted))
         if not fixed and abs(best[0] - wanted) > TOLERANCE * wanted and phase.share == recipe.density:
             best = exchanged(best, now.parts, self.of_units, wanted)
-        return best[1]
+        return recipe.rule.settled(now, best[1], best[1].units) or best[1]
 
     def told(self, recipe: Recipe, units: Mapping[str, Tensor]) -> dict[str, Any]:
         """What was asked and reached.

@@ -20,7 +20,12 @@ from openwork.graph.example import Example
 
 
 class GraphRefused(OpenworkError):
-    """A model cannot be turned into a graph: its control flow depends on data, or torch.export does not know it."""
+    """A model cannot be turned into a graph: its control flow depends on data, or torch.export does not know it.
+
+    ``why`` quotes torch.
+    """
+
+    why = ""
 
 
 @dataclass(frozen=True)
@@ -45,11 +50,13 @@ def trace(model: nn.Module, example: Example) -> Traced:
                 exported = torch.export.export(model, args, kwargs, strict=False)
         except Exception as problem:
             text = str(problem).strip().splitlines()
-            why = text[0] if text else type(problem).__name__
-            raise GraphRefused(
-                f"{type(model).__name__}: torch.export cannot follow the forward pass ({type(problem).__name__}: "
-                f"{why[:300]}); check the example, or prune with masks that need no graph, for instance ow.Filter()"
-            ) from problem
+            why = f"{type(problem).__name__}: {(text[0] if text else '')[:300]}"
+            refusal = GraphRefused(
+                f"{type(model).__name__}: torch.export cannot follow the forward pass ({why}); check the example. "
+                "Without a graph ow.channels masks single filters at a density, and nothing can be counted or cut"
+            )
+            refusal.why = why
+            raise refusal from problem
     signature = exported.graph_signature
     tensors = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     values = {n: exported.constants[c] for n, c in signature.inputs_to_lifted_tensor_constants.items()}

@@ -12,6 +12,7 @@ from torch import Tensor
 from openwork.core.now import Now, Phase, Update
 from openwork.core.protocols import Partition, Rule
 from openwork.core.select import count_kept, keep_top
+from openwork.core.shares import apportioned
 from openwork.criteria import Magnitude
 from openwork.errors import RecipeError
 from openwork.metrics.pq import entries_needed, pq_index
@@ -24,19 +25,13 @@ def shared_out(want: Tensor, need: int, most: Tensor) -> Tensor:
 
     Where all of ``want`` is zero or used up, the rest goes in proportion to what is left of ``most``.
     """
-    given = torch.zeros_like(most)
-    while (left := need - int(given.sum())) > 0:
-        room = most - given
-        weight = torch.where(room > 0, want.double(), torch.zeros(()).double())
-        weight = weight if float(weight.sum()) > 0 else room.double()
-        exact = weight * (left / weight.sum())
-        share = torch.minimum(exact.floor().long(), room)
-        if not int(share.sum()):  # less than one each: the largest remainders
-            order = torch.where(room > 0, exact, torch.full_like(exact, -1.0)).argsort(descending=True, stable=True)
-            share = torch.zeros_like(most)
-            share[order[: min(left, int((room > 0).sum()))]] = 1
-        given = given + share
-    return given
+    exact, full = torch.zeros(most.shape, dtype=torch.float64), most.double().cpu()
+    while (left := min(need, int(full.sum())) - float(exact.sum())) > 1e-6:
+        room = full - exact
+        weight = torch.where(room > 1e-9, want.double().cpu(), torch.zeros(()).double())
+        weight = weight if float(weight.sum()) > 0 else room
+        exact += torch.minimum(weight * (left / weight.sum()), room)
+    return torch.tensor(apportioned(exact.tolist(), need, most=most.tolist()), device=most.device)
 
 
 @dataclass(frozen=True)

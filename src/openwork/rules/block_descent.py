@@ -18,6 +18,7 @@ from torch import Tensor
 from openwork.core.now import Now, Phase, Update
 from openwork.core.protocols import Criterion, Rule, Stat
 from openwork.core.select import count_kept, keep_top
+from openwork.core.shares import apportioned
 from openwork.criteria import Magnitude
 from openwork.errors import RecipeError
 from openwork.rules.cardinality import Annealing, Solver, energy
@@ -124,10 +125,8 @@ class BlockDescent(Rule):
         """Which tensor each step is about: shares by the logarithm of the size, at least one each, shuffled."""
         weight = {n: log10(max(10, len(layer.kept))) for n, layer in layers.items()}
         total = sum(weight.values())
-        exact = {n: self.steps * w / total for n, w in weight.items()}
-        counts = {n: int(e) for n, e in exact.items()}
-        for n in sorted(exact, key=lambda n: counts[n] - exact[n])[: self.steps - sum(counts.values())]:
-            counts[n] += 1
+        shares = apportioned([self.steps * w / total for w in weight.values()], self.steps)
+        counts = dict(zip(weight, shares, strict=True))
         for n in [n for n, c in counts.items() if c == 0]:
             most = max(counts, key=lambda n: counts[n])
             if counts[most] > 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -99,11 +99,20 @@ class MaskedScales(Rule):
             gone = {n: ~keep_top(scores[n], counts[n]) for n in scores}
             back = state["dense"] if state and self.restart else {}
             plain = [n for n, p in now.parts.items() if not scales_of(p)]
-            return Update(dict(now.units), back, {"gone": gone}, log={"chosen_by_norm": plain})
+            return Update(dict(now.units), back, {"gone": gone}, log={"chosen_by_norm": plain}, scores=scores)
         if state is None or "gone" not in state:
             raise RecipeError("MaskedScales removes what it chose before; use the schedule Announced")
         units = {n: ~gone for n, gone in state["gone"].items()}
-        return Update(units, state=state, log=self._told(now, state["gone"]))
+        return Update(units, log=self._told(now, state["gone"]))
+
+    def chosen(self, update: Update) -> Mapping[str, Tensor] | None:
+        if update.state is None or "gone" not in update.state:
+            return None
+        return {n: ~gone for n, gone in update.state["gone"].items()}
+
+    def settled(self, now: Now, update: Update, units: Mapping[str, Tensor]) -> Update:
+        gone = {n: ~u for n, u in units.items()}
+        return replace(update, units=dict(now.units), state={**update.state, "gone": gone})
 
     def _score(self, name: str, part: Partition, now: Now, share: float) -> Tensor:
         sizes = [units_of(now.weights[s].abs(), at, part.n_units) for s, at in scales_of(part).items()]

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from openwork.engine.result import Result
-from openwork.errors import StructureError
-from openwork.graph.example import Example
+from openwork.errors import StructureError, VerificationFailed
+from openwork.graph.compare import difference, outputs_of, with_ids
+from openwork.graph.example import Example, arguments
 from openwork.graph.groups import build_graph
 from openwork.graph.plan import Plan, finished
 from openwork.graph.shrink import shortened, shrink
+from openwork.graph.trace import device_of
 from openwork.ship.homogeneous import with_config
 from openwork.structure.coupling import Coupling
 from openwork.structure.depth import Depth
@@ -77,7 +79,8 @@ def compact(model: nn.Module, result: Result, *, example: Any = None, homogeneou
         result: what pruning it with a coupled structure returned.
         example: what the model is called with; None takes the example of the structure.
         homogeneous: also rewrite the ``config`` of a transformers model, so that plain ``from_pretrained`` builds the
-            small one. All layers must then keep the same number of units.
+            small one. All layers must then keep the same number of units; the blocks that ``ow.layers`` leaves are
+            numbered anew. A model built from the new config is compared with the small one.
 
     Returns:
         The small model, in the mode of ``model``; ``small.openwork_compaction`` is the plan that made it.
@@ -99,16 +102,28 @@ def compact(model: nn.Module, result: Result, *, example: Any = None, homogeneou
     structure = coupling_of(result)
     plan, small = _settled(model, result, structure.example if example is None else example)
     finished(small, plan, getattr(model, "openwork_source", None))
-    return _uniform(small) if homogeneous else small
+    return _uniform(small, structure.example if example is None else example) if homogeneous else small
 
 
-def _uniform(small: nn.Module) -> nn.Module:
+def _uniform(small: nn.Module, example: Any) -> nn.Module:
     """The small model with a config that builds it, so that nothing of ours is needed to load it."""
+    args, kwargs = arguments(example, device_of(small), seed=0)
+    args, kwargs = with_ids(Plan.from_dict(small.openwork_compaction), args, kwargs)
+    wanted = outputs_of(small, args, kwargs)
     with_config(small)
     config: Any = small.config
     plain = {**config.to_dict(), "architectures": [type(small).__name__]}
     config.architectures = plain["architectures"]
-    small.openwork_source = {"kind": "hf", "name": type(small).__name__, "options": {"config": plain}}  # type: ignore[assignment]
+    kind: Any = type(small)
+    fresh = kind(type(config)(**plain)).to(device_of(small), next(small.parameters()).dtype)
+    fresh.load_state_dict(small.state_dict())
+    problem = difference(outputs_of(fresh, args, kwargs), wanted)
+    if problem:
+        raise VerificationFailed(
+            f"{kind.__name__}: a model built from the new config does not compute what the small one does ({problem}); "
+            "take homogeneous=False and load with ow.load"
+        )
+    small.openwork_source = {"kind": "hf", "name": kind.__name__, "options": {"config": plain}}  # type: ignore[assignment]
     return small
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import combinations, islice, product
 from typing import Any
@@ -12,13 +12,19 @@ import torch
 from torch import nn
 
 from openwork.errors import OpenworkError
+from openwork.graph.plan import Plan
+from openwork.graph.skip import Skip
 
 FIELDS = (
     "intermediate_size", "ffn_dim", "n_inner", "d_ff", "hidden_dim", "encoder_ffn_dim", "decoder_ffn_dim",
     "num_attention_heads", "num_key_value_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads",
     "decoder_attention_heads", "head_dim", "hidden_size", "n_embd", "d_model", "dim", "num_local_experts",
-    "num_experts", "n_routed_experts", "moe_intermediate_size", "word_embed_proj_dim",
+    "num_experts", "n_routed_experts", "moe_intermediate_size", "word_embed_proj_dim", "vocab_size",
 )  # fmt: skip
+DEPTHS = (
+    "num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers", "num_decoder_layers",
+)  # fmt: skip
+INDICES = ("layer_idx", "layer_id", "layer_index")
 MOST = 400
 """Configs that are tried before giving up."""
 
@@ -26,7 +32,10 @@ MOST = 400
 def with_config(model: nn.Module) -> None:
     """Edit ``model.config`` until a fresh model of it has the shapes of this one.
 
-    Fields of the config that hold a size which compaction changed are tried one by one, then in pairs, then in threes.
+    Blocks that compaction removed leave their lists, and the rest is numbered anew, also in lists of the config that
+    have an entry per block. Ids of special tokens are translated where the vocabulary was cut; those of tokens that are
+    gone become None. Fields of the config that hold a size which compaction changed are tried one by one, then in
+    pairs, then in threes.
 
     Raises:
         OpenworkError: no config, or no values of its fields give these shapes (layers of different widths, or a width
@@ -35,14 +44,17 @@ def with_config(model: nn.Module) -> None:
     config: Any = getattr(model, "config", None)
     if not hasattr(config, "to_dict"):
         raise OpenworkError(f"homogeneous=True needs a transformers model with a config, got {type(model).__name__}")
+    depths = _close_gaps(model)
     wanted = {n: tuple(t.shape) for n, t in model.state_dict().items()}
     best: list[str] | None = None
     with _silent():
-        for changes in islice(_candidates(model, config), MOST):
+        for changes in islice(_candidates(model, config, depths), MOST):
             different = _differences(type(model), {**config.to_dict(), **changes}, config, wanted)
             if not different:
                 for name, value in changes.items():
                     setattr(config, name, value)
+                for name, value in _special(model, getattr(model, "generation_config", None)).items():
+                    setattr(model.generation_config, name, value)
                 return
             best = different if best is None or len(different) < len(best) else best
     raise OpenworkError(
@@ -62,7 +74,41 @@ def _differences(kind: Any, plain: dict[str, Any], config: Any, wanted: dict[str
     return [f"{n} is {shape}, not {found.get(n)}" for n, shape in wanted.items() if found.get(n) != shape]
 
 
-def _candidates(model: nn.Module, config: Any) -> Iterator[dict[str, Any]]:
+def _close_gaps(model: nn.Module) -> dict[int, list[int]]:
+    """Take removed blocks out of their lists; old length of a list -> the old numbers of the blocks that stay."""
+    found: dict[int, list[int]] = {}
+    for module in model.modules():
+        if not isinstance(module, nn.ModuleList) or not any(isinstance(block, Skip) for block in module):
+            continue
+        stay = [i for i, block in enumerate(module) if not isinstance(block, Skip)]
+        for new, old in enumerate(stay):
+            for inner in module[old].modules():
+                for name in INDICES:
+                    if vars(inner).get(name) == old:
+                        setattr(inner, name, new)
+        found[len(module)] = stay
+        blocks = [module[i] for i in stay]
+        module._modules.clear()
+        module.extend(blocks)
+    return found
+
+
+def _special(model: nn.Module, config: Any) -> dict[str, Any]:
+    """The ids of special tokens in the small vocabulary, where it was cut."""
+    plan = Plan.from_dict(model.openwork_compaction)
+    ids = plan.token_ids
+    if config is None or ids is None:
+        return {}
+    places = {int(old): new for new, old in enumerate(ids)}
+    found: dict[str, Any] = {}
+    for name, value in vars(config).items():
+        if name.endswith("_token_id") and value is not None:
+            many = [places[v] for v in value if v in places] if isinstance(value, list) else places.get(value)
+            found[name] = many
+    return found
+
+
+def _candidates(model: nn.Module, config: Any, depths: Mapping[int, list[int]]) -> Iterator[dict[str, Any]]:
     plan: dict[str, Any] = model.openwork_compaction  # type: ignore[assignment]
     news: dict[int, set[int]] = {}
     for _, _, old, new in plan["rewrites"]:
@@ -74,7 +120,11 @@ def _candidates(model: nn.Module, config: Any) -> Iterator[dict[str, Any]]:
     for n, kept in halves:  # query heads are key-value heads times their repeats
         news.setdefault(n, set()).add(kept)
     known = hasattr(config, "head_dim") or any(hasattr(m, "head_dim") for m in model.modules())
-    fixed = {"head_dim": width} if (width := _head_width(config)) and known else {}
+    fixed: dict[str, Any] = {"head_dim": width} if (width := _head_width(config)) and known else {}
+    fixed |= _special(model, config)
+    for name, value in vars(config).items():
+        if isinstance(value, list) and len(value) in depths:
+            fixed[name] = [value[i] for i in depths[len(value)]]
     options: dict[str, list[int]] = {}
     for name in FIELDS:
         value = getattr(config, name, None)
@@ -82,6 +132,7 @@ def _candidates(model: nn.Module, config: Any) -> Iterator[dict[str, Any]]:
         smaller = sorted(n for n in news.get(value, ()) if n < value) if isinstance(value, int) else []
         if smaller:
             options[name] = smaller
+    options |= {n: [len(depths[old])] for n in DEPTHS if (old := getattr(config, n, None)) in depths}
     for count in (1, 2, 3):
         for names in combinations(options, count):
             for values in product(*(options[n] for n in names)):

@@ -14,7 +14,7 @@ from openwork.core.distributed import averaged
 from openwork.core.measuring import Measuring, seeded, weights_of
 from openwork.core.protocols import Stat
 from openwork.stats.gradients import grads_of, masked
-from openwork.stats.samples import SampleGradients, drawn
+from openwork.stats.samples import check_samples, drawn
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class FisherDiagonal(Stat):
     batch: int = 1
 
     def __post_init__(self) -> None:
-        SampleGradients(self.samples, self.batch)
+        check_samples("FisherDiagonal", self.samples, self.batch)
 
     def measure(self, ctx: Measuring) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
         rows = drawn(ctx, self.samples, self.batch, "FisherDiagonal")

@@ -36,10 +36,7 @@ class SampleGradients(Stat):
     batch: int = 1
 
     def __post_init__(self) -> None:
-        if self.samples < 1 or self.batch < 1:
-            raise RecipeError(
-                f"SampleGradients: samples and batch must be at least 1, got {self.samples} and {self.batch}"
-            )
+        check_samples("SampleGradients", self.samples, self.batch)
 
     def measure(self, ctx: Measuring) -> Samples:
         rows = drawn(ctx, self.samples, self.batch, "SampleGradients")
@@ -58,6 +55,12 @@ class SampleGradients(Stat):
             return {n: g.mul_(masks[n].flatten()) if n in masks else g for n, g in found.items()}
 
         return gradients
+
+
+def check_samples(owner: str, samples: int, batch: int) -> None:
+    """Refuse less than one sample or input."""
+    if samples < 1 or batch < 1:
+        raise RecipeError(f"{owner}: samples and batch must be at least 1, got {samples} and {batch}")
 
 
 def drawn(ctx: Measuring, samples: int, batch: int, owner: str) -> list[Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from torch import nn
 
@@ -12,11 +13,15 @@ from openwork.core.targets import Select, Target, matches, refuse_unusable
 from openwork.errors import StructureError, did_you_mean
 from openwork.graph.cost import Cost, cost_of
 from openwork.graph.example import Example
-from openwork.graph.groups import KINDS, Graph, Group, build_graph
+from openwork.graph.groups import KINDS, Graph, Group, Groups, build_graph
 from openwork.graph.latency import LatencyTable
+from openwork.graph.loose import loose_groups
+from openwork.graph.trace import GraphRefused
 from openwork.structure.coupled import Coupled
 from openwork.structure.cover import Covered
 from openwork.structure.shapes import Shape
+
+Refused = Literal["masks", "error"]
 
 
 @dataclass(frozen=True)
@@ -28,15 +33,17 @@ class Coupling(Shape):
         kinds: ``channels``, ``heads``, ``hidden``, ``experts``, ``vocabulary``.
         multiple: the kept units of every group are a multiple of this (all of them in smaller groups).
         at_least: so many units stay in every group.
+        refused: what happens when torch.export refuses the model: ``masks`` of single filters, or an ``error``.
 
     Raises:
-        StructureError: unknown kinds or bounds below 1.
+        StructureError: unknown kinds or words, or bounds below 1.
     """
 
     example: Example
     kinds: tuple[str, ...] = ("channels",)
     multiple: int = 1
     at_least: int = 1
+    refused: Refused = "masks"
 
     def __post_init__(self) -> None:
         for kind in self.kinds:
@@ -47,6 +54,8 @@ class Coupling(Shape):
                 f"a coupled structure needs at least one kind, and multiple and at_least of at least 1, got "
                 f"{self.kinds!r}, {self.multiple!r} and {self.at_least!r}"
             )
+        if self.refused not in get_args(Refused):
+            raise StructureError(f"refused must be 'masks' or 'error', got {self.refused!r}")
 
     def __str__(self) -> str:
         return f"{'+'.join(self.kinds)}()"
@@ -62,6 +71,25 @@ class Coupling(Shape):
         """
         return build_graph(model, self.example)
 
+    def _groups(self, model: nn.Module) -> Groups:
+        """The graph; where there is none and channels are asked for, the filters of single layers."""
+        try:
+            return self.graph(model)
+        except GraphRefused as problem:
+            if self.refused == "error" or "channels" not in self.kinds:
+                raise
+            try:
+                found = loose_groups(model, self.example, problem.why)
+            except Exception:  # it does not run at all on the example
+                raise problem from None
+            warnings.warn(
+                f"{type(model).__name__}: there is no graph, since torch.export cannot follow the forward pass "
+                f"({problem.why}). Masks of single filters are used instead: norms and the layers that read a channel "
+                "stay as they are, nothing can be cut, and budgets are densities. channels(refused='error') refuses",
+                stacklevel=2,
+            )
+            return found
+
     def cost(self, model: nn.Module, where: Select = Select()) -> Cost:
         """Parameters, bytes and multiply-accumulates of a model as a function of the units alive."""
         return cost_of(model, self.graph(model))
@@ -74,13 +102,15 @@ class Coupling(Shape):
         """One partition per group that the selection allows, named after its first tensor, and the coverage.
 
         A group is included when a pattern names a tensor that makes its units, and excluded when a pattern names any of
-        its tensors.
+        its tensors. Without a graph, see ``refused``, the groups are the filters of single layers, with a warning; the
+        coverage then gives the reason.
 
         Raises:
+            GraphRefused: torch.export cannot follow the forward pass, and masks were not wanted or are not possible.
             StructureError: an include pattern that prunes nothing, or no group at all; the reasons are listed.
         """
         refuse_unusable(model, where)
-        graph = self.graph(model)
+        graph = self._groups(model)
         parts, reasons = _chosen(self, graph, model, where)
         within: dict[str, list[str]] = {}
         for name, part in parts.items():
@@ -101,7 +131,7 @@ class Coupling(Shape):
 
 
 def _chosen(
-    structure: Coupling, graph: Graph, model: nn.Module, where: Select
+    structure: Coupling, graph: Groups, model: nn.Module, where: Select
 ) -> tuple[dict[str, Coupled], dict[str, list[str]]]:
     params = dict(model.named_parameters())
     parts: dict[str, Coupled] = {}
@@ -145,7 +175,7 @@ def _left_out(structure: Coupling, group: Group, params: dict[str, nn.Parameter]
     return f"{group.n_units} units, fewer than min_units={where.min_units}" if group.n_units < where.min_units else ""
 
 
-def channels(example: Any, *, multiple: int = 1, at_least: int = 1) -> Coupling:
+def channels(example: Any, *, multiple: int = 1, at_least: int = 1, refused: Refused = "masks") -> Coupling:
     """Channels of convolutions and neurons of linear layers, with everything that is coupled to them.
 
     Units are removed together from every tensor they touch: the filters that make them, norms and biases, residual
@@ -156,13 +186,15 @@ def channels(example: Any, *, multiple: int = 1, at_least: int = 1) -> Coupling:
         example: what the model is called with: a tensor, a tuple of arguments, or a mapping of keyword arguments.
         multiple: keep a multiple of so many units in every group.
         at_least: keep so many units in every group.
+        refused: when ``torch.export`` refuses the model (control flow that depends on data), ``masks`` clears single
+            filters with their biases, says so in a warning, and nothing can be cut; ``error`` raises.
 
     Examples:
         >>> import torch
         >>> channels(example=torch.zeros(1, 3, 32, 32)).kinds
         ('channels',)
     """
-    return Coupling(Example.of(example), ("channels",), multiple, at_least)
+    return Coupling(Example.of(example), ("channels",), multiple, at_least, refused)
 
 
 def heads(example: Any, *, multiple: int = 1, at_least: int = 1) -> Coupling:

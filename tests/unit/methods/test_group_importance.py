@@ -16,10 +16,13 @@ from openwork.criteria import (
     Magnitude,
     NormScale,
     StepGradient,
+    Taylor,
     WeightTimesInput,
 )
 from openwork.methods import group_importance
-from openwork.stats import FisherDiagonal
+from openwork.rules.topk import TopK
+from openwork.schedules import OneShot
+from openwork.stats import FisherDiagonal, UnitImportance
 
 X = torch.zeros(1, 2, 4, 4)
 
@@ -136,6 +139,30 @@ def test_the_diagonal_of_the_fisher_and_what_it_says_of_channels():
     torch.testing.assert_close(found, wanted / 2)
     result = ow.prune(model, recipe, data=[(x, y)], loss=F.cross_entropy)
     assert sum(int(u.sum()) for u in result.units.values()) == 6
+
+
+def test_taylor_squares_every_batch_of_whole_units_by_itself():
+    # tried: gradients summed over the batches -> opposite batches cancel; slices asked one by one -> KeyError
+    model = net().eval()
+    x, y = torch.randn(8, 2, 4, 4), torch.arange(8) % 2
+    batches = [(x, y), (x, 1 - y)]  # for equal outputs the second undoes what the first asks for
+    wanted = 0.0
+    for inputs, target in batches:
+        model.zero_grad()
+        F.cross_entropy(model(inputs), target).backward()
+        made = {n: (p.detach() * p.grad) for n, p in model.named_parameters()}
+        both = sum(made[n].flatten(1).sum(1) if made[n].ndim > 1 else made[n] for n in list(made)[:4])
+        wanted = wanted + (both + made["4.weight"].view(5, 3, 4).sum((0, 2))).square()
+    model.zero_grad()
+    for criterion in (Taylor(UnitImportance(2)), Grouped(Taylor(UnitImportance(2)))):
+        recipe = ow.Recipe("own", ow.channels(example=X), TopK(criterion), OneShot(0.67), None)
+        result = ow.prune(net().eval(), recipe, data=batches, loss=F.cross_entropy)
+        assert result.units["0.weight"].tolist() == (wanted != wanted.min()).tolist()
+    recipe = group_importance(0.67, ow.channels(example=X), criterion="taylor", batches=2, scope="layer")
+    assert (
+        ow.prune(net().eval(), recipe, data=batches, loss=F.cross_entropy).units["0.weight"].tolist()
+        == (wanted != wanted.min()).tolist()
+    )
 
 
 @pytest.mark.parametrize("criterion", ["l1", "l2", "taylor", "fpgm", "hessian", "random"])

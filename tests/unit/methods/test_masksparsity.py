@@ -226,3 +226,17 @@ def test_what_cannot_be_done_is_refused():
         penalty.gradient("g", torch.full((3,), float("nan")))
     with pytest.raises(RecipeError, match="MaskedScales removes what it chose before; use the schedule Announced"):
         MaskedScales().update(None, Phase(0.5, True), None)
+
+
+@pytest.mark.parametrize(("unit", "share", "scope"), [("macs", 0.61, "layer"), ("params", 0.5, "vote")])
+def test_a_budget_counts_the_channels_that_will_go(unit, share, scope):
+    # tried: the units alive at the choice counted -> the search ends at a hundredth of the budget
+    model, x = net(), X[:1]
+    recipe = masksparsity(0.5, ow.channels(example=x), steps=20, lam=0.01, scope=scope)
+    result = train(model, 20, lambda o: ow.attach(model, recipe, o, target={unit: share})).finish()
+    assert result.manifest["budget"]["share"] == pytest.approx(share, rel=0.01)
+    small = ow.compact(model, result, example=x)
+    found = [(ow.graph.count_macs(m, x), sum(p.numel() for p in m.parameters())) for m in (small, net())]
+    at = int(unit == "params")
+    assert found[0][at] / found[1][at] == pytest.approx(share, rel=0.01)
+    assert {"scale_kept", "scale_removed", "not_small"} <= set(result.log[-1])

@@ -9,7 +9,7 @@ import openwork as ow
 from openwork.errors import DataError, DivergedError, RecipeError
 from openwork.methods import woodfisher
 from openwork.rules.obs import BrainSurgeon, InverseFisher
-from openwork.stats import SampleGradients
+from openwork.stats import FisherDiagonal, SampleGradients
 
 G = torch.randn(7, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 DAMP = 1e-2
@@ -126,6 +126,8 @@ def test_refusals():
         woodfisher(damp=0)
     with pytest.raises(RecipeError, match="BrainSurgeon: block must be at least 1 entry, got 0"):
         woodfisher(block=0)
+    with pytest.raises(RecipeError, match="FisherDiagonal: samples and batch must be at least 1, got 4 and 0"):
+        FisherDiagonal(4, 0)
     with pytest.raises(RecipeError, match="SampleGradients: samples and batch must be at least 1, got 0 and 1"):
         woodfisher(samples=0)
     model, loss = Linear(WEIGHT), lambda out, y: out.mean()
