@@ -1,6 +1,6 @@
 """What becomes of every architecture: groups, a smaller model, a reload in a fresh process, exports.
 
-    python bench/architectures.py [--quick] [--only NAME]
+    python bench/architectures.py [--quick] [--only NAME] [--out FOLDER]
 
 Tiny configs of transformers and diffusers with random weights, and the hand-made networks of the tests. For each one:
 the graph and what share of the parameters lies in a group; half of the units of every kind taken away at random; the
@@ -27,8 +27,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import common
 import torch
-from common import write
 from safetensors.torch import load_file, save_file
 from tests.unit.graph import architectures, hostile_nets, nets
 from torch import Tensor, nn
@@ -184,7 +184,7 @@ def main(quick: bool, only: str = "") -> None:
         chosen = [n for n in names if only in n and (not quick or (family, n) in QUICK)]
         with tempfile.TemporaryDirectory() as work:
             rows += measured(family, chosen, Path(work))
-        write("architectures_quick" if quick else "architectures", rows, versions=versions())
+        common.write("architectures_quick" if quick else "architectures", rows, versions=versions())
 
 
 def measured(family: str, names: list[str], work: Path) -> list[dict[str, Any]]:
@@ -216,8 +216,14 @@ def versions() -> dict[str, str]:
     return {n: version(n) for n in ("transformers", "diffusers", "onnx", "onnxruntime")}
 
 
+def option(name: str) -> str:
+    """What stands behind an option of the command line."""
+    return sys.argv[sys.argv.index(name) + 1] if name in sys.argv else ""
+
+
 if __name__ == "__main__":
     if "--again" in sys.argv:
         again(sys.argv[sys.argv.index("--again") + 1 :])
     else:
-        main("--quick" in sys.argv, sys.argv[sys.argv.index("--only") + 1] if "--only" in sys.argv else "")
+        common.RESULTS = Path(option("--out") or common.RESULTS)
+        main("--quick" in sys.argv, option("--only"))

@@ -334,9 +334,9 @@ def main() -> None:
     if any(r["part"] in ("accuracy", "spode") for r in rows):
         note += (
             f"Fashion-MNIST: ResNet-20 with a strided stem and projections, {args.epochs:g} epochs dense, "
-            f"{args.finetune:g} of fine-tuning, {args.seeds} seeds, 5,000 test pictures. CIFAR-10: a trained ResNet-20 "
-            f"with padded shortcuts, {args.finetune_cifar:g} epochs on 10,000 pictures, {args.seeds_cifar} seeds, 2,000 "
-            f"test pictures. SpODE in {args.steps} steps of one batch of 128. "
+            f"{args.finetune:g} of fine-tuning, {args.seeds} seeds, 5,000 test pictures. "
+            f"CIFAR-10: a trained ResNet-20 with padded shortcuts, {args.finetune_cifar:g} epochs on 10,000 pictures, "
+            f"{args.seeds_cifar} seeds, 2,000 test pictures. SpODE in {args.steps} steps of one batch of 128. "
         )
         has = bool(peer.importances())
         note += f"Beside it {peer.NAME} {peer.VERSION}." if has else f"{peer.NAME} is missing, and so are its rows."

@@ -186,6 +186,50 @@ def _memory(found: Found) -> Section:
     return described(found, columns, title="Peak memory of the methods", command="python bench/memory.py")
 
 
+@section("architectures")
+def _architectures(found: Found) -> Section:
+    """One network a row: what is covered, the proof of the small one, and what becomes of it."""
+
+    def off(value: Any) -> str:
+        return "" if value is None else f"{value:.0e}" if isinstance(value, float) else value.split(":")[0]
+
+    for r in found["rows"]:
+        r["less"] = r["small"] / r["params"] if "small" in r else None
+        r["over"] = "yes" if "units that stay" in r.get("reference", "") else None
+        for key in ("error", "reload", "export", "onnx"):
+            r[key] = off(r.get(key))
+        r["stopped"] = (r.get("failed") or r["refused"] or "").split(";")[0][:90].replace("|", "/")
+    columns = {
+        "family": "family",
+        "network": "name",
+        "graph, s": "seconds:.2f",
+        "in groups": "coverage:percent",
+        "parameters left": "less:percent",
+        "error": "error",
+        "statistics change": "over",
+        "reloaded": "reload",
+        "torch.export": "export",
+        "ONNX Runtime": "onnx",
+        "stopped by": "stopped",
+    }
+    words = ", ".join(f"{n} {v}" for n, v in found["versions"].items())
+    text = (
+        "Tiny networks with random weights. Half of the units of every kind (channels, heads, widths, experts) are taken "
+        "away at random; the small network is compared with the masked one, reloaded in a fresh process without pickle, "
+        "exported by `torch.export` and to ONNX, and run there: the largest difference of the outputs, over the largest "
+        "output where that is above one. *In groups* is the share of the parameters that some group touches; where "
+        "statistics change, the masked network takes them over what stays. Seconds are CPU time of one thread on a busy "
+        f"machine, those of the first network with the loading of torch.export. {words}."
+    )
+    return described(
+        found,
+        columns,
+        title="Every architecture: groups, a proof, a reload, exports",
+        command="python bench/architectures.py",
+        text=text,
+    )
+
+
 @section("structural")
 def _structural(found: Found) -> Section:
     """Time beside multiply-accumulates, accuracy at equal ones, and how long graphs take."""
@@ -196,8 +240,11 @@ def _structural(found: Found) -> Section:
         "method": "method",
         "share of the multiply-accumulates": "macs:.3f",
         "share of the time": "median:.3f",
-        "accuracy": "accuracy:spread",
+        "after the cut": "pruned:spread",
+        "fine-tuned": "accuracy:spread",
         "seconds": "seconds:.2f",
+        "MiB": "mib:.0f",
+        "failed": "failed",
     }
     return described(found, columns, title=found["title"], command=found["command"])
 

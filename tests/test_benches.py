@@ -81,6 +81,30 @@ def test_quick_structural_bench(name, methods, tmp_path):
         assert all(0 < share <= 1 for share in shares)
 
 
+@pytest.mark.slow
+def test_quick_architectures(tmp_path):
+    # tried: the reload compared with another network's outputs -> red
+    for package in ("transformers", "diffusers", "onnxruntime", "onnxscript"):
+        pytest.importorskip(package, reason=f"{package} is not installed: pip install 'openwork[hf,onnx]' diffusers")
+    run = subprocess.run(
+        [sys.executable, str(BENCH / "architectures.py"), "--quick", "--out", str(tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert run.returncode == 0, run.stderr
+    rows = json.loads((tmp_path / "architectures_quick.json").read_text())["rows"]
+    assert len(rows) == 4
+    for row in rows:
+        if row["family"] == "refused":
+            assert "torch.export cannot follow the forward pass" in row["refused"]
+            continue
+        assert row["small"] < row["params"]
+        assert row["coverage"] > 0.9
+        assert all(row[key] <= 1e-5 for key in ("error", "reload", "export", "onnx")), row
+
+
 def test_quick_gpu_bench(tmp_path):
     """Every product of the GPU bench runs under Triton's interpreter and is right; no time is looked at."""
     # tried: the weight of the dense product not masked -> red

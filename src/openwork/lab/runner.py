@@ -128,7 +128,8 @@ class Runner:
     def _compact(self, name: str, saved: Any) -> None:
         batch = self._score_batches().batch(0)[0][:64]
         self.model, self._state.shrunk = shrunk(self.model, self._result, batch)
-        self._measure("compacted")
+        if self._state.shrunk:
+            self._measure("compacted")
 
     def _held(self) -> AbstractContextManager[None]:
         """Masks in force; a compacted model has nothing left to mask."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from openwork.engine.result import Result
 from openwork.graph.example import Example
 from openwork.graph.plan import Plan, finished
+from openwork.graph.trace import GraphRefused
 from openwork.ship import compact, verify
 
 
@@ -24,7 +26,8 @@ def shrunk(model: nn.Module, result: Result, batch: Tensor) -> tuple[nn.Module, 
 
     Returns:
         The compacted model, and ``{"params": [before, after], "macs": ..., "bytes": ..., "max_error": ...,
-        "largest": ..., "reference": ...}``; multiply-accumulates of one input.
+        "largest": ..., "reference": ...}``; multiply-accumulates of one input. Where torch.export refuses the model,
+        the model itself with its zeros, nothing, and a warning.
 
     Raises:
         OpenworkError: compaction refuses the model, or the small one computes something else.
@@ -32,7 +35,11 @@ def shrunk(model: nn.Module, result: Result, batch: Tensor) -> tuple[nn.Module, 
     structure: Any = result.recipe.structure
     device = next(model.parameters()).device
     example: Example = structure.example
-    small = compact(model, result)
+    try:
+        small = compact(model, result)
+    except GraphRefused as problem:
+        warnings.warn(f"nothing is cut, the zeros stay in place: {problem}", stacklevel=2)
+        return model, {}
     small.train(model.training)
     found = verify(small, model, batch.to(device) if _takes(example, batch) else example)
     cost = structure.cost(model, result.recipe.where)

@@ -71,7 +71,8 @@ def _differences(kind: Any, plain: dict[str, Any], config: Any, wanted: dict[str
     except Exception as problem:  # a config of impossible widths fails in its own ways
         return [f"{type(problem).__name__}: {problem}"] * (len(wanted) + 1)
     found = {n: tuple(t.shape) for n, t in fresh.state_dict().items()}
-    return [f"{n} is {shape}, not {found.get(n)}" for n, shape in wanted.items() if found.get(n) != shape]
+    names = dict.fromkeys((*wanted, *found))
+    return [f"{n} is {wanted.get(n)}, not {found.get(n)}" for n in names if found.get(n) != wanted.get(n)]
 
 
 def _close_gaps(model: nn.Module) -> dict[int, list[int]]:

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 import openwork as ow
 from openwork.graph import GraphRefused
+from openwork.lab.shrinking import shrunk
 from openwork.methods import group_importance, magnitude, taylor
 from openwork.structure import Coupling, partition
 
@@ -60,6 +61,17 @@ def test_single_filters_are_masked_and_the_reason_is_said():
     assert rows["norm.weight"].startswith("there is no graph (")
     with pytest.raises(GraphRefused, match="ow.channels masks single filters at a density"):
         ow.compact(model, result)
+
+
+def test_a_job_goes_on_with_zeros_in_place():
+    # tried: the error of the compaction passed on -> red
+    model = net()
+    with pytest.warns(UserWarning, match="there is no graph"):
+        result = ow.prune(model, magnitude(density=0.5, structure=ow.channels(example=X)))
+    with pytest.warns(UserWarning, match="nothing is cut, the zeros stay in place: Branching: torch.export cannot"):
+        same, saved = shrunk(model, result, X)
+    assert same is model
+    assert saved == {}
 
 
 def test_bounds_selections_and_criteria_hold():

@@ -135,6 +135,14 @@ def test_widths_that_no_config_can_say():
     result = ow.prune(model, random(density=0.5, structure=ow.heads(example=example)))
     with pytest.raises(ow.OpenworkError, match="no config gives these widths"):
         ow.compact(model, result, example=example, homogeneous=True)
+    model, example = build("Llama")
+    for layer in model.model.layers:
+        layer.mlp.act_fn = torch.nn.Tanh()  # by hand, so that the config does not know
+    result = ow.prune(model, magnitude(density=0.5, structure=ow.channels(example=example)))
+    with pytest.raises(
+        ow.VerificationFailed, match="a model built from the new config does not compute what the small"
+    ):
+        ow.compact(model, result, example=example, homogeneous=True)
     with pytest.raises(ow.OpenworkError, match="needs a transformers model with a config"):
         x = torch.randn(2, 1, 8, 8)
         mlp = ow.build_model("mlp")
