@@ -133,7 +133,8 @@ def _candidates(model: nn.Module, config: Any, depths: Mapping[int, list[int]]) 
         smaller = sorted(n for n in news.get(value, ()) if n < value) if isinstance(value, int) else []
         if smaller:
             options[name] = smaller
-    options |= {n: [len(depths[old])] for n in DEPTHS if (old := getattr(config, n, None)) in depths}
+    lengths: dict[str, Any] = {n: getattr(config, n, None) for n in DEPTHS}
+    options |= {n: [len(depths[old])] for n, old in lengths.items() if old in depths}
     for count in (1, 2, 3):
         for names in combinations(options, count):
             for values in product(*(options[n] for n in names)):
