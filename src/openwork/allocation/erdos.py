@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from openwork.allocation.bounds import bounded
 from openwork.core.now import Now
 from openwork.core.select import Rounding, count_kept
+from openwork.core.shards import Across, shape_of, total_of
 from openwork.core.shares import apportioned
 from openwork.errors import RecipeError
 from openwork.schedules.shapes import check_density
@@ -50,6 +52,7 @@ class ErdosRenyi:
     ``at_least`` units stay in every partition.
     """
 
+    sharded: ClassVar[bool] = True
     power: float = 1.0
     kernel: bool = True
     rounding: Rounding = "ceil"
@@ -61,13 +64,13 @@ class ErdosRenyi:
             raise RecipeError(f"ErdosRenyi: at_least must not be negative, got {self.at_least}")
 
     def __call__(self, now: Now, scores: Mapping[str, Tensor], share: float) -> dict[str, int | Tensor]:
-        if any(now.parts[n].scope() is not None for n in scores):
+        if any(not isinstance(now.parts[n].scope(), Across | None) for n in scores):
             raise RecipeError(
                 "ErdosRenyi: a structure with its own regions (N:M, per row) fixes its densities; use Uniform"
             )
-        shapes = {n: tuple(now.weights[now.parts[n].members[0]].shape) for n in scores}
+        shapes = {n: shape_of(now.parts[n], now.weights) for n in scores}
         density = erk_densities(shapes, share, self.power, self.kernel)
-        units = {n: now.parts[n].n_units for n in scores}
+        units = {n: total_of(now.parts[n]) for n in scores}
         # the densities average to `share` by parameters; with uneven units the unit total follows the same rule
         budget = count_kept(share, sum(units.values()), self.rounding)
         least = [min(self.at_least, n) for n in units.values()]

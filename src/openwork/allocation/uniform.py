@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from openwork.allocation.bounds import rounded
 from openwork.core.now import Now
 from openwork.core.protocols import Partition
 from openwork.core.select import Rounding, count_kept
+from openwork.core.shards import Across, total_of
 from openwork.errors import RecipeError
 
 
@@ -27,7 +29,7 @@ def keep_in(part: Partition, share: float, rounding: Rounding, at_least: int = 0
     if isinstance(scope, Tensor):
         sizes = torch.bincount(scope).tolist()
         return torch.tensor([max(min(at_least, n), count_kept(share, n, rounding)) for n in sizes], dtype=torch.int64)
-    size = part.n_units if scope is None else scope
+    size = total_of(part) if scope is None or isinstance(scope, Across) else scope
     return max(min(at_least, size), count_kept(share, size, rounding))
 
 
@@ -35,6 +37,7 @@ def keep_in(part: Partition, share: float, rounding: Rounding, at_least: int = 0
 class Uniform:
     """Every partition keeps the same share of its units, at least ``at_least`` of them."""
 
+    sharded: ClassVar[bool] = True
     rounding: Rounding = "ceil"
     at_least: int = 0
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from openwork.core.now import Now
 from openwork.core.protocols import Stat
 from openwork.core.select import count_kept
+from openwork.core.shards import Across
 from openwork.errors import RecipeError
 from openwork.stats.zeroth import ZerothNorms
 
@@ -76,7 +77,7 @@ class ZerothOrder:
         counts: dict[str, int | Tensor] = {}
         for name, keep in self.shares(now, list(scores), share).items():
             scope = now.parts[name].scope()
-            if now.parts[name].quota is not None or isinstance(scope, Tensor):
+            if now.parts[name].quota is not None or isinstance(scope, Tensor | Across):
                 raise RecipeError(f"{name}: ZerothOrder gives layers unequal shares, but the structure fixes them")
             if scope is None:
                 counts[name] = keep

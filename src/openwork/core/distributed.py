@@ -60,7 +60,12 @@ def rows_of_all(rows: Tensor) -> Tensor:
 
 
 def refuse_wrapped(model: nn.Module) -> None:
-    """DDP renames parameters and does not see gates that are added later."""
+    """DDP renames parameters and does not see gates that are added later; FSDP1 flattens them."""
+    if any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules()):
+        raise RecipeError(
+            "the model is wrapped in FullyShardedDataParallel (FSDP1), which flattens its weights; use FSDP2, "
+            "torch.distributed.fsdp.fully_shard, which keeps them as they are"
+        )
     if isinstance(model, nn.parallel.DistributedDataParallel):
         raise RecipeError(
             "the model is wrapped in DistributedDataParallel; give openwork the module inside, before wrapping it: "

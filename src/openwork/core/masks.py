@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from openwork.core.shards import counted, local
 from openwork.errors import FileError, OpenworkError
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ def masks_of(parts: Mapping[str, Partition], units: Mapping[str, Tensor]) -> dic
 
 class Masks(Mapping[str, Tensor]):
     """Final masks: parameter name -> bool tensor of the parameter's shape, True = kept. Read-only.
+
+    Masks of sharded parameters are sharded alike (``DTensor``): all ranks count them together, or none.
 
     Examples:
         >>> m = Masks({"fc.weight": torch.tensor([[True, False], [False, False]])})
@@ -52,7 +55,7 @@ class Masks(Mapping[str, Tensor]):
 
     def kept(self, name: str | None = None) -> int:
         """Kept entries of one tensor, or of all."""
-        return sum(int(m.sum()) for n, m in self._masks.items() if name in (None, n))
+        return sum(counted(m, local(m)) for n, m in self._masks.items() if name in (None, n))
 
     def total(self, name: str | None = None) -> int:
         """Entries of one tensor, or of all."""
@@ -67,7 +70,7 @@ class Masks(Mapping[str, Tensor]):
         """Hamming distance: entries that are kept by exactly one of the two."""
         if set(self) != set(other):
             raise OpenworkError("masks of different tensors cannot be compared; both need the same names")
-        return sum(int((m != other[n].to(m.device)).sum()) for n, m in self._masks.items())
+        return sum(counted(m, local(m) != local(other[n]).to(m.device)) for n, m in self._masks.items())
 
     def packed(self) -> dict[str, Tensor]:
         """Eight entries a byte (little-endian bit order), for files: name -> uint8 ``[ceil(n / 8)]``."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from openwork.core.batches import Feed, Loss
+from openwork.core.shards import across_of, local
 from openwork.errors import MissingStatistic
 
 if TYPE_CHECKING:
@@ -29,6 +30,11 @@ class Measuring:
     feed: Feed
     loss: Loss | None
     seed: int = 0
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the weights lie in pieces on several ranks."""
+        return across_of(self.parts) is not None
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -81,4 +87,4 @@ def measure(rule: Rule, ctx: Measuring) -> dict[Stat, Any]:
 def weights_of(ctx: Measuring) -> dict[str, Tensor]:
     """The current weights of every member, detached."""
     params = dict(ctx.model.named_parameters())
-    return {name: params[name].detach() for name in ctx.members}
+    return {name: local(params[name].detach()) for name in ctx.members}

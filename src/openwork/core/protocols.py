@@ -13,6 +13,7 @@ from openwork.errors import OpenworkError
 
 if TYPE_CHECKING:
     from openwork.core.measuring import Measuring
+    from openwork.core.shards import Across
     from openwork.core.targets import Target
 
 Pool = Literal["sum", "mean", "max", "norm"]
@@ -39,8 +40,8 @@ class Partition(Protocol):
         """(keep, of) when the structure itself fixes the share inside every run (N:M); else None."""
         ...
 
-    def scope(self) -> int | Tensor | None:
-        """Regions of equal quota: None, the length of consecutive runs, or one region id per unit."""
+    def scope(self) -> int | Tensor | Across | None:
+        """Regions of equal quota: None, the length of consecutive runs, one region id per unit, or several ranks."""
         ...
 
     def pool(self, values: Mapping[str, Tensor], how: Pool = "sum") -> Tensor:
@@ -68,6 +69,8 @@ class Stat:
 
     needs_data: ClassVar[bool] = True
     needs_loss: ClassVar[bool] = False
+    sharded: ClassVar[bool] = False
+    """True: can be measured where parameters are sharded over the ranks."""
 
     def measure(self, ctx: Measuring) -> Any:
         """Measure on the model of ``ctx`` without changing it."""
@@ -76,7 +79,10 @@ class Stat:
 
 @runtime_checkable
 class Criterion(Protocol):
-    """A score per unit, larger = keep. ``needs_grads = True`` says that it reads the gradients of a training step."""
+    """A score per unit, larger = keep. ``needs_grads = True`` says that it reads the gradients of a training step.
+
+    ``sharded = True`` says that a unit's score follows from its own entries, so that pieces of a tensor can be scored.
+    """
 
     @property
     def needs(self) -> frozenset[Stat]: ...
@@ -84,7 +90,10 @@ class Criterion(Protocol):
 
 
 class Allocation(Protocol):
-    """Scores and a share -> how many units each partition (or each of its regions) keeps."""
+    """Scores and a share -> how many units each partition (or each of its regions) keeps.
+
+    ``sharded = True`` says that it counts right where partitions lie in pieces on several ranks.
+    """
 
     def __call__(self, now: Now, scores: Mapping[str, Tensor], share: float) -> dict[str, int | Tensor]: ...
 
@@ -95,6 +104,8 @@ class Rule:
     needs: frozenset[Stat] = frozenset()
     needs_grads: bool = False
     """True: ``update`` reads ``now.grads``, so the rule only works under ``attach``."""
+    sharded: bool = False
+    """True: ``update`` works where every rank has a piece of every tensor (``part.scope()`` may be an ``Across``)."""
 
     def init(self, now: Now) -> Any:
         return None

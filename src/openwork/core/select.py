@@ -12,6 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from openwork.core.select_sharded import keep_top_sharded
+from openwork.core.shards import Across
 from openwork.errors import OpenworkError
 
 Rounding = Literal["ceil", "floor", "nearest"]
@@ -38,14 +40,15 @@ def count_kept(share: float, n: int, rounding: Rounding = "ceil") -> int:
     raise OpenworkError(f"rounding must be 'ceil', 'floor' or 'nearest', got {rounding!r}")
 
 
-def keep_top(scores: Tensor, keep: int | Tensor, scope: int | Tensor | None = None) -> Tensor:
+def keep_top(scores: Tensor, keep: int | Tensor, scope: int | Tensor | Across | None = None) -> Tensor:
     """Keep the units with the largest scores, exactly ``keep`` of them.
 
     Args:
         scores: ``[n]``, floating, integer or bool; larger means keep; infinities are allowed.
         keep: how many, an int, or an integer tensor with one count per region when ``scope`` is given.
         scope: where the quota holds. None: one region; an int: consecutive runs of that length
-            (N:M, rows); a tensor ``[n]`` of region ids ``0..regions-1``: any regions.
+            (N:M, rows); a tensor ``[n]`` of region ids ``0..regions-1``: any regions; an ``Across``: one region
+            whose units lie in pieces on several ranks, all of which must call.
 
     Returns:
         bool ``[n]``. Among equal scores the lower index is kept.
@@ -63,6 +66,9 @@ def keep_top(scores: Tensor, keep: int | Tensor, scope: int | Tensor | None = No
     scores = scores.detach()
     if scores.ndim != 1:
         raise OpenworkError(f"keep_top: scores must be one-dimensional, got shape {tuple(scores.shape)}")
+    if isinstance(scope, Across):
+        counts = scores.to(torch.uint8) if scores.dtype == torch.bool else scores
+        return keep_top_sharded([counts], int(keep), scope.group, scope.traffic)[0]
     if scores.is_floating_point() and bool(torch.isnan(scores).any()):
         bad = int(torch.isnan(scores).nonzero()[0])
         raise OpenworkError(f"keep_top: scores must not be NaN, got NaN at unit {bad}; check the loss and the weights")

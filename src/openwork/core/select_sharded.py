@@ -8,24 +8,16 @@ takes three such sums of about 2,048 numbers, whatever the number of scores.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, distributed
 
+from openwork.core.shards import Traffic as Traffic
 from openwork.errors import OpenworkError
 
 DIGIT = 11
 CHUNK = 1 << 22  # scores turned into keys at a time, so that memory stays small
-
-
-@dataclass
-class Traffic:
-    """What a choice sent: ``bytes`` of this rank's contributions, ``calls`` collective operations."""
-
-    bytes: int = 0
-    calls: int = 0
 
 
 def keep_top_sharded(

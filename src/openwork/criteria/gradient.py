@@ -9,6 +9,7 @@ from torch import Tensor
 
 from openwork.core.now import Now
 from openwork.core.protocols import Partition, Stat
+from openwork.core.shards import on_any
 from openwork.errors import DivergedError
 from openwork.stats import GradientFlow, LossGradient, SynapticFlow, UnitImportance
 from openwork.stats.taylor import key
@@ -18,6 +19,7 @@ from openwork.stats.taylor import key
 class Saliency:
     """``|sum over the unit of w dL/dw|``: SNIP's connection sensitivity."""
 
+    sharded: ClassVar[bool] = True
     gradient: LossGradient = field(default_factory=LossGradient)
 
     @property
@@ -27,7 +29,7 @@ class Saliency:
     def __call__(self, part: Partition, now: Now) -> Tensor:
         grads = now.at_masks(self.gradient)
         for m in part.members:
-            _refuse_dead(m, grads[m])
+            _refuse_dead(m, grads[m], part)
         return part.pool({m: now.weights[m] * grads[m] for m in part.members}).abs()
 
 
@@ -47,12 +49,12 @@ class Taylor:
 
     def __call__(self, part: Partition, now: Now) -> Tensor:
         score: Tensor = now.at_masks(self.importance)[key(part)]
-        _refuse_dead(part.members[0], score)
+        _refuse_dead(part.members[0], score, part)
         return score
 
 
-def _refuse_dead(name: str, values: Tensor) -> None:
-    if not bool(values.any()):
+def _refuse_dead(name: str, values: Tensor, part: Partition) -> None:
+    if not on_any(part, bool(values.any())):
         raise DivergedError(
             f"{name}: no gradient reaches it, so its connections cannot be scored; check for dead layers "
             "and zero weights"
@@ -95,6 +97,7 @@ class StepGradient:
     """``|dL/dw|`` of the current training step, dense: where RigL grows. Needs ``ow.attach``."""
 
     needs_grads: ClassVar[bool] = True
+    sharded: ClassVar[bool] = True
 
     @property
     def needs(self) -> frozenset[Stat]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ class Magnitude:
     ``mean=True`` divides by the unit's size, so that small edge units are judged fairly.
     """
 
+    sharded: ClassVar[bool] = True
     norm: Literal["l1", "l2"] = "l2"
     mean: bool = False
 
@@ -47,11 +48,27 @@ class Magnitude:
 
 @dataclass(frozen=True)
 class Random:
-    """Uniform random scores from the recipe's generator: the baseline that every method must beat."""
+    """Uniform random scores from the recipe's generator: the baseline that every method must beat.
+
+    Of a tensor in pieces every rank draws all scores, in chunks, and keeps its own.
+    """
+
+    sharded: ClassVar[bool] = True
 
     @property
     def needs(self) -> frozenset[Stat]:
         return NOTHING
 
     def __call__(self, part: Partition, now: Now) -> Tensor:
-        return torch.rand(part.n_units, generator=now.rng, dtype=torch.float64).to(now.weights[part.members[0]].device)
+        across = getattr(part, "across", None)
+        first, total = (0, part.n_units) if across is None else (across.first, across.total)
+        _drawn(first, now.rng)
+        scores = torch.rand(part.n_units, generator=now.rng, dtype=torch.float64)
+        _drawn(total - first - part.n_units, now.rng)
+        return scores.to(now.weights[part.members[0]].device)
+
+
+def _drawn(count: int, rng: torch.Generator, chunk: int = 1 << 22) -> None:
+    """Draw and drop so many numbers."""
+    for first in range(0, count, chunk):
+        torch.rand(min(chunk, count - first), generator=rng, dtype=torch.float64)

@@ -14,6 +14,7 @@ from openwork.core.masks import Masks
 from openwork.core.now import EMPTY, Now, Phase
 from openwork.core.protocols import Rule
 from openwork.core.recipe import Recipe
+from openwork.core.shards import local
 from openwork.engine.clock import Clock
 from openwork.engine.gates import Gates
 from openwork.engine.result import Result
@@ -141,7 +142,7 @@ class Attached:
     @property
     def masks(self) -> Masks:
         """The masks in force now."""
-        return Masks(self._session.masks())
+        return Masks(self._session.whole_masks())
 
     @property
     def density(self) -> float:
@@ -182,7 +183,7 @@ class Attached:
 
     def _before_step(self) -> None:
         params, rule = self._session.params, self.recipe.rule
-        dense = {n: p.grad for n, p in params.items() if p.grad is not None}
+        dense = {n: local(p.grad) for n, p in params.items() if p.grad is not None}
         if rule.needs_grads and self.recipe.schedule(self.step + 1).update:
             self._grads = {n: g.detach().clone() for n, g in dense.items()}
         if "on_grad" in self._moments:

@@ -95,7 +95,7 @@ class Cycle:
     @property
     def masks(self) -> Masks:
         """The masks in force."""
-        return Masks(self._session.masks())
+        return Masks(self._session.whole_masks())
 
     def prune_round(self) -> Round:
         """Prune to the density of the next round, rewind if asked, and say how to train now."""

@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
 from openwork.core.protocols import Gate, Partition, Relaxation
+from openwork.core.shards import local
 from openwork.engine.session import Session
 from openwork.errors import RecipeError
 from openwork.structure.coupled import Coupled
@@ -84,7 +85,7 @@ class Gates:
 
     def weights(self) -> dict[str, Tensor]:
         """Parameter name -> the weight as the network would use it without masks."""
-        return {n: self._bare(n, p.detach()) for n, p in self._session.params.items()}
+        return {n: self._bare(n, local(p.detach())) for n, p in self._session.params.items()}
 
     def under(self, edits: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """New weights -> what must be written underneath."""

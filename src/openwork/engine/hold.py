@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from openwork.core.shards import piece_like
 from openwork.engine.write import inverted, zero_gradients, zero_weights
 from openwork.errors import OpenworkError
 
@@ -20,7 +21,7 @@ def hold(model: nn.Module, masks: Mapping[str, Tensor], optimizer: Optimizer | N
 
     Args:
         model: the pruned model.
-        masks: ``result.masks``.
+        masks: ``result.masks``; whole masks serve a sharded model too.
         optimizer: the optimiser to watch; None watches every optimiser that steps inside the block.
 
     Raises:
@@ -36,7 +37,7 @@ def hold(model: nn.Module, masks: Mapping[str, Tensor], optimizer: Optimizer | N
             raise OpenworkError(
                 f"{name}: the mask has shape {tuple(mask.shape)}, the parameter {tuple(params[name].shape)}"
             )
-    pruned = inverted({n: m.to(params[n].device) for n, m in masks.items()})
+    pruned = inverted({n: piece_like(params[n], m).to(params[n].device) for n, m in masks.items()})
 
     def before(*_: object) -> None:
         zero_gradients(params, pruned)

@@ -15,6 +15,7 @@ from openwork.core.masks import Masks, masks_of
 from openwork.core.protocols import Partition
 from openwork.core.recipe import Recipe
 from openwork.core.select import count_kept
+from openwork.core.shards import Across, across_of, summed_over, total_of
 from openwork.errors import DensityMissed
 from openwork.metrics.density import Densities, densities
 from openwork.structure.cover import Covered
@@ -37,6 +38,8 @@ class Result:
         manifest: seed, versions and whatever the caller adds.
         metrics: accuracies and losses by stage, filled by the caller.
         curve: training curve, filled by the caller.
+        ranks: (kept entries, units alive) of every tensor, counted once over all ranks where the weights are sharded;
+            ``masks`` and ``units`` are then those of this rank.
     """
 
     recipe: Recipe
@@ -48,6 +51,7 @@ class Result:
     manifest: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     curve: list[dict[str, Any]] = field(default_factory=list)
+    ranks: dict[str, tuple[int, int]] | None = None
 
     @property
     def density(self) -> float:
@@ -60,8 +64,11 @@ class Result:
         return [self._row(c) for c in self.coverage]
 
     def _row(self, c: Covered) -> dict[str, Any]:
-        kept = int(self.masks[c.name].sum()) if c.name in self.masks else c.numel
-        alive = sum(int(self.units[g].sum()) for g in c.groups or (c.name,) if g in self.units)
+        if self.ranks is not None:
+            kept, alive = self.ranks.get(c.name, (c.numel, 0))
+        else:
+            kept = int(self.masks[c.name].sum()) if c.name in self.masks else c.numel
+            alive = sum(int(self.units[g].sum()) for g in c.groups or (c.name,) if g in self.units)
         return {
             "name": c.name,
             "shape": list(c.shape),
@@ -110,13 +117,18 @@ def conclude(
     log: list[dict[str, Any]],
     seed: int,
     written: bool = True,
+    masks: Mapping[str, Tensor] | None = None,
 ) -> Result:
     """Count what was reached and refuse to call it a result when the promise was missed."""
-    masks = Masks(masks_of(parts, units))
+    masks = Masks(masks_of(parts, units) if masks is None else masks)
     check_promise(recipe, parts, units)
     manifest = {"seed": seed, "torch": torch.__version__, "python": platform.python_version()}
     kept = {n: u.detach().clone() for n, u in units.items()}
-    return Result(recipe, masks, kept, densities(model, masks, written), list(coverage), log, manifest)
+    result = Result(recipe, masks, kept, densities(model, masks, written), list(coverage), log, manifest)
+    if across_of(parts) is not None:
+        alive = summed_over(parts, {n: int(u.sum()) for n, u in kept.items()})
+        result.ranks = {n: (masks.kept(n), alive[n]) for n in masks}
+    return result
 
 
 def check_promise(recipe: Recipe, parts: Mapping[str, Partition], units: Mapping[str, Tensor]) -> None:
@@ -125,8 +137,8 @@ def check_promise(recipe: Recipe, parts: Mapping[str, Partition], units: Mapping
     Raises:
         DensityMissed: it is not.
     """
-    total = sum(p.n_units for p in parts.values())
-    kept = sum(int(units[n].sum()) for n in parts)
+    total = sum(total_of(p) for p in parts.values())
+    kept = sum(summed_over(parts, {n: int(units[n].sum()) for n in parts}).values())
     low, high, total_slack = 0, 0, 0
     for part in parts.values():
         for size, regions in _regions(part).items():
@@ -150,5 +162,5 @@ def _regions(part: Partition) -> Counter[int]:
     scope = part.scope()
     if isinstance(scope, Tensor):
         return Counter(torch.bincount(scope).tolist())
-    size = part.n_units if scope is None else scope
-    return Counter({size: part.n_units // size})
+    size = total_of(part) if scope is None or isinstance(scope, Across) else scope
+    return Counter({size: total_of(part) // size})

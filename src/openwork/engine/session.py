@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,9 @@ from openwork.core.distributed import refuse_wrapped
 from openwork.core.masks import masks_of
 from openwork.core.measuring import Measuring, measure, refuse_missing
 from openwork.core.now import EMPTY, Now, Phase, Update
+from openwork.core.protocols import Partition
 from openwork.core.recipe import Recipe
+from openwork.core.shards import across_of, is_sharded, like, local, summed_over
 from openwork.engine.budget import Budget, check_target, settled
 from openwork.engine.result import Result, check_promise, conclude
 from openwork.errors import DivergedError, RecipeError
@@ -39,6 +41,8 @@ class Session:
         if target is not None:
             check_target(target)
         refuse_wrapped(model)
+        if any(is_sharded(p) for p in model.parameters()):
+            refuse_unable(recipe, target)
         self.target = None if target is None else dict(target)
         self.budget = Budget.of(target, model, recipe) if target is not None else None
         if self.budget is not None:
@@ -48,7 +52,8 @@ class Session:
         named = dict(model.named_parameters())
         members = dict.fromkeys(m for part in self.parts.values() for m in part.members)
         self.params = {name: named[name] for name in members}
-        refuse_bad_weights(self.params)
+        refuse_bad_weights(self.params, self.parts)
+        self.across = across_of(self.parts)
         self.device = device_of(model)
         self.feed = Feed(data, self.device)
         self.measuring = Measuring(model, self.parts, self.feed, loss, seed)
@@ -70,7 +75,7 @@ class Session:
         weights: Mapping[str, Tensor] | None = None,
     ) -> Now:
         """The situation at one step, for rules to read. ``weights`` replaces the parameters where gates stand."""
-        weights = weights if weights is not None else {n: p.detach() for n, p in self.params.items()}
+        weights = weights if weights is not None else {n: local(p.detach()) for n, p in self.params.items()}
         phase = self.recipe.schedule(step).name
         return Now(self.parts, self.units, weights, stats, grads, learned, step, phase, self.rng)
 
@@ -101,11 +106,14 @@ class Session:
                 raise RecipeError(
                     f"{self.recipe.name}: the rule must answer with bool units of shape {tuple(units.shape)} for {name}"
                 )
-        changed = sum(int((update.units[n] != u).sum()) for n, u in self.units.items())
+        changed = summed_over(self.parts, {n: int((update.units[n] != u).sum()) for n, u in self.units.items()})
         self.units = {n: update.units[n] for n in self.parts}
         self.state = update.state
         kept, total = self.kept()
-        entry = {"step": step, "phase": phase.name, "share": phase.share, "density": kept / total, "changed": changed}
+        entry = {"step": step, "phase": phase.name, "share": phase.share, "density": kept / total}
+        entry["changed"] = sum(changed.values())
+        if self.across is not None:
+            entry["sent_bytes"] = self.across.traffic.bytes
         if self.budget is not None:
             entry[self.budget.unit] = self.budget.of_units(self.units)
         self.log.append({**entry, **update.log})
@@ -116,8 +124,8 @@ class Session:
         return {
             "recipe": self.recipe.to_dict(),
             "target": self.target,
-            "units": {n: u.clone() for n, u in self.units.items()},
-            "rule": self.state,
+            "units": self.joined({n: u.clone() for n, u in self.units.items()}),
+            "rule": self.joined(self.state),
             "rng": self.rng.get_state(),
             "log": list(self.log),
             "served": self.feed.served,
@@ -135,12 +143,15 @@ class Session:
             if key not in state:
                 raise RecipeError(f"{self.recipe.name}: the saved state has no {key!r}; it is not one of this driver")
         for name, units in self.units.items():
-            if name not in state["units"] or state["units"][name].shape != units.shape:
+            saved = state["units"].get(name)
+            if saved is None or self.cut({name: saved})[name].shape != units.shape:
                 raise RecipeError(f"{name}: the saved state does not fit this model; build the model of the saved run")
         self.feed.skip(int(state["served"]))
         self.rng.set_state(state["rng"].cpu())
-        self.units = {n: state["units"][n].to(self.device).clone() for n in self.units}
-        self.state, self.log = state["rule"], list(state["log"])
+        self.units = {
+            n: u.to(self.device).clone() for n, u in self.cut({n: state["units"][n] for n in self.units}).items()
+        }
+        self.state, self.log = self.cut(state["rule"]), list(state["log"])
         return int(state[counter])
 
     def concluded(self, written: bool = True) -> Result:
@@ -154,8 +165,9 @@ class Session:
             told = self.budget.told(recipe, self.units)
             recipe = settled(recipe, told["units_share"])
         result = conclude(
-            self.model, recipe, self.parts, self.units, self.coverage, self.log, self.seed, written=written
-        )
+            self.model, recipe, self.parts, self.units, self.coverage, self.log, self.seed, written=written,
+            masks=self.whole_masks(),
+        )  # fmt: skip
         if told is not None:
             result.manifest["budget"] = told
         return result
@@ -168,23 +180,65 @@ class Session:
             check_promise(self.recipe, self.parts, self.units)
 
     def masks(self) -> dict[str, Tensor]:
-        """Parameter name -> bool mask of the units alive now."""
+        """Parameter name -> bool mask of the units alive now; of a sharded parameter, of this rank's piece."""
         return masks_of(self.parts, self.units)
+
+    def whole_masks(self) -> dict[str, Tensor]:
+        """The same, sharded like their parameters."""
+        return {n: like(self.params[n], mask) for n, mask in self.masks().items()}
+
+    def joined(self, state: Any) -> Any:
+        """Nested state with the values of units (under the name of their partition) sharded like the weights."""
+        return self._walked(state, lambda name, u: self.parts[name].joined(u, self.params[name]))  # type: ignore[attr-defined]
+
+    def cut(self, state: Any) -> Any:
+        """Inverse of ``joined``; also takes values of all units, from a run in one process."""
+        return self._walked(state, lambda name, u: self.parts[name].cut(u))  # type: ignore[attr-defined]
+
+    def _walked(self, state: Any, change: Callable[[str, Tensor], Tensor]) -> Any:
+        if self.across is None:
+            return state
+        if isinstance(state, dict):
+            return {
+                k: change(k, v) if k in self.parts and isinstance(v, Tensor) else self._walked(v, change)
+                for k, v in state.items()
+            }
+        if isinstance(state, list | tuple):
+            return type(state)(self._walked(v, change) for v in state)
+        return state
 
     def kept(self) -> tuple[int, int]:
         """(kept, all) parameters of the targets."""
-        total = kept = 0
+        kept, total = {}, {}
         for name, part in self.parts.items():
             cost = part.cost.to(self.device)
-            kept += int(cost[self.units[name]].sum())
-            total += int(cost.sum())
-        return kept, total
+            kept[name] = int(cost[self.units[name]].sum())
+            total[name] = int(cost.sum())
+        found = [sum(summed_over(self.parts, numbers).values()) for numbers in (kept, total)]
+        return found[0], found[1]
 
 
-def refuse_bad_weights(params: Mapping[str, nn.Parameter]) -> None:
+def refuse_unable(recipe: Recipe, target: Mapping[str, float] | None) -> None:
+    """Refuse what needs whole weights when the model's are sharded, before anything is looked at."""
+    advice = "prune before fully_shard, use DDP or one process, or a method that works on shards (openwork methods)"
+    if target is not None:
+        raise RecipeError(f"{recipe.name}: a target {dict(target)} needs whole weights, but they are sharded; {advice}")
+    if recipe.relaxation is not None:
+        raise RecipeError(
+            f"{recipe.name}: {type(recipe.relaxation).__name__} puts gates on whole weights, but they are sharded; "
+            f"{advice}"
+        )
+    wrong = [type(s).__name__ for s in sorted(recipe.rule.needs, key=repr) if not s.sharded]
+    if wrong or not recipe.rule.sharded:
+        what = f"{wrong[0]} measures" if wrong else f"{type(recipe.rule).__name__} works on"
+        raise RecipeError(f"{recipe.name}: {what} whole weights, but the model's are sharded (DTensor); {advice}")
+
+
+def refuse_bad_weights(params: Mapping[str, nn.Parameter], parts: Mapping[str, Partition]) -> None:
     """NaN or infinite weights cannot be ranked."""
-    for name, param in params.items():
-        if not bool(torch.isfinite(param.detach()).all()):
+    wrong = {n: int((~torch.isfinite(local(p.detach()))).any()) for n, p in params.items()}
+    for name, bad in summed_over(parts, wrong).items():
+        if bad:
             raise DivergedError(
                 f"{name}: weights must be finite, got NaN or infinity; the model has diverged or was loaded wrongly"
             )

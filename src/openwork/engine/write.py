@@ -1,4 +1,7 @@
-"""Writing: masks and edits into weights, and zeros into optimiser moments. Nothing else writes into a model."""
+"""Writing: masks and edits into weights, and zeros into optimiser moments. Nothing else writes into a model.
+
+Of a sharded parameter every rank writes its own piece; masks and values are then those of the piece.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from openwork.core.shards import local
 from openwork.errors import DivergedError
 
 Params = Mapping[str, nn.Parameter]
@@ -20,12 +24,13 @@ def write_edits(params: Params, edits: Mapping[str, Tensor]) -> None:
         if not bool(torch.isfinite(value).all()):
             raise DivergedError(f"{name}: the rule returned NaN or infinite weights; nothing was written for it")
     for name, value in edits.items():
-        params[name].copy_(value)
+        local(params[name]).copy_(value)
 
 
 def inverted(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """True = pruned, for tensors where something is. Made once per change of masks, since every step reads it twice."""
-    return {name: (~mask).contiguous() for name, mask in masks.items() if not bool(mask.all())}
+    pieces = {name: local(mask) for name, mask in masks.items()}
+    return {name: (~mask).contiguous() for name, mask in pieces.items() if not bool(mask.all())}
 
 
 def write_masks(params: Params, masks: Mapping[str, Tensor]) -> None:
@@ -37,7 +42,7 @@ def write_masks(params: Params, masks: Mapping[str, Tensor]) -> None:
 def zero_weights(params: Params, pruned: Mapping[str, Tensor]) -> None:
     """Zeros in place; filled, not multiplied, so that a pruned NaN or -0.0 becomes 0.0 as well."""
     for name, where in pruned.items():
-        params[name].masked_fill_(where, 0.0)
+        local(params[name]).masked_fill_(where, 0.0)
 
 
 @torch.no_grad()
@@ -46,7 +51,7 @@ def zero_gradients(params: Params, pruned: Mapping[str, Tensor]) -> None:
     for name, where in pruned.items():
         grad = params[name].grad
         if grad is not None:
-            grad.masked_fill_(where, 0.0)
+            local(grad).masked_fill_(where, 0.0)
 
 
 @torch.no_grad()
@@ -54,11 +59,12 @@ def forget(optimizer: Optimizer, param: nn.Parameter, where: Tensor) -> None:
     """Zero the moments of some entries of one parameter, for any optimiser that keeps tensors of its shape."""
     for value in optimizer.state.get(param, {}).values():
         if isinstance(value, Tensor) and value.shape == param.shape:
-            value.masked_fill_(where, 0.0)
+            local(value).masked_fill_(where, 0.0)
 
 
 @torch.no_grad()
 def write_values(params: Params, values: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
     """Put values back wherever a mask prunes; kept entries stay as they are."""
     for name, mask in masks.items():
-        params[name].copy_(torch.where(mask, params[name], values[name]))
+        weight = local(params[name])
+        weight.copy_(torch.where(mask, weight, values[name]))

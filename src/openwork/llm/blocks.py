@@ -78,7 +78,7 @@ class BlockPruner:
         named = dict(block.named_parameters())
         params = {n: named[n] for n in parts}
         try:
-            refuse_bad_weights(params)
+            refuse_bad_weights(params, parts)
             dense = self._outputs(block, data, device)
             units, told = self._decide(block, parts, params, data, device)
             masks = masks_of(parts, units)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from openwork.core.shards import counted, local
 from openwork.core.targets import prunable_numel
 from openwork.errors import VerificationFailed
 
@@ -51,12 +52,12 @@ def densities(model: nn.Module, masks: Mapping[str, Tensor], written: bool = Tru
     for name, mask in masks.items():
         if name not in params or params[name].shape != mask.shape:
             raise VerificationFailed(f"{name}: the model has no such parameter of shape {tuple(mask.shape)}")
-        alive = int((params[name].detach()[~mask] != 0).sum()) if written else 0
+        alive = counted(mask, local(params[name].detach())[~local(mask)] != 0) if written else 0
         if alive:
             raise VerificationFailed(f"{name}: {alive} entries that the mask prunes are not zero in the model")
     targeted = sum(m.numel() for m in masks.values())
     return Densities(
-        kept=sum(int(m.sum()) for m in masks.values()),
+        kept=sum(counted(m, local(m)) for m in masks.values()),
         targeted_numel=targeted,
         prunable_numel=prunable_numel(model, masks),
         total_numel=sum(p.numel() for p in params.values()),

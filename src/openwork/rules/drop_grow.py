@@ -13,6 +13,7 @@ from openwork.allocation import ErdosRenyi
 from openwork.core.now import Now, Phase, Update
 from openwork.core.protocols import Allocation, Criterion, Partition, Rule, Stat
 from openwork.core.select import keep_top
+from openwork.core.shards import Across, on_any, summed_over, total_of
 from openwork.criteria import Magnitude, Random, StepGradient
 from openwork.errors import DivergedError, RecipeError
 
@@ -84,8 +85,12 @@ class DropGrow(Rule):
     def needs_grads(self) -> bool:  # type: ignore[override]
         return any(getattr(c, "needs_grads", False) for c in (self.grow, self.drop))
 
+    @property
+    def sharded(self) -> bool:  # type: ignore[override]
+        return all(getattr(c, "sharded", False) for c in (self.grow, self.drop, self.allocation))
+
     def init(self, now: Now) -> Any:
-        regions = [n for n, p in now.parts.items() if p.scope() is not None]
+        regions = [n for n, p in now.parts.items() if not isinstance(p.scope(), Across | None)]
         if regions:
             raise RecipeError(
                 f"{regions[0]}: DropGrow moves units over the whole tensor, but this structure has its own regions "
@@ -98,35 +103,35 @@ class DropGrow(Rule):
             scores = {n: Random()(p, now) for n, p in now.parts.items()}
             counts = self.allocation(now, scores, phase.share)
             units = {n: keep_top(s, counts[n], now.parts[n].scope()) for n, s in scores.items()}
-            return Update(units, state={"ever": units, "started": True}, log=self._log(now.units, units, units, 0.0))
+            return Update(units, state={"ever": units, "started": True}, log=self._log(now, units, units, 0.0))
         share = self.fraction(now.step)
-        units = {n: self._replace(n, p, now, share) for n, p in now.parts.items()}
+        active = summed_over(now.parts, {n: int(u.sum()) for n, u in now.units.items()})
+        units = {n: self._replace(n, p, now, share, active[n]) for n, p in now.parts.items()}
         ever = {n: state["ever"][n] | u for n, u in units.items()}
         fresh: dict[str, Tensor] = {}
         for n, part in now.parts.items():
             for member, where in part.spread(units[n] & ~now.units[n]).items():
                 fresh[member] = fresh[member] | where if member in fresh else where
-        return Update(
-            units, state={"ever": ever, "started": True}, fresh=fresh, log=self._log(now.units, units, ever, share)
-        )
+        return Update(units, state={"ever": ever, "started": True}, fresh=fresh, log=self._log(now, units, ever, share))
 
-    def _replace(self, name: str, part: Partition, now: Now, share: float) -> Tensor:
-        alive = now.units[name]
-        active = int(alive.sum())
+    def _replace(self, name: str, part: Partition, now: Now, share: float, active: int) -> Tensor:
+        alive, scope = now.units[name], part.scope()
         n_drop = int(share * active)
-        if n_drop == 0 or active == alive.numel():
+        if n_drop == 0 or active == total_of(part):
             return alive
-        kept = keep_top(self.drop(part, now).double().masked_fill(~alive, float("-inf")), active - n_drop)
+        kept = keep_top(self.drop(part, now).double().masked_fill(~alive, float("-inf")), active - n_drop, scope)
         growth = self.grow(part, now).double()
-        if bool(torch.isnan(growth).any()):
+        if on_any(part, bool(torch.isnan(growth).any())):
             raise DivergedError(f"{name}: the growth scores are NaN at step {now.step}; check the gradients")
-        return kept | keep_top(growth.masked_fill(kept, float("-inf")), n_drop)
+        return kept | keep_top(growth.masked_fill(kept, float("-inf")), n_drop, scope)
 
     @staticmethod
-    def _log(old: Any, new: Any, ever: Any, share: float) -> dict[str, float]:
-        total = sum(u.numel() for u in new.values())
+    def _log(now: Now, new: Any, ever: Any, share: float) -> dict[str, float]:
+        total = sum(total_of(p) for p in now.parts.values())
+        grown = summed_over(now.parts, {n: int((new[n] & ~now.units[n]).sum()) for n in new})
+        active = summed_over(now.parts, {n: int(u.sum()) for n, u in ever.items()})
         return {
             "drop_fraction": share,
-            "grown": sum(int((new[n] & ~old[n]).sum()) for n in new),
-            "ever_active": sum(int(u.sum()) for u in ever.values()) / total,
+            "grown": sum(grown.values()),
+            "ever_active": sum(active.values()) / total,
         }

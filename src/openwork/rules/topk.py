@@ -13,6 +13,7 @@ from openwork.allocation import Uniform
 from openwork.core.now import Now, Phase, Update
 from openwork.core.protocols import Allocation, Criterion, Rule, Stat
 from openwork.core.select import keep_top
+from openwork.core.shards import on_any, summed_over, total_of
 from openwork.errors import DensityMissed, DivergedError, RecipeError
 
 
@@ -38,8 +39,13 @@ class TopK(Rule):
     def needs_grads(self) -> bool:  # type: ignore[override]
         return getattr(self.criterion, "needs_grads", False)
 
+    @property
+    def sharded(self) -> bool:  # type: ignore[override]
+        return all(getattr(p, "sharded", False) for p in (self.criterion, self.allocation)) and not self.positive
+
     def update(self, now: Now, phase: Phase, state: Any) -> Update:
-        scores = {name: self._finite(name, self.criterion(part, now), phase) for name, part in now.parts.items()}
+        scores = {name: _wide(self.criterion(part, now)) for name, part in now.parts.items()}
+        self._refuse_infinite(now, scores, phase)
         units = self._cut(now, scores, phase.share)
         if self.positive:
             empty = sum(int((scores[n][u] <= 0).sum()) for n, u in units.items())
@@ -58,7 +64,7 @@ class TopK(Rule):
         if self.nested:
             alive = {n: s.masked_fill(~now.units[n], float("-inf")) for n, s in scores.items()}
             units = self._choose(now, alive, share)
-            if not any(bool((u & ~now.units[n]).any()) for n, u in units.items()):
+            if not any(on_any(now.parts[n], bool((u & ~now.units[n]).any())) for n, u in units.items()):
                 return units
         return self._choose(now, scores, share)
 
@@ -67,14 +73,18 @@ class TopK(Rule):
         return {n: keep_top(scores[n], counts[n], now.parts[n].scope()) for n in scores}
 
     @staticmethod
-    def _finite(name: str, scores: Tensor, phase: Phase) -> Tensor:
-        if not bool(torch.isfinite(scores).all()):
-            bad = int((~torch.isfinite(scores)).sum())
-            raise DivergedError(
-                f"{name}: {bad} of {scores.numel()} scores are NaN or infinite in the {phase.name} phase; "
-                "check the weights and the loss"
-            )
-        return scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+    def _refuse_infinite(now: Now, scores: Mapping[str, Tensor], phase: Phase) -> None:
+        wrong = summed_over(now.parts, {n: int((~torch.isfinite(s)).sum()) for n, s in scores.items()})
+        for name, bad in wrong.items():
+            if bad:
+                raise DivergedError(
+                    f"{name}: {bad} of {total_of(now.parts[name])} scores are NaN or infinite in the {phase.name} "
+                    "phase; check the weights and the loss"
+                )
+
+
+def _wide(scores: Tensor) -> Tensor:
+    return scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
 
 
 @dataclass(frozen=True)
@@ -100,6 +110,10 @@ class Repeat(Rule):
     @property
     def needs_grads(self) -> bool:  # type: ignore[override]
         return self.rule.needs_grads
+
+    @property
+    def sharded(self) -> bool:  # type: ignore[override]
+        return self.rule.sharded
 
     def init(self, now: Now) -> Any:
         return self.rule.init(now)

@@ -14,6 +14,7 @@ from openwork.core.distributed import averaged
 from openwork.core.measuring import Measuring, Mode, seeded, weights_of
 from openwork.core.protocols import Stat
 from openwork.errors import DataError, MissingStatistic, RecipeError
+from openwork.stats.sharded_gradients import sharded_gradient
 
 Gradient = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
@@ -32,6 +33,7 @@ class LossGradient(Stat):
     """
 
     needs_loss: ClassVar[bool] = True
+    sharded: ClassVar[bool] = True
     batches: int = 1
     absolute: bool = False
     mode: Mode = "eval"
@@ -42,6 +44,8 @@ class LossGradient(Stat):
 
     def measure(self, ctx: Measuring) -> Gradient:
         seen = [ctx.feed.next(f"{self.batches} scoring batches") for _ in range(self.batches)]
+        if ctx.sharded:
+            return sharded_gradient(ctx, seen, self.mode, self.absolute)
 
         def gradient(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
             leaves = masked(weights_of(ctx), masks)
