@@ -44,7 +44,7 @@ def method_page(entry: methods.Method) -> str:
     signature = f"openwork.methods.{entry.name}{inspect.signature(function)}"
     return (
         f"# {entry.name}: {entry.title}\n\n{entry.paper}. Engine: `ow.{entry.drive}`. Needs: {entry.needs}. "
-        f"Structures: {entry.structures}.\n\n```text\n{signature}\n```\n\n```text\n{doc}\n```\n\n## Claims measured here\n\n"
+        f"Structures: {entry.structures}. Several processes: {entry.ranks or 'not yet'}.\n\n```text\n{signature}\n```\n\n```text\n{doc}\n```\n\n## Claims measured here\n\n"
         f"{claims}\n\nNumbers and commands: [benchmarks](../benchmarks.md).\n"
     )
 

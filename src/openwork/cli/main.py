@@ -59,3 +59,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 0
+    except OSError as problem:  # a disk or a folder that nobody has put into words
+        print(f"openwork {args.verb}: {problem.strerror or problem}: {problem.filename or ''}", file=sys.stderr)
+        return 2

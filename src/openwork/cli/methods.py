@@ -27,10 +27,12 @@ def run(args: argparse.Namespace) -> int:
         write_json(args.json, _plain(entry))
         return 0
     table = Table(box=None, pad_edge=False)
-    for column in ("method", "what it is", "engine", "needs", "structures", "claims held"):
+    for column in ("method", "what it is", "engine", "needs", "structures", "processes", "claims held"):
         table.add_column(column)
     for entry in index.METHODS:
-        table.add_row(entry.name, entry.title, f"ow.{entry.drive}", entry.needs, entry.structures, _claims(entry))
+        table.add_row(
+            entry.name, entry.title, f"ow.{entry.drive}", entry.needs, entry.structures, entry.ranks, _claims(entry)
+        )
     out.print(table)
     write_json(args.json, [_plain(entry) for entry in index.METHODS])
     return 0

@@ -11,7 +11,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     add = parser.add_argument
     add("model", metavar="DIR", help="Hugging Face folder")
-    add("--text", metavar="FILE", required=True, help="text; documents may be separated by <|endoftext|>")
+    add(
+        "--text",
+        metavar="FILE",
+        required=True,
+        help="text (documents may be separated by <|endoftext|>), or a .npy file of token ids",
+    )
     add("--length", type=int, help="tokens per window (default: the context, at most 2048)")
     add("--stride", type=int, help="tokens between windows (default: the length, no overlap)")
     add("--against", metavar="DIR", help="also report agreement with this (dense) model")

@@ -22,6 +22,7 @@ from openwork.lab.ranks import device_of_rank, ranks, speaks, wait
 from openwork.lab.shrinking import met, savings
 from openwork.report import report_text
 from openwork.ship import read_result, save
+from openwork.ship.atomic import refuse_place
 from openwork.structure.words import is_coupled
 
 _BUDGET = ("epochs", "finetune_epochs", "batch_size", "lr", "finetune_lr", "weight_decay", "optimizer")
@@ -166,6 +167,7 @@ def _work_folder(folder: Path | None, args: argparse.Namespace) -> Path | None:
     work = folder.with_name(f"{folder.name}.partial")
     if folder.exists() and not args.overwrite:
         raise FileError(f"{folder}: exists already; choose another folder or add --overwrite")
+    refuse_place(folder, args.overwrite)
     if work.exists() and not args.resume:
         if not args.overwrite:
             raise FileError(f"{work}: holds a stopped run; continue it with --resume or discard it with --overwrite")

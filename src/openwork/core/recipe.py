@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from openwork.core.files import write_file
 from openwork.core.protocols import Relaxation, Rule, Schedule, Structure
 from openwork.core.serial import from_plain, to_plain
 from openwork.core.targets import Select
@@ -81,14 +82,18 @@ class Recipe:
         return made
 
     def save(self, path: str | Path) -> None:
-        """Write ``.json``, ``.yaml`` or ``.yml``."""
+        """Write ``.json``, ``.yaml`` or ``.yml``.
+
+        Raises:
+            FileError: another ending, or the disk refuses; an earlier file is then untouched.
+        """
         path = Path(path)
         if path.suffix == ".json":
-            path.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+            write_file(path, (json.dumps(self.to_dict(), indent=2) + "\n").encode())
         elif path.suffix in (".yaml", ".yml"):
             import yaml
 
-            path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False))
+            write_file(path, yaml.safe_dump(self.to_dict(), sort_keys=False).encode())
         else:
             raise FileError(f"{path}: a recipe file must end in .json, .yaml or .yml")
 

@@ -39,7 +39,7 @@ class Result:
         metrics: accuracies and losses by stage, filled by the caller.
         curve: training curve, filled by the caller.
         ranks: (kept entries, units alive) of every tensor, counted once over all ranks where the weights are sharded;
-            ``masks`` and ``units`` are then those of this rank.
+            ``masks`` and ``units`` are then sharded (``DTensor``).
     """
 
     recipe: Recipe

@@ -168,6 +168,7 @@ class Session:
             self.model, recipe, self.parts, self.units, self.coverage, self.log, self.seed, written=written,
             masks=self.whole_masks(),
         )  # fmt: skip
+        result.units = self.joined(result.units)
         if told is not None:
             result.manifest["budget"] = told
         return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
         FileError: a value of another kind, or the disk refuses.
     """
     tensors: dict[str, Tensor] = {}
-    plan = _pack(state, tensors)
-    write_file(path, tensors_to_bytes(tensors, metadata={"format": FORMAT, "state": json.dumps(plan)}))
+    plan = taken_apart(state, tensors)
+    plain = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
+    write_file(path, tensors_to_bytes(plain, metadata={"format": FORMAT, "state": json.dumps(plan)}))
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -42,37 +44,44 @@ def load_state(path: Path) -> dict[str, Any]:
             if meta.get("format") != FORMAT:
                 raise FileError(f"{path}: not a checkpoint of openwork (format {meta.get('format')!r})")
             plan = json.loads(meta["state"])
-            return _unpack(plan, {k: file.get_tensor(k) for k in file.keys()})  # noqa: SIM118
+            return put_together(plan, {k: file.get_tensor(k) for k in file.keys()})  # noqa: SIM118
     except (SafetensorError, ValueError, KeyError, OSError) as problem:
         if isinstance(problem, FileError):
             raise
         raise FileError(f"{path}: corrupt or truncated checkpoint ({problem})") from None
 
 
-def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
+def taken_apart(value: Any, tensors: dict[str, Tensor], at: str = "") -> Any:
+    """Plain data that stands for nested state; its tensors go into ``tensors``, named by the path to them.
+
+    Raises:
+        FileError: a value that is neither.
+    """
     if isinstance(value, Tensor):
-        key = f"t{len(tensors)}"
-        tensors[key] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        key = at if at not in tensors else f"{at}~{len(tensors)}"
+        tensors[key] = value
         return {"tensor": key}
     if isinstance(value, dict):
-        return {"dict": [[_pack(k, tensors), _pack(v, tensors)] for k, v in value.items()]}
+        under = f"{at}/" if at else ""
+        return {"dict": [[taken_apart(k, tensors), taken_apart(v, tensors, f"{under}{k}")] for k, v in value.items()]}
     if isinstance(value, list):
-        return [_pack(v, tensors) for v in value]
+        return [taken_apart(v, tensors, f"{at}/{i}") for i, v in enumerate(value)]
     if isinstance(value, tuple):
-        return {"tuple": [_pack(v, tensors) for v in value]}
+        return {"tuple": [taken_apart(v, tensors, f"{at}/{i}") for i, v in enumerate(value)]}
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise FileError(f"a checkpoint holds tensors and plain data, got {type(value).__name__}")
 
 
-def _unpack(plan: Any, tensors: dict[str, Tensor]) -> Any:
+def put_together(plan: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Inverse of ``taken_apart``."""
     if isinstance(plan, list):
-        return [_unpack(v, tensors) for v in plan]
+        return [put_together(v, tensors) for v in plan]
     if isinstance(plan, dict):
         ((kind, inner),) = plan.items()
         if kind == "tensor":
             return tensors[inner]
         if kind == "tuple":
-            return tuple(_unpack(v, tensors) for v in inner)
-        return {_unpack(k, tensors): _unpack(v, tensors) for k, v in inner}
+            return tuple(put_together(v, tensors) for v in inner)
+        return {put_together(k, tensors): put_together(v, tensors) for k, v in inner}
     return plan

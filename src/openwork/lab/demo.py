@@ -24,7 +24,7 @@ from openwork.lab.job import Job
 from openwork.lab.runner import Runner
 from openwork.report import compare_html
 from openwork.ship import save
-from openwork.ship.atomic import write_file
+from openwork.ship.atomic import refuse_place, write_file
 from openwork.structure import Block, Element
 
 DENSITY = 0.05
@@ -47,6 +47,7 @@ def run_demo(folder: str, seeds: int, steps: int, say: Callable[[str], None]) ->
     """
     if seeds < 1 or steps < 50:
         raise OpenworkError(f"demo: seeds must be at least 1 and steps at least 50, got {seeds} and {steps}")
+    refuse_place(Path(folder), overwrite=True)
     torch.set_num_threads(1)  # the network is small: one thread is fastest
     began, data = time.monotonic(), load_data("digits")
     say(

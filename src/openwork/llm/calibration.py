@@ -86,6 +86,16 @@ def documents_of(path: str | Path, tokenizer: Any) -> list[Tensor]:
     return [torch.tensor(tokenizer(piece, verbose=False)["input_ids"], dtype=torch.int64) for piece in pieces]
 
 
+def refuse_unknown(ids: Tensor, vocabulary: int) -> None:
+    """Raise DataError for token ids that the model does not have."""
+    if ids.numel() and (int(ids.max()) >= vocabulary or int(ids.min()) < 0):
+        bad = int(ids.max()) if int(ids.max()) >= vocabulary else int(ids.min())
+        raise DataError(
+            f"the text holds token id {bad}, but the model knows 0 to {vocabulary - 1}; "
+            "the tokenizer belongs to another model"
+        )
+
+
 def windows_of(ids: Tensor, length: int, count: int, seed: int, vocabulary: int) -> Tensor:
     """``[count, length]`` random windows of a running text; ids that are windows already keep their form.
 
@@ -94,12 +104,7 @@ def windows_of(ids: Tensor, length: int, count: int, seed: int, vocabulary: int)
     """
     if ids.ndim not in (1, 2) or ids.numel() == 0:
         raise DataError(f"calibration must be [tokens] or [windows, length], got shape {tuple(ids.shape)}")
-    if int(ids.max()) >= vocabulary or int(ids.min()) < 0:
-        bad = int(ids.max()) if int(ids.max()) >= vocabulary else int(ids.min())
-        raise DataError(
-            f"calibration holds token id {bad}, but the model knows 0 to {vocabulary - 1}; "
-            "the tokenizer belongs to another model"
-        )
+    refuse_unknown(ids, vocabulary)
     if ids.ndim == 2:
         return ids
     if len(ids) < length + 1:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from openwork.errors import FileError
-from openwork.llm.calibration import documents_of, load_tokenizer
+from openwork.llm.calibration import documents_of, load_tokenizer, refuse_unknown, token_ids
 from openwork.llm.checkpoint import Checkpoint
 from openwork.metrics.perplexity import agreement, perplexity
 
@@ -45,8 +45,12 @@ def evaluate(
     against: str | Path | None = None,
 ) -> dict[str, Any]:
     """Perplexity, and with ``against`` agreement; everything that is needed to measure it again."""
-    documents = documents_of(text, load_tokenizer(tokenizer or folder))
+    if Path(text).suffix == ".npy":
+        documents = [token_ids(text, None).flatten()]
+    else:
+        documents = documents_of(text, load_tokenizer(tokenizer or folder))
     model = load_model(folder)
+    refuse_unknown(torch.cat(documents), int(model.config.vocab_size))
     length = length or min(2048, int(getattr(model.config, "max_position_embeddings", 2048)))
     source: Tensor | list[Tensor] = documents[0] if len(documents) == 1 else documents
     found = {"model": str(folder), "text": str(text), "documents": len(documents)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from openwork.errors import FileError
 from openwork.llm.checkpoint import INDEX, SINGLE, Checkpoint
 from openwork.llm.naming import Stored, stored_as
 from openwork.llm.skeleton import empty, fill
-from openwork.ship.atomic import write_file
+from openwork.ship.atomic import new_folder, write_file
 
 STATE = "state.json"
 REST = 2_000_000_000
@@ -234,20 +235,15 @@ class FolderHome:
             "metadata": {"total_size": self.checkpoint.nbytes},
             "weight_map": {n: final[weight_map[n]] for n in sorted(weight_map)},
         }
-        for path in self.checkpoint.folder.iterdir():
-            if path.is_file() and path.suffix not in (".safetensors", ".bin") and path.name not in (INDEX, SINGLE):
-                write_file(self.work / path.name, path.read_bytes())
-        for name, content in {**files, INDEX: (json.dumps(index, indent=1) + "\n").encode()}.items():
-            write_file(self.work / name, content)
-        for old, new in final.items():
-            (self.work / old).rename(self.work / new)
-        (self.work / STATE).unlink()
-        if out.exists() and overwrite:
-            shutil.rmtree(out)
-        try:
-            self.work.rename(out)
-        except OSError as problem:
-            raise FileError(f"{out}: could not be written ({problem.strerror}); the result is in {self.work}") from None
+        with new_folder(out, overwrite) as place:  # the stopped run stays as it is until the folder has its name
+            for path in self.checkpoint.folder.iterdir():
+                if path.is_file() and path.suffix not in (".safetensors", ".bin") and path.name not in (INDEX, SINGLE):
+                    (place / path.name).write_bytes(path.read_bytes())
+            for name, content in {**files, INDEX: (json.dumps(index, indent=1) + "\n").encode()}.items():
+                (place / name).write_bytes(content)
+            for old, new in final.items():
+                _put(self.work / old, place / new)
+        shutil.rmtree(self.work, ignore_errors=True)
 
     def _groups(self, names: Sequence[str]) -> list[list[str]]:
         groups: list[list[str]] = []
@@ -260,3 +256,11 @@ class FolderHome:
             groups[-1].append(name)
             held += size
         return groups
+
+
+def _put(file: Path, place: Path) -> None:
+    """The same file under a second name; a copy where the file system knows no such thing."""
+    try:
+        os.link(file, place)
+    except OSError:
+        shutil.copyfile(file, place)

@@ -13,7 +13,11 @@ from openwork.methods.claims import claims
 
 @dataclass(frozen=True)
 class Method:
-    """One method: where its function is and what it needs."""
+    """One method: where its function is and what it needs.
+
+    ``ranks`` says where several processes choose the masks of one: under ``DDP``, where every rank holds all weights,
+    and with ``FSDP2``, where they are sharded. A test holds every method to it.
+    """
 
     name: str
     title: str
@@ -21,6 +25,7 @@ class Method:
     drive: str
     needs: str
     structures: str
+    ranks: str = "DDP"
 
     @property
     def claims(self) -> tuple[tuple[str, str], ...]:
@@ -34,25 +39,28 @@ class Method:
 
 ANY = "any"
 FREE = "any without regions"
+BOTH = "DDP, FSDP2"
 
 # fmt: off
 METHODS: tuple[Method, ...] = (
-    Method("magnitude", "Keep the largest weights or units", "Han et al., NeurIPS 2015", "prune", "nothing", ANY),
-    Method("random", "Keep random units with good layer shares", "Liu et al., ICLR 2022", "prune", "nothing", ANY),
+    Method("magnitude", "Keep the largest weights or units", "Han et al., NeurIPS 2015", "prune", "nothing", ANY, BOTH),
+    Method("random", "Keep random units with good layer shares", "Liu et al., ICLR 2022", "prune", "nothing", ANY,
+           BOTH),
     Method("random_search", "The best of many random masks", "Farahani, 2024", "prune", "data, loss", ANY),
-    Method("global_mp", "Global magnitude, a floor per layer", "Gupta et al., CAI 2024", "prune", "nothing", ANY),
-    Method("gradual_magnitude", "Magnitude on a cubic curve", "Zhu and Gupta, 2018", "attach", "training", ANY),
+    Method("global_mp", "Global magnitude, a floor per layer", "Gupta et al., CAI 2024", "prune", "nothing", ANY, BOTH),
+    Method("gradual_magnitude", "Magnitude on a cubic curve", "Zhu and Gupta, 2018", "attach", "training", ANY, BOTH),
     Method("taylor", "First-order change of the loss", "Molchanov et al., CVPR 2019", "prune", "data, loss", ANY),
-    Method("snip", "Connection sensitivity", "Lee et al., ICLR 2019", "prune", "data, loss", ANY),
+    Method("snip", "Connection sensitivity", "Lee et al., ICLR 2019", "prune", "data, loss", ANY, BOTH),
     Method("grasp", "Preserve the gradient flow", "Wang et al., ICLR 2020", "prune", "data, loss", ANY),
     Method("synflow", "Data-free iterative path strength", "Tanaka et al., NeurIPS 2020", "prune", "input shape", ANY),
     Method("spode", "Masks travel along a sparsity-indexed ODE", "Mo et al., ICML 2023", "prune", "data, loss", ANY),
     Method("spode_iterative", "SpODE in rounds with fine-tuning", "Mo et al., ICML 2023", "cycle", "data, loss", ANY),
-    Method("imp", "Iterative magnitude with rewinding", "Frankle and Carbin, ICLR 2019", "cycle", "training", ANY),
+    Method("imp", "Iterative magnitude with rewinding", "Frankle and Carbin, ICLR 2019", "cycle", "training", ANY,
+           BOTH),
     Method("sap", "Rounds that prune what the weights can spare", "Diao et al., ICLR 2023", "cycle", "training", FREE),
-    Method("acdc", "Compressed and decompressed phases", "Peste et al., NeurIPS 2021", "attach", "training", ANY),
-    Method("set", "Drop the smallest, grow at random", "Mocanu et al., 2018", "attach", "training", FREE),
-    Method("rigl", "Drop the smallest, grow by gradient", "Evci et al., ICML 2020", "attach", "training", FREE),
+    Method("acdc", "Compressed and decompressed phases", "Peste et al., NeurIPS 2021", "attach", "training", ANY, BOTH),
+    Method("set", "Drop the smallest, grow at random", "Mocanu et al., 2018", "attach", "training", FREE, BOTH),
+    Method("rigl", "Drop the smallest, grow by gradient", "Evci et al., ICML 2020", "attach", "training", FREE, BOTH),
     Method("sequential_attention_pp", "Softmax attention over blocks, phases of search",
            "Yasuda et al., NeurIPS 2024", "attach", "training", FREE),
     Method("powerpropagation", "Train a root of the weights", "Schwarz et al., NeurIPS 2021", "attach", "training",

@@ -267,6 +267,9 @@ def _write(model: Any, path: Path) -> None:
     content = model.SerializeToString()
     if len(content) > LIMIT:
         raise FileError(f"{path}: {len(content):,} bytes are too many for one ONNX file; prune more")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise FileError(f"{path.parent}: could not be created ({problem.strerror})") from None
     with new_file(path) as part:
         part.write_bytes(content)

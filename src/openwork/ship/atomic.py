@@ -1,7 +1,8 @@
-"""Files and folders that appear whole or not at all: write beside, flush to disk, rename."""
+"""Folders that appear whole or not at all: write beside, flush to disk, exchange."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import tempfile
@@ -9,40 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from openwork.core.files import new_file as new_file
+from openwork.core.files import sync_folder
+from openwork.core.files import write_file as write_file
 from openwork.errors import FileError
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Replace a file atomically.
-
-    Raises:
-        FileError: the disk is full, the folder is read-only, ...; the old file is then untouched.
-    """
-    with new_file(path) as part:
-        part.write_bytes(content)
-
-
-@contextmanager
-def new_file(path: Path) -> Iterator[Path]:
-    """The place of a temporary file that replaces ``path`` when the block ends well, and vanishes when it does not.
-
-    Raises:
-        FileError: the disk is full, the folder is read-only, ...; the old file is then untouched.
-    """
-    part = path.with_name(f".{path.name}.part")
-    try:
-        yield part
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
-        _sync_folder(path.parent)
-    except OSError as problem:
-        raise FileError(
-            f"{path}: could not be written ({problem.strerror or problem}); nothing was changed"
-        ) from problem
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -53,14 +24,7 @@ def new_folder(path: Path, overwrite: bool) -> Iterator[Path]:
         FileError: ``path`` exists and ``overwrite`` is False, or the disk refuses.
     """
     path = Path(path)
-    if path.exists() and not overwrite:
-        raise FileError(f"{path}: exists already; choose another folder or overwrite it (overwrite=True, --overwrite)")
-    if path.is_file():
-        raise FileError(f"{path}: is a file, a result needs a folder")
-    if path.is_dir() and any(path.iterdir()) and not (path / "openwork.json").is_file():
-        raise FileError(
-            f"{path}: is not empty and holds no openwork.json, so it will not be overwritten; choose another folder"
-        )
+    refuse_place(path, overwrite)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
@@ -81,24 +45,46 @@ def new_folder(path: Path, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
+def refuse_place(path: Path, overwrite: bool) -> None:
+    """Refuse what ``new_folder`` would, before any work is done.
+
+    Raises:
+        FileError: something is there that must not be replaced, or the place cannot be written.
+    """
+    if path.exists() and not overwrite:
+        raise FileError(f"{path}: exists already; choose another folder or overwrite it (overwrite=True, --overwrite)")
+    if path.is_file():
+        raise FileError(f"{path}: is a file, a result needs a folder")
+    if path.is_dir() and any(path.iterdir()) and not (path / "openwork.json").is_file():
+        raise FileError(
+            f"{path}: is not empty and holds no openwork.json, so it will not be overwritten; choose another folder"
+        )
+    there = next((p for p in path.absolute().parents if p.exists()), None)
+    if there is not None and not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        raise FileError(f"{path}: could not be created, {there} is not a folder that can be written")
+
+
 def _swap(work: Path, path: Path) -> None:
-    old = path.with_name(f".{path.name}.old")
-    if path.exists():
+    """Put ``work`` in the place of ``path``; in one step where the system can exchange two names."""
+    if not path.exists():
+        work.rename(path)
+    elif not _exchanged(work, path):
+        old = path.with_name(f".{path.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         path.rename(old)
-    try:
-        work.rename(path)
-    except OSError:
-        if old.exists():
+        try:
+            work.rename(path)
+        except OSError:
             old.rename(path)
-        raise
-    _sync_folder(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _exchanged(one: Path, other: Path) -> bool:
+    """Exchange two names at once (Linux); False where that is not known, and nothing has happened."""
+    with suppress(OSError, AttributeError):
+        here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+        names = os.fsencode(one), os.fsencode(other)
+        return ctypes.CDLL(None).renameat2(here, names[0], here, names[1], exchange) == 0
+    return False

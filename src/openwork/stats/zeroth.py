@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from openwork.core.batches import loss_on
-from openwork.core.distributed import mean_of
+from openwork.core.distributed import averaged
 from openwork.core.measuring import Measuring, weights_of
 from openwork.core.protocols import Stat
 from openwork.errors import RecipeError
@@ -36,9 +36,10 @@ class ZerothNorms(Stat):
     def measure(self, ctx: Measuring) -> dict[str, float]:
         weights = weights_of(ctx)
         rng = torch.Generator().manual_seed(ctx.seed)
-        found = dict.fromkeys(weights, 0.0)
+        slopes: list[list[float]] = []
         with torch.no_grad(), ctx.calling("eval") as call:
             for step, batch in enumerate(ctx.feed.sweep(self.batches, "zeroth-order norms")):
+                slopes.append([])
                 for name, weight in weights.items():
                     noise = torch.randn(weight.shape, generator=rng).to(weight.device) * self.eps
                     ends = []
@@ -46,5 +47,7 @@ class ZerothNorms(Stat):
                         moved = {name: (weight.float() + sign * noise).to(weight.dtype)}
                         at = lambda *a, _m=moved, **k: call(_m, *a, **k)  # noqa: E731
                         ends.append(float(loss_on(at, batch, ctx.loss, step).double()))
-                    found[name] += abs(ends[0] - ends[1]) / (2 * self.eps)
-        return {name: mean_of(value) for name, value in found.items()}
+                    slopes[-1].append((ends[0] - ends[1]) / (2 * self.eps))
+        found = torch.tensor(slopes, dtype=torch.float64)
+        averaged([found])  # of the whole batch, before its sign goes
+        return dict(zip(weights, found.abs().sum(0).tolist(), strict=True))

@@ -59,12 +59,16 @@ def test_methods_that_need_whole_weights(words):
 def test_targets_and_coupled_structures():
     with pytest.raises(RecipeError, match=r"magnitude: a target \{'macs': 0.5\} needs whole weights, but they are sh"):
         ow.prune(sharded(), magnitude(structure=ow.channels(example=torch.ones(1, 8))), target={"macs": 0.5})
-    with pytest.raises(StructureError, match=r"couples slices of several tensors and needs them whole, but 0.weight is"):
+    with pytest.raises(
+        StructureError, match=r"couples slices of several tensors and needs them whole, but 0.weight is"
+    ):
         ow.prune(sharded(), magnitude(0.5, structure=ow.channels(example=torch.ones(1, 8))))
 
 
 def test_units_that_would_be_cut():
-    with pytest.raises(StructureError, match="0.weight: its 8 rows lie on 1 ranks, 8 on each, which would cut units of"):
+    with pytest.raises(
+        StructureError, match="0.weight: its 8 rows lie on 1 ranks, 8 on each, which would cut units of"
+    ):
         ow.prune(sharded(), magnitude(structure=ow.NM(2, 4, dim=0)))
 
 
@@ -74,7 +78,9 @@ def test_tensors_cut_in_other_ways():
     for name, placement in (("0", Shard(1)), ("2", Shard(0))):
         layer = model.get_submodule(name)
         layer.weight = nn.Parameter(distribute_tensor(layer.weight.detach(), mesh, [placement]))
-    words = r"0.weight: a sharded parameter must be cut by rows \(Shard\(0\)\) along one mesh dimension, got \(Shard\(dim=1"
+    words = (
+        r"0.weight: a sharded parameter must be cut by rows \(Shard\(0\)\) along one mesh dimension, got \(Shard\(dim=1"
+    )
     with pytest.raises(StructureError, match=words):
         ow.prune(model, magnitude(0.5))
     assert ow.prune(model, magnitude(0.5, where=ow.Select(exclude=("0.weight",)))).density == 0.5

@@ -233,8 +233,8 @@ def test_calibration(root, tmp_path):
         (floats, "token ids must be integers, got float64"),
         (junk, "not a .npy file of token ids"),
         (torch.zeros(0), r"calibration must be \[tokens\] or \[windows, length\], got shape \(0,\)"),
-        (torch.tensor([1, 64] * 40), "calibration holds token id 64, but the model knows 0 to 63"),
-        (torch.tensor([1, -3] * 40), "calibration holds token id -3, but"),
+        (torch.tensor([1, 64] * 40), "the text holds token id 64, but the model knows 0 to 63"),
+        (torch.tensor([1, -3] * 40), "the text holds token id -3, but"),
         (torch.arange(20), "calibration has 20 tokens, one window needs 64; give more text"),
         (text, "holds no tokenizer that works without the network"),
     ):
