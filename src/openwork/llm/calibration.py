@@ -65,7 +65,7 @@ def token_ids(source: str | Path | Tensor, tokenizer: Any) -> Tensor:
 
         try:
             ids = np.load(path, allow_pickle=False)
-        except (OSError, ValueError) as problem:
+        except (OSError, ValueError, EOFError) as problem:
             raise DataError(f"{path}: not a .npy file of token ids ({problem})") from None
         if not np.issubdtype(ids.dtype, np.integer):
             raise DataError(f"{path}: token ids must be integers, got {ids.dtype}")
