@@ -50,7 +50,8 @@ def evaluate(
     else:
         documents = documents_of(text, load_tokenizer(tokenizer or folder))
     model = load_model(folder)
-    refuse_unknown(torch.cat(documents), int(model.config.vocab_size))
+    config: Any = model.config
+    refuse_unknown(torch.cat(documents), int(config.vocab_size))
     length = length or min(2048, int(getattr(model.config, "max_position_embeddings", 2048)))
     source: Tensor | list[Tensor] = documents[0] if len(documents) == 1 else documents
     found = {"model": str(folder), "text": str(text), "documents": len(documents)}
