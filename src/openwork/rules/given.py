@@ -16,6 +16,7 @@ from openwork.core.masks import pack_bits, unpack_bits
 from openwork.core.now import Now, Phase, Update
 from openwork.core.protocols import Rule
 from openwork.core.select import keep_top
+from openwork.core.shards import Across
 from openwork.criteria import Random
 from openwork.errors import FileError
 
@@ -52,7 +53,7 @@ class Given(Rule):
     @staticmethod
     def _moved(name: str, units: Tensor, now: Now) -> Tensor:
         scope = now.parts[name].scope()
-        if scope is None:
+        if scope is None or isinstance(scope, Across):
             keep: int | Tensor = int(units.sum())
         elif isinstance(scope, int):
             keep = units.view(-1, scope).sum(1)
