@@ -1,4 +1,4 @@
-"""Rebuild the generated pages: the README's method table, one page per method, the benchmark tables and curves.
+"""Rebuild the generated pages: method table, a page per method, benchmark tables and curves, the leaderboard.
 
     python docs/generate.py [--check]
 
@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import leaderboard
 import tables
 from plots import plots
 from tables import SECTIONS, Section, markdown
@@ -49,13 +50,18 @@ def method_page(entry: methods.Method) -> str:
     )
 
 
+def results() -> dict[str, Any]:
+    """Every committed result by its name."""
+    return {p.stem: json.loads(p.read_text()) for p in sorted(RESULTS.glob("*.json"))}
+
+
 def benchmarks() -> tuple[str, dict[str, str]]:
     """The benchmark page, from the result files that exist, and the curves it shows by the names of their files."""
     parts = [
         "# Benchmarks\n\nGenerated from `bench/results/*.json` by `make docs`. Accuracies are test accuracies in percent, "
         "mean ± sample standard deviation over seeds. Every row of a table had the same budget."
     ]
-    found = {p.stem: json.loads(p.read_text()) for p in sorted(RESULTS.glob("*.json"))}
+    found = results()
     described = {name for name, result in found.items() if "columns" in result and not name.endswith("_quick")}
     shown = [name for name in (*SECTIONS, *sorted(described - set(SECTIONS))) if name in found]
     curves: dict[str, str] = {}
@@ -88,6 +94,7 @@ def pages() -> dict[Path, str]:
     for entry in methods.METHODS:
         made[HERE / "methods" / f"{entry.name}.md"] = method_page(entry)
     made[HERE / "benchmarks.md"], curves = benchmarks()
+    made |= {HERE / "reports" / file: text for file, text in leaderboard.pages(results()).items()}
     return made | {HERE / "plots" / file: drawn for file, drawn in curves.items()}
 
 

@@ -163,7 +163,10 @@ def _mechanisms(found: Found) -> Section:
     return described(found, columns)
 
 
-@section("flagships_digits", "blocks_fashion", "blocks_photopatch", "clicks_movielens")
+LEADERBOARD = ("leaderboard_digits", "leaderboard_fashion", "leaderboard_photopatch")
+
+
+@section("flagships_digits", "blocks_fashion", "blocks_photopatch", "clicks_movielens", *LEADERBOARD)
 def _comparison(found: Found) -> Section:
     columns = {
         "method": "method",
@@ -176,6 +179,11 @@ def _comparison(found: Found) -> Section:
     }
     for r in found["rows"]:
         r["collapsed_"] = r["collapsed"] or None
+    if "unmet" in found:
+        unmet = "; ".join(found["unmet"])
+        return described(
+            found, columns, text=f"{found['note']} Not met: {unmet}. [The leaderboard](reports/leaderboard.html)."
+        )
     page = f"reports/{found['bench'].replace('_', '-')}.html"
     return described(found, columns, text=f"{found['note']} The curves: [the page of this comparison]({page}).")
 

@@ -57,7 +57,7 @@ th[aria-sort=ascending] button::after{content:" \\2191"}th[aria-sort=descending]
 details.in{padding:0;border:0;background:none;box-shadow:none}details.in summary{font:inherit}
 details.in ul{margin:.4rem 0;padding-left:1.1rem;font-weight:400;font-size:.82rem;color:var(--soft)}
 .heat path{stroke:var(--c0);stroke-width:6}.heat .off{stroke:var(--track)}
-section{content-visibility:auto;contain-intrinsic-size:auto 40rem}
+section{content-visibility:auto;contain-intrinsic-size:auto 40rem;padding:1px 3px 1rem;margin-inline:-3px}
 a{color:var(--accent)}
 """
 
