@@ -2,9 +2,9 @@
 
 python bench/harness.py [--quick]
 
-Overhead: the same cells once as jobs in a loop of one process, once through the harness; all processor time, in turn,
-so that other programs hit both alike. Kills: the parent gets SIGKILL at random moments and is started again with
---resume; every finished record must stay as it was, and the end must be that of a run without a disturbance.
+Overhead: the same job alone and as a cell of a comparison, in turn, so that other programs hit both alike. Kills: the
+parent gets SIGKILL at random moments and is started again with --resume; every finished record must stay as it was, and
+the end must be that of a run without a disturbance.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,6 +33,7 @@ from openwork.lab.compare import compare
 from openwork.lab.runner import Runner
 from openwork.lab.suite_file import read_suite
 from openwork.lab.summary import without_times
+from openwork.lab.worker import Task, execute
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -56,61 +58,64 @@ def processor() -> float:
     return sum(u.ru_utime + u.ru_stime for u in used)
 
 
-def imports() -> float:
-    """Processor seconds of a worker that only starts."""
-    began = processor()
-    subprocess.run([sys.executable, "-c", "import openwork.lab.worker"], check=True, env=ENV)
-    return processor() - began
+def start() -> tuple[float, float]:
+    """Processor and wall seconds of a worker that starts and loads its data."""
+    began, wall = processor(), time.monotonic()
+    code = "import openwork.lab.worker as w; w.load_data('digits')"
+    subprocess.run([sys.executable, "-c", code], check=True, env=ENV)
+    return processor() - began, time.monotonic() - wall
 
 
 def overhead(rounds: int, epochs: float) -> dict[str, list[float]]:
-    """Processor time through the harness over that of the bare jobs."""
-    data, found = load_data("digits"), {"bare": [], "harness": [], "start": []}
+    """Processor seconds of bare jobs, and of the same as cells of a comparison, in turn."""
+    data, found = load_data("digits"), {"bare": [], "cell": [], "start": [start()[0]]}
+    suite = read_suite(grid(1, 1, 1, epochs, "init"))
+    cell = cells_of(suite, facts_of(suite))[0]
+    Runner(replace(cell.job, budget=replace(cell.job.budget, epochs=0.1)), data=data).run()  # whatever is done once
     for i in range(rounds):
-        suite = read_suite({**grid(1, 2, 1, epochs, "init"), "seeds": [i]})
-        facts = facts_of(suite)
-        cells = cells_of(suite, facts)
+        once = replace(cell, job=replace(cell.job, seed=i))
         began = processor()
-        for cell in cells:
-            Runner(cell.job, data=data).run()
-        bare = processor() - began
+        Runner(once.job, data=data).run()
+        found["bare"].append(processor() - began)
         with tempfile.TemporaryDirectory() as folder:
             began = processor()
-            compare(suite, Path(folder) / "o", 1)
-            whole = processor() - began
-        start = imports()
-        for name, value in (("bare", bare), ("harness", whole), ("start", start)):
-            found[name].append(value)
-        print(f"bare {bare:.2f} s, harness {whole:.2f} s, of it {start:.2f} s to start", flush=True)
+            assert execute(Task(once, Path(folder)), data)["status"] == "done"
+            found["cell"].append(processor() - began)
+    found["start"].append(start()[0])
     return found
 
 
-def kills(count: int, methods: int, epochs: float) -> dict[str, Any]:
-    """Kill the parent ``count`` times; records, repetitions, and whether the end is the same."""
-    rng, asked = random.Random(0), grid(methods, 5, 4, epochs)
+def kills(count: int, size: tuple[int, int, int], epochs: float) -> dict[str, Any]:
+    """Kill the parent of a suite of so many methods, densities and seeds ``count`` times; what was lost or repeated."""
+    rng, asked = random.Random(0), grid(*size, epochs)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "s.yaml").write_text(yaml.safe_dump(asked, sort_keys=False))
         began = time.monotonic()
+        used = resource.getrusage(resource.RUSAGE_SELF)
         whole = compare(read_suite(asked, "s"), folder / "whole", 1)
+        now = resource.getrusage(resource.RUSAGE_SELF)
+        parent = now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime
         took, done, lost = time.monotonic() - began, 0, 0
         files: dict[str, tuple[int, bytes]] = {}
-        began = time.monotonic()
-        imports()
-        start = 2.5 * (time.monotonic() - began)  # the parent imports, then its worker
         command = [sys.executable, "-m", "openwork", "compare", str(folder / "s.yaml"), "--out", str(folder / "o")]
         command += ["--resume", "--jobs", "1", "--quiet", "--save-every", "1"]
 
+        def records() -> list[Path]:
+            return [f for f in (folder / "o" / "cells").glob("*.json") if not f.name.startswith(".")]
+
         def changed() -> int:
-            now = {f.name: (f.stat().st_mtime_ns, f.read_bytes()) for f in (folder / "o" / "cells").glob("*.json")}
+            now = {f.name: (f.stat().st_mtime_ns, f.read_bytes()) for f in records()}
             bad = sum(files.get(k, v) != v for k, v in now.items()) + len(set(files) - set(now))
             files.update(now)
             return bad
 
         while True:
             process = subprocess.Popen(command, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            while process.poll() is None and len(records()) <= len(files):  # every start gets at least one cell done
+                time.sleep(0.02)
             try:
-                process.wait(rng.uniform(0.4, 1.0) * (took / count + start) if done < count else None)
+                process.wait(rng.uniform(0, 1.6) * took / (count + 1) if done < count else None)
                 break
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
@@ -123,23 +128,24 @@ def kills(count: int, methods: int, epochs: float) -> dict[str, Any]:
         same = without_times({k: v for k, v in again.items() if k != "manifest"}) == without_times(
             json.loads(json.dumps({k: v for k, v in whole.items() if k != "manifest"}))
         )
-        return {"runs": len(again["cells"]), "kills": done, "lost_or_repeated": lost, "identical": same}
+        runs = len(again["cells"])
+        return {"runs": runs, "kills": done, "lost": lost, "identical": same, "parent": parent / runs}
 
 
 def main(quick: bool) -> None:
     torch.set_num_threads(1)
-    found = overhead(1 if quick else 5, 1 if quick else 60)
-    training = [w - s for w, s in zip(found["harness"], found["start"], strict=True)]
-    shares = [t / b - 1 for t, b in zip(training, found["bare"], strict=True)]
+    found = overhead(2 if quick else 15, 1 if quick else 60)
+    killed = kills(1 if quick else 20, (1, 2, 1) if quick else (5, 5, 4), 1 if quick else 4)
+    bare, begin = median(found["bare"]), median(found["start"])
+    more = median([c - b for b, c in zip(found["bare"], found["cell"], strict=True)]) + killed["parent"]
     rows: list[dict[str, Any]] = [
-        {"what": "processor time over that of bare jobs, start of the worker left out", "value": median(shares)},
-        {"what": "processor seconds to start a worker, once for all its cells", "value": median(found["start"])},
-    ]
-    killed = kills(1 if quick else 20, 1 if quick else 5, 1 if quick else 4)
-    rows += [
+        {"what": "processor seconds of a job", "value": bare},
+        {"what": "the harness adds, seconds a job", "value": more},
+        {"what": "and seconds a worker to start and to load its data, once", "value": begin},
+        {"what": "so to 200 such jobs with one worker, share", "value": (200 * more + begin) / (200 * bare)},
         {"what": "runs of the suite that was killed", "value": killed["runs"]},
         {"what": "kills", "value": killed["kills"]},
-        {"what": "records lost or written twice", "value": killed["lost_or_repeated"]},
+        {"what": "records lost or written twice", "value": killed["lost"]},
         {"what": "results equal to those of an undisturbed run (1 = all)", "value": int(killed["identical"])},
     ]
     for r in rows:
@@ -149,13 +155,13 @@ def main(quick: bool) -> None:
         rows,
         title="The harness of comparisons",
         command="python bench/harness.py",
-        note=f"Suites of small runs on digits. Overhead: {len(shares)} suites, the same jobs in a loop of one process "
-        "and through the harness with one worker, in turn. The parent was killed at random moments.",
+        note="Small runs on digits; processor time, the jobs alone and as cells in turn. The parent of the suite was "
+        "killed at random moments and started again with --resume.",
         columns={"what": "what", "found": "value:.4g"},
-        overhead=shares,
+        seconds=found,
     )
     assert killed["identical"]
-    assert not killed["lost_or_repeated"]
+    assert not killed["lost"]
 
 
 if __name__ == "__main__":

@@ -199,3 +199,12 @@ def test_quick_bench_of_language_models(name, tmp_path):
     else:
         assert rows[0]["density"] == 0.5
         assert rows[0]["resident_bytes"] < 2e9
+
+
+@pytest.mark.slow
+def test_quick_harness(tmp_path):
+    # tried: a parent that begins anew after a kill -> records written twice
+    found = {r["what"]: r["value"] for r in quick("harness", tmp_path)["rows"]}
+    assert found["records lost or written twice"] == 0
+    assert found["results equal to those of an undisturbed run (1 = all)"] == 1
+    assert found["runs of the suite that was killed"] == 5

@@ -91,6 +91,8 @@ def _run(record: Mapping[str, Any]) -> str:
     told = [f"seed {record['seed']}", percent(found) if found is not None else str(record["status"])]
     if record.get("lr") is not None:
         told.append(f"lr {number(record['lr'])}")
+    if record.get("ever_active") is not None:
+        told.append(f"in-time over-parameterisation {percent(record['ever_active'])}")
     link = (
         f', <a href="cells/{quote(str(record["file"]), errors="replace")}.json">record</a>'
         if record.get("file")

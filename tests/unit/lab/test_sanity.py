@@ -1,6 +1,7 @@
 """Sanity controls: masks shuffled, weights drawn anew, and the gaps that forbid a picture."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ from tests.unit.lab.tiny import TINY, by_key
 
 import openwork as ow
 from openwork.errors import FileError, RecipeError
+from openwork.lab import worker
+from openwork.lab.budget import Budget
 from openwork.lab.cells import ANEW, cells_of, facts_of
 from openwork.lab.compare import compare
 from openwork.lab.controls import from_mask
@@ -118,6 +121,16 @@ def test_a_failed_mask_fails_its_controls(local, tmp_path):
     moved = again[f"digits | magnitude{MOVED} | 0.2 | seed 0"]
     assert moved["error"] == "the run whose mask it takes failed: on purpose"
     assert by_key(results)[moved["key"]]["status"] != "failed"
+
+
+def test_growth_keeps_its_over_parameterisation():
+    # tried: the first entry of the log instead of the last -> red
+    budget = Budget(epochs=2, finetune_epochs=0, batch_size=64, lr=0.1, finetune_lr=0.1)
+    job = Job("mlp", "digits", "set", 0.2, options={"every": 5}, budget=budget, model_options={"hidden": [16]})
+    _, result = Runner(job).run()
+    told = worker._measured(SimpleNamespace(job=job, kind="run"), result)
+    rates = [entry["ever_active"] for entry in result.log if "ever_active" in entry]
+    assert told["ever_active"] == rates[-1] > rates[0] >= 0.2
 
 
 def test_given_masks(tmp_path):

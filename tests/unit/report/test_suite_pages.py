@@ -48,7 +48,7 @@ def results(methods=("magnitude", "spode"), missing=()):
     cells = [
         {"key": f"digits | {r['method']} | {r['density']} | seed {s}", "kind": "run", "setting": "digits", "seed": s,
          "method": r["method"], "density": r["density"], "status": "done", "error": None, "lr": 0.05, "layers": LAYERS,
-         "file": f"digits {r['method']}", "metrics": {"finetuned": {"accuracy": 0.9, "loss": 0.1}}, "seconds": 1.0}
+         "file": f"digits {r['method']}", "ever_active": 0.345 if r["method"] == "spode" else None, "metrics": {"finetuned": {"accuracy": 0.9, "loss": 0.1}}, "seconds": 1.0}
         for r in rows for s in range(3)
     ]  # fmt: skip
     return {
@@ -79,6 +79,7 @@ def test_the_board_is_whole_without_its_script():
     assert 'href="cells/digits%20spode.json"' in text
     assert "layers keep 10.00 % (layer0.weight) to 46.00 % (layer9.weight)" in text
     assert text.count('class="heat"') == 7
+    assert text.count("in-time over-parameterisation 34.50 %") == 9
     assert "weights drawn anew under the same mask" in page.text
 
 
