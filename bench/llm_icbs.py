@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ import openwork as ow
 from openwork.methods import icbs, magnitude, snip, wanda
 
 MATRICES = ow.Select(include=("model.layers.*",))
-Rows = list[dict[str, Any]]
+Rows = Iterator[dict[str, Any]]
 
 
 def digits_net(seed: int) -> tuple[nn.Module, list[Any], tuple[torch.Tensor, torch.Tensor]]:
@@ -62,7 +63,6 @@ def digits(quick: bool) -> Rows:
             plans[f"icbs, swap, {steps} steps, nothing fixed, no queue"] = icbs(
                 0.2, steps=steps, samples=200, groups=4, solver="swap", **free
             )
-    rows = []
     for name, recipe in plans.items():
         losses, right, seconds, density = [], [], [], []
         for seed in range(1 if quick else 3):
@@ -74,16 +74,14 @@ def digits(quick: bool) -> Rows:
             losses.append(loss)
             right.append(accuracy)
             density.append(result.density)
-        rows.append({"setting": "digits MLP", "density": density[0], "method": name, "loss": spread(losses),
-                     "accuracy": spread(right), "after": spread(right), "seconds": spread(seconds)})  # fmt: skip
         print(f"{name:50} loss {spread(losses)['mean']:.3f} accuracy {100 * spread(right)['mean']:.1f}", flush=True)
-    return rows
+        yield {"setting": "digits MLP", "density": density[0], "method": name, "loss": spread(losses),
+               "accuracy": spread(right), "after": spread(right), "seconds": spread(seconds)}  # fmt: skip
 
 
 def stories(quick: bool) -> Rows:
     """Two starts, two densities."""
     text = load()
-    rows = []
     density = 0.5
     for start, per_row in (("magnitude", False), ("wanda", True)):
         for steps in (0, 4) if quick else (0, 100):
@@ -99,13 +97,13 @@ def stories(quick: bool) -> Rows:
                 found["predicted"].append(result.log[0]["descent"]["predicted"])
                 for name, value in text.both(model).items():
                     found[name].append(value)
-            rows.append({"setting": "stories260K", "density": density, "method": f"icbs from {start}, {steps} steps",
-                         **{k: spread(v) for k, v in found.items()},
-                         "after": spread([1 / v for v in found["unseen"]])})  # fmt: skip
-            mean = {k: v["mean"] for k, v in rows[-1].items() if isinstance(v, dict)}
-            print(f"{density} {rows[-1]['method']:32} validation {mean['validation']:.2f} unseen {mean['unseen']:.2f} "
+            row = {"setting": "stories260K", "density": density, "method": f"icbs from {start}, {steps} steps",
+                   **{k: spread(v) for k, v in found.items()},
+                   "after": spread([1 / v for v in found["unseen"]])}  # fmt: skip
+            mean = {k: v["mean"] for k, v in row.items() if isinstance(v, dict)}
+            print(f"{density} {row['method']:32} validation {mean['validation']:.2f} unseen {mean['unseen']:.2f} "
                   f"in {mean['seconds']:.0f} s", flush=True)  # fmt: skip
-    return rows
+            yield row
 
 
 if __name__ == "__main__":
@@ -115,8 +113,10 @@ if __name__ == "__main__":
     args = parser.parse_args()
     torch.set_num_threads(1)
     file = RESULTS / ("llm_icbs_quick.json" if args.quick else "llm_icbs.json")
-    done: Rows = json.loads(file.read_text())["rows"] if args.part and file.is_file() else []
+    done: list[dict[str, Any]] = json.loads(file.read_text())["rows"] if args.part and file.is_file() else []
     for part, setting in ((digits, "digits MLP"), (stories, "stories260K")):
         if args.part in (None, part.__name__):
-            done = [r for r in done if r["setting"] != setting] + part(args.quick)
-            write(file.stem, done)
+            done = [r for r in done if r["setting"] != setting]
+            for row in part(args.quick):  # written row by row: a stopped run leaves what it has
+                done.append(row)
+                write(file.stem, done)

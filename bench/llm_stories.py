@@ -2,7 +2,8 @@
 
 ``python llm_stories.py`` needs the asset folder (``OPENWORK_ASSETS``) and transformers. Perplexity on the 5 validation
 stories (1,804 targets) and on a quarter of the excerpt of training stories that calibration does not see; three draws
-of the calibration windows. ``--quick``: one draw, 50 %, three methods.
+of the calibration windows. The result is written after every row: ``--missing`` measures only rows it does not have
+yet, ``--setting`` and ``--method`` only these. ``--quick``: one draw, 50 %, three methods.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from stories import Stories, load
 
 import openwork as ow
 from openwork.llm.shares import outlier_shares, zeroth_order_shares
-from openwork.methods import dsnot, magnitude, sparsegpt, wanda
+from openwork.methods import dsnot, icbs, magnitude, sparsegpt, wanda
 from openwork.metrics import agreement, perplexity
 from openwork.recovery import Perp
 
 ROW = ow.Element(per="row")
+Rows = dict[tuple[str, str], dict[str, Any]]
 
 
 def settings(quick: bool) -> list[tuple[str, float, Any]]:
@@ -56,6 +58,12 @@ def methods_of(density: float, structure: Any, quick: bool) -> dict[str, tuple[o
     found["wanda + DSnoT, no sign rule"] = (dsnot(density, per, where, same_sign=False), "")
     found["wanda + PERP"] = (wanda(density, per, where), "perp")
     found["magnitude + PERP"] = (magnitude(density, structure or ow.Element(), where), "perp")
+    found["sparsegpt + PERP"] = (sparsegpt(density, structure or ow.Element(), where), "perp")
+    if structure is None:
+        budget = {"steps": 50, "block": 512, "samples": 8, "groups": 8, "solver": "swap"}
+        blocks = ow.Select(include=("model.layers.*",))
+        found["magnitude + iCBS"] = (icbs(density, where=blocks, start="magnitude", **budget), "whole")
+        found["wanda + iCBS"] = (icbs(density, where=blocks, start="wanda", per_row=True, **budget), "whole")
     return found
 
 
@@ -68,55 +76,75 @@ def spare(text: Stories, model: Any, density: float, beside: str, seed: int, win
     return {"recovery": Perp(lr=2e-3, epochs=3)} if beside == "perp" else {}
 
 
-def main(quick: bool, only: str | None, chosen: list[str]) -> None:
+def pruned(text: Stories, recipe: ow.Recipe, beside: str, seed: int, windows: dict[str, int]) -> tuple[Any, float]:
+    """The pruned model and its density; what needs the loss of the whole model sees as many tokens as the blocks do."""
+    model = text.model()
+    if beside == "whole":
+        data = text.batches(windows["samples"] // 8, 8, windows["length"], seed)
+        return model, ow.prune(model, recipe, data=data, seed=seed).density
+    more = spare(text, model, recipe.density, beside, seed, windows)
+    return model, ow.prune_blockwise(model, recipe, text.calibration, seed=seed, **windows, **more).density
+
+
+def measure(
+    text: Stories, dense: Any, setting: str, name: str, recipe: ow.Recipe, beside: str, draws: int, windows: Any
+) -> dict[str, Any]:
+    """One row."""
+    found: dict[str, list[float]] = {k: [] for k in ("validation", "unseen", "top1", "seconds", "realised")}
+    for seed in range(1 if name == "magnitude" else draws):  # without data there is nothing to draw
+        began = time.process_time()
+        model, realised = pruned(text, recipe, beside, seed, windows)
+        found["seconds"].append(time.process_time() - began)
+        found["realised"].append(realised)
+        for key, value in text.both(model).items():
+            found[key].append(value)
+        found["top1"].append(agreement(model, dense, torch.cat(text.validation), 512).top1)
+    mean = {k: sum(v) / len(v) for k, v in found.items()}
+    print(f"{setting:6} {name:28} validation {mean['validation']:8.3f} unseen {mean['unseen']:8.3f} "
+          f"agrees {100 * mean['top1']:5.1f} % in {mean['seconds']:5.1f} s", flush=True)  # fmt: skip
+    row = {"setting": setting, "density": recipe.density, "method": name, **{k: spread(v) for k, v in found.items()}}
+    return {**row, "after": spread([1 / v for v in found["unseen"]])}  # a probability, comparable to an accuracy
+
+
+def main(quick: bool, chosen: list[str], methods: list[str], missing: bool) -> None:
     torch.set_num_threads(1)
     text = load()
     dense = text.model()
     windows = {"samples": 8 if quick else 32, "length": 256, "batch": 8}
-    measured = {name: perplexity(dense, getattr(text, name), 512) for name in ("validation", "unseen")}
-    rows: list[dict[str, Any]] = [
-        {"setting": "dense", "density": 1.0, "method": "dense", "after": spread([1.0]),
-         **{k: spread([v.value]) for k, v in measured.items()}}
-    ]  # fmt: skip
-    for setting, density, structure in settings(quick):
-        for name, (recipe, beside) in methods_of(density, structure, quick).items():
-            if (only is not None and setting != only) or (chosen and name not in chosen):
-                rows += [] if quick else earlier("llm_stories", setting, name)
-                continue
-            found: dict[str, list[float]] = {k: [] for k in ("validation", "unseen", "top1", "seconds", "realised")}
-            for seed in range(1 if quick else 3):
-                if name == "magnitude" and seed:  # no data, nothing to draw
-                    break
-                model = text.model()
-                began = time.process_time()
-                more = spare(text, model, density, beside, seed, windows)
-                result = ow.prune_blockwise(model, recipe, text.calibration, seed=seed, **windows, **more)
-                found["seconds"].append(time.process_time() - began)
-                found["realised"].append(result.density)
-                for key, value in text.both(model).items():
-                    found[key].append(value)
-                found["top1"].append(agreement(model, dense, torch.cat(text.validation), 512).top1)
-            row = {"setting": setting, "density": density, "method": name, **{k: spread(v) for k, v in found.items()}}
-            row["after"] = spread([1 / v for v in found["unseen"]])  # a probability, comparable to an accuracy
-            rows.append(row)
-            mean = {k: sum(v) / len(v) for k, v in found.items()}
-            print(f"{setting:6} {name:28} validation {mean['validation']:8.3f} unseen {mean['unseen']:8.3f} "
-                  f"agrees {100 * mean['top1']:5.1f} % in {mean['seconds']:5.1f} s", flush=True)  # fmt: skip
-    write("llm_stories_quick" if quick else "llm_stories", rows, calibration=windows,
-          counts={k: v.to_dict() for k, v in measured.items()})  # fmt: skip
+    counts = {name: perplexity(dense, getattr(text, name), 512) for name in ("validation", "unseen")}
+    rows: Rows = {
+        ("dense", "dense"): {"setting": "dense", "density": 1.0, "method": "dense", "after": spread([1.0]),
+                             **{k: spread([v.value]) for k, v in counts.items()}}
+    }  # fmt: skip
+    stem = "llm_stories_quick" if quick else "llm_stories"
+    before = {} if quick else earlier(stem)
+    plans = {
+        (setting, name): (*plan, setting)
+        for setting, density, structure in settings(quick)
+        for name, plan in methods_of(density, structure, quick).items()
+    }
+    rows |= {key: before[key] for key in plans if key in before}
+    for key, (recipe, beside, setting) in plans.items():
+        left_out = (chosen and setting not in chosen) or (methods and key[1] not in methods)
+        if left_out or (missing and key in rows):
+            continue
+        rows[key] = measure(text, dense, setting, key[1], recipe, beside, 1 if quick else 3, windows)
+        write(stem, [rows[k] for k in (("dense", "dense"), *plans) if k in rows], calibration=windows,
+              counts={k: v.to_dict() for k, v in counts.items()})  # fmt: skip
 
 
-def earlier(bench: str, setting: str, method: str) -> list[dict[str, Any]]:
-    """A row of the last result, so that a long table can be measured in pieces."""
-    file = RESULTS / f"{bench}.json"
+def earlier(stem: str) -> Rows:
+    """The rows of the last result by setting and method, so that a long table can be measured in pieces."""
+    file = RESULTS / f"{stem}.json"
     rows = json.loads(file.read_text())["rows"] if file.is_file() else []
-    return [r for r in rows if (r["setting"], r["method"]) == (setting, method)]
+    return {(r["setting"], r["method"]): r for r in rows}
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--setting", choices=[s for s, _, _ in settings(False)], help="measure only this one")
+    parser.add_argument("--setting", action="append", default=[], choices=[s for s, _, _ in settings(False)])
     parser.add_argument("--method", action="append", default=[], help="measure only these methods")
+    parser.add_argument("--missing", action="store_true", help="measure only what the last result does not hold")
     args = parser.parse_args()
-    main(args.quick, args.setting, args.method)
+    main(args.quick, args.setting, args.method, args.missing)

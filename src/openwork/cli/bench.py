@@ -12,7 +12,7 @@ from openwork.errors import RecipeError
 from openwork.runtime import verdict
 from openwork.ship import export
 from openwork.ship.export import PACKED
-from openwork.ship.folder import MODEL
+from openwork.ship.folder import dense_bytes
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     model, result, packed, example = ship_parts.packed_of(args)
     with tempfile.TemporaryDirectory() as work:
         size = (export(packed, result, Path(work) / "packed") / PACKED).stat().st_size
-    sizes = (size, (Path(args.folder) / MODEL).stat().st_size)
+    sizes = (size, dense_bytes(args.folder))
     found = verdict(model, packed, example, rounds=args.rounds, sizes=sizes)
     say(out, str(packed.openwork_plan))
     say(out, "")

@@ -10,7 +10,7 @@ from openwork.cli.output import console, say, write_json
 from openwork.errors import FileError
 from openwork.ship import export
 from openwork.ship.export import PACKED
-from openwork.ship.folder import MODEL
+from openwork.ship.folder import companions, dense_bytes
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,8 +34,8 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         say(out, "dry run: nothing was written")
     else:
-        folder = export(packed, result, args.out, overwrite=args.overwrite)
-        size, dense = (folder / PACKED).stat().st_size, (Path(args.folder) / MODEL).stat().st_size
+        folder = export(packed, result, args.out, overwrite=args.overwrite, beside=companions(args.folder))
+        size, dense = (folder / PACKED).stat().st_size, dense_bytes(args.folder)
         say(out, f"{folder}: {size:,} bytes instead of {dense:,} ({size / dense:.3f}x)")
         data.update(folder=str(folder), bytes=size, dense_bytes=dense)
     write_json(args.json, data)

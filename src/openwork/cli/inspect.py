@@ -44,10 +44,11 @@ def run(args: argparse.Namespace) -> int:
     if args.svg and not args.graph:
         raise RecipeError("--svg draws the groups of --graph; add --graph and --input")
     if args.folder is not None:
-        from openwork.ship.folder import read_index, read_result
+        from openwork.ship.folder import is_blockwise, read_index, read_result
 
-        source = read_index(Path(args.folder)).get("source") or {}
-        result = load(args.folder)[1] if source.get("kind") in ("zoo", "hf") else read_result(args.folder)
+        index = read_index(Path(args.folder))
+        built = is_blockwise(index) or (index.get("source") or {}).get("kind") in ("zoo", "hf")
+        result = load(args.folder)[1] if built else read_result(args.folder)
         data = result.to_dict()
         say(out, report_text(data))
         write_json(args.json, data)

@@ -51,10 +51,15 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from openwork.llm import prune_blockwise
+    from openwork.llm.evaluation import evaluation_text
 
     use_threads(args.threads)
     out = console(args.json)
     recipe = recipe_of(args)
+    if args.memory_gb is not None and not 0 <= args.memory_gb < float("inf"):
+        raise RecipeError(f"--memory-gb must be at least 0, got {args.memory_gb}")
+    if args.evaluate:
+        evaluation_text(args.model, args.evaluate, args.tokenizer)  # said before the work, not behind it
 
     def tell(plan: str) -> None:
         if not args.quiet:

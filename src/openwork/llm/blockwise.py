@@ -17,7 +17,7 @@ from openwork.core.recipe import Recipe
 from openwork.core.targets import prunable_numel
 from openwork.errors import DataError, FileError, MissingStatistic, RecipeError
 from openwork.llm.blocks import BlockPruner, Recovery
-from openwork.llm.calibration import digest, load_tokenizer, token_ids, windows_of
+from openwork.llm.calibration import digest, load_tokenizer, read_text, refuse_long_windows, token_ids, windows_of
 from openwork.llm.checkpoint import Checkpoint, load_config
 from openwork.llm.homes import FolderHome, Home, ModelHome
 from openwork.llm.plan import Plan, make_plan, refuse_full_disk
@@ -95,6 +95,7 @@ def prune_blockwise(
         OpenworkError: whatever cannot be done as asked; a folder's source is never written to.
     """
     _check_recipe(recipe)
+    place = _check_options(batch, memory, device)
     needs_data = bool(recipe.rule.needs) or recovery is not None
     if needs_data and calibration is None:
         raise MissingStatistic(
@@ -117,10 +118,8 @@ def prune_blockwise(
     coverage = _with_ties(module, coverage)
     windows = None
     if needs_data and calibration is not None:
-        place = tokenizer if tokenizer is not None or checkpoint is None else checkpoint.folder
-        windows = calibration_windows(module, calibration, place, samples, length, seed)
-    if batch < 1:
-        raise RecipeError(f"batch must be at least 1 window, got {batch}")
+        speller = tokenizer if tokenizer is not None or checkpoint is None else checkpoint.folder
+        windows = calibration_windows(module, calibration, speller, samples, length, seed)
     _check_processes(resume, recovery, windows)
     pruner = BlockPruner(recipe, parts, _shares(shares, parts, named, recipe), recovery, seed)
     plan = _plan(module, named, parts, recipe, windows, checkpoint, dtype, memory)
@@ -129,7 +128,7 @@ def prune_blockwise(
     if isinstance(home, FolderHome) and home.work is not None and not dry_run:
         refuse_full_disk(home.work, plan.output + (plan.activations if plan.cached == "disk" else 0))
         home.begin(_identity(recipe, windows, checkpoint, dtype, pruner, batch, seed), resume)
-    run = Run(module, home, list(named), list(named.values()), pruner, torch.device(device), batch, watch)
+    run = Run(module, home, list(named), list(named.values()), pruner, place, batch, watch)
     if not dry_run:
         mine = windows if windows is None or world() == 1 else windows[rank() :: world()]
         with evaluating(module), eager_experts(module):
@@ -176,9 +175,25 @@ def calibration_windows(
         raise RecipeError(f"samples and length must be at least 1, got {samples} and {length}")
     text = not isinstance(source, Tensor) and Path(source).suffix != ".npy"
     if text and isinstance(tokenizer, str | Path):
+        read_text(str(source))  # a missing text is named before a missing tokenizer
         tokenizer = load_tokenizer(tokenizer)
     length = length or min(2048, int(getattr(config, "max_position_embeddings", 2048)))
-    return windows_of(token_ids(source, tokenizer), length, samples, seed, int(vocabulary))
+    windows = windows_of(token_ids(source, tokenizer), length, samples, seed, int(vocabulary))
+    refuse_long_windows(windows.shape[1], config)
+    return windows
+
+
+def _check_options(batch: int, memory: int | None, device: str | torch.device) -> torch.device:
+    """The device, if it is there."""
+    if batch < 1:
+        raise RecipeError(f"batch must be at least 1 window, got {batch}")
+    if memory is not None and memory < 0:
+        raise RecipeError(f"memory must be at least 0 bytes, got {memory}")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as problem:
+        first = str(problem).splitlines()[0]
+        raise RecipeError(f"device {str(device)!r} cannot be used here ({first})") from None
 
 
 def _with_ties(model: nn.Module, coverage: list[Covered]) -> list[Covered]:

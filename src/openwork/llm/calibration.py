@@ -23,14 +23,16 @@ def read_text(path: str | Path) -> str:
     """
     path = Path(path)
     if not path.exists():
-        raise DataError(f"{path}: the calibration text does not exist")
+        raise DataError(f"{path}: the text does not exist")
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix in TEXTS)
+    if not files:
+        raise DataError(f"{path}: the folder holds no texts ({', '.join(TEXTS)})")
     try:
         text = "\n\n".join(file.read_text(encoding="utf-8") for file in files)
     except (OSError, UnicodeDecodeError) as problem:
         raise DataError(f"{path}: must be UTF-8 text ({problem})") from None
     if not text.strip():
-        raise DataError(f"{path}: the calibration text is empty")
+        raise DataError(f"{path}: the text is empty")
     return text
 
 
@@ -50,6 +52,19 @@ def load_tokenizer(folder: str | Path) -> Any:
             f"{folder}: holds no tokenizer that works without the network ({first}); pass tokenizer=FOLDER "
             "(--tokenizer) or a .npy file of token ids"
         ) from None
+
+
+def refuse_long_windows(length: int, config: Any) -> None:
+    """Windows must fit into the context that the config names (``max_position_embeddings``), if it names one.
+
+    Raises:
+        DataError: they do not.
+    """
+    context = getattr(config, "max_position_embeddings", None)
+    if context is not None and length > int(context):
+        raise DataError(
+            f"windows of {length} tokens are longer than the model's context of {context}; use fewer tokens"
+        )
 
 
 def token_ids(source: str | Path | Tensor, tokenizer: Any) -> Tensor:

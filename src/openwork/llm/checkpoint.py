@@ -33,11 +33,13 @@ class Checkpoint:
         """Open a folder.
 
         Raises:
-            FileError: no config, no safetensors weights, shards that are missing, truncated or corrupt, an index that
-                names absent tensors.
+            FileError: no folder, no config, no safetensors weights, shards that are missing, truncated or corrupt, an
+                index that names absent tensors.
             DataError: a quantised checkpoint.
         """
         self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise FileError(f"{folder}: is no folder; models are never downloaded, pass the folder of a checkpoint")
         self.config = _json(self.folder / "config.json", "a Hugging Face model")
         quantised = self.config.get("quantization_config") or self.config.get("compression_config")
         if quantised is not None:
@@ -151,6 +153,6 @@ def load_config(folder: Path) -> Any:
         raise RecipeError(f"{folder} needs transformers; install it: pip install 'openwork[hf]'") from None
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (ValueError, OSError, KeyError) as problem:
-        first = str(problem).splitlines()[0]
+    except Exception as problem:  # a config's own checks raise kinds that belong to another package
+        first = " ".join(str(problem).split())
         raise RecipeError(f"{folder}: transformers does not know this architecture ({first})") from None

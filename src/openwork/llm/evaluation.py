@@ -9,17 +9,28 @@ import torch
 from torch import Tensor, nn
 
 from openwork.errors import FileError
-from openwork.llm.calibration import documents_of, load_tokenizer, refuse_unknown, token_ids
+from openwork.llm.calibration import (
+    documents_of,
+    load_tokenizer,
+    read_text,
+    refuse_long_windows,
+    refuse_unknown,
+    token_ids,
+)
 from openwork.llm.checkpoint import Checkpoint
 from openwork.metrics.perplexity import agreement, perplexity
+from openwork.ship import load
+from openwork.ship.export import PACKED
 
 
 def load_model(folder: str | Path) -> nn.Module:
-    """The causal language model of a folder, never from the network.
+    """The causal language model of a folder, never from the network; a packed one of ``openwork export`` as well.
 
     Raises:
         FileError: transformers cannot load it, or finds weights missing.
     """
+    if (Path(folder) / PACKED).is_file():
+        return load(folder)[0]
     from transformers import AutoModelForCausalLM
 
     Checkpoint(folder)  # says what is wrong with the files
@@ -36,6 +47,14 @@ def load_model(folder: str | Path) -> nn.Module:
     return model.eval()
 
 
+def evaluation_text(folder: str | Path, text: str | Path, tokenizer: str | Path | None = None) -> list[Tensor]:
+    """The token ids of every document of a text; what is wrong with it is said before any model is loaded."""
+    if Path(text).suffix == ".npy":
+        return [token_ids(text, None).flatten()]
+    read_text(text)  # a missing text is named before a missing tokenizer
+    return documents_of(text, load_tokenizer(tokenizer or folder))
+
+
 def evaluate(
     folder: str | Path,
     text: str | Path,
@@ -45,14 +64,13 @@ def evaluate(
     against: str | Path | None = None,
 ) -> dict[str, Any]:
     """Perplexity, and with ``against`` agreement; everything that is needed to measure it again."""
-    if Path(text).suffix == ".npy":
-        documents = [token_ids(text, None).flatten()]
-    else:
-        documents = documents_of(text, load_tokenizer(tokenizer or folder))
+    documents = evaluation_text(folder, text, tokenizer)
     model = load_model(folder)
     config: Any = model.config
     refuse_unknown(torch.cat(documents), int(config.vocab_size))
-    length = length or min(2048, int(getattr(model.config, "max_position_embeddings", 2048)))
+    if length is None:
+        length = min(2048, int(getattr(config, "max_position_embeddings", 2048)))
+    refuse_long_windows(length, config)
     source: Tensor | list[Tensor] = documents[0] if len(documents) == 1 else documents
     found = {"model": str(folder), "text": str(text), "documents": len(documents)}
     found["perplexity"] = perplexity(model, source, length, stride).to_dict()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,8 +25,9 @@ class Verdict:
         weights: entries of all matrices.
         bytes: of the packed file, or None when there is none.
         dense_bytes: of the dense file.
-        times: ``dense`` (as it was trained), ``onednn`` (norms folded, every layer in oneDNN's order), ``packed``; each
-            with ``ms`` (median), ``low`` and ``high`` (quartiles).
+        times: ``dense`` (as it was trained), ``onednn`` (norms folded, layers in oneDNN's order, in float32 whatever
+            the model's own dtype: many processors multiply bfloat16 slowly), ``packed``; each with ``ms`` (median),
+            ``low`` and ``high`` (quartiles).
         error: largest difference of the outputs over the largest output.
         threads: of all three.
         batch: shapes of the inputs.
@@ -90,7 +92,7 @@ def verdict(
         sizes: bytes of the packed and of the dense file.
     """
     dense = copy.deepcopy(dense).eval()
-    fast = copy.deepcopy(dense)
+    fast = copy.deepcopy(dense).float()
     fold_norms(fast)
     for name, layer in list(fast.named_modules()):
         new = prepacked(layer)
@@ -99,7 +101,9 @@ def verdict(
     models = {"dense": dense, "onednn": fast, "packed": packed}
     expected, found = _tensor(call(dense, example)), _tensor(call(packed, example))
     gap, scale = float((expected - found).abs().max()), float(expected.abs().max())
-    times = interleaved({n: (lambda m=m: call(m, example)) for n, m in models.items()}, rounds=rounds)  # type: ignore[misc]
+    wide = _in_float32(example)
+    calls = {n: partial(call, m, wide if n == "onednn" else example) for n, m in models.items()}
+    times = interleaved(calls, rounds=rounds)
     weights = [p for p in dense.parameters() if p.dim() > 1]
     total = sum(p.numel() for p in weights)
     zeros = sum(int((p == 0).sum()) for p in weights)
@@ -117,6 +121,15 @@ def verdict(
         torch.get_num_threads(),
         tuple(tuple(x.shape) for x in inputs if isinstance(x, torch.Tensor)),
     )
+
+
+def _in_float32(example: Any) -> Any:
+    """The floating-point tensors of an example as float32."""
+    if isinstance(example, dict):
+        return {key: _in_float32(value) for key, value in example.items()}
+    if isinstance(example, tuple | list):
+        return type(example)(_in_float32(value) for value in example)
+    return example.float() if isinstance(example, torch.Tensor) and example.is_floating_point() else example
 
 
 def _tensor(output: Any) -> torch.Tensor:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,9 @@ PACKED_FORMAT = "packed-1"
 PACKED = "model.packed.safetensors"
 
 
-def export(model: nn.Module, result: Result, folder: str | Path, *, overwrite: bool = False) -> Path:
+def export(
+    model: nn.Module, result: Result, folder: str | Path, *, overwrite: bool = False, beside: Sequence[Path] = ()
+) -> Path:
     """Write a packed model; the folder appears whole or not at all.
 
     The file holds storage formats, not the order of one machine's kernels, so that ``load`` works on another machine.
@@ -41,6 +44,7 @@ def export(model: nn.Module, result: Result, folder: str | Path, *, overwrite: b
         result: of the pruning, kept beside the weights.
         folder: must not exist, unless ``overwrite``.
         overwrite: replace an earlier result.
+        beside: files that are copied into the folder, those of a tokenizer for instance.
 
     Raises:
         OpenworkError: a model that ``pack`` did not make.
@@ -83,6 +87,9 @@ def export(model: nn.Module, result: Result, folder: str | Path, *, overwrite: b
         config = getattr(model, "config", None)
         if hasattr(config, "save_pretrained"):
             config.save_pretrained(work)  # type: ignore[union-attr]
+        for file in beside:
+            if not (work / file.name).exists():
+                shutil.copyfile(file, work / file.name)
     return Path(folder)
 
 

@@ -26,9 +26,12 @@ from openwork.ship.export import PACKED_FORMAT, load_packed
 from openwork.ship.rebuilt import rebuilt
 from openwork.ship.tied import untied
 from openwork.structure.cover import Covered
+from openwork.zoo import build_model
 
 MODEL, MASKS, INDEX, PAGE = "model.safetensors", "masks.safetensors", "openwork.json", "report.html"
 KEYS = {"recipe": dict, "density": dict, "tensors": list, "log": list, "units": dict, "tied": dict, "files": dict}
+BLOCKWISE_KEYS = {"recipe": dict, "density": dict, "tensors": list, "log": list, "blocks": list}
+"""Of a language model that ``prune_blockwise`` wrote: no masks beside the weights, whose zeros say the same."""
 PACKED_KEYS = {"layers": dict, "gone": list, "onednn": list, "tied": dict, "plan": dict, "result": dict}
 
 
@@ -82,8 +85,8 @@ def load(
 ) -> tuple[nn.Module, Result]:
     """Read a result folder back: the model with its sparse weights, and the result.
 
-    From a folder of ``export`` comes the packed model, in evaluation mode and apart from ``model``; the masks of its
-    result are where its weights are not zero.
+    From a folder of ``export`` comes the packed model, in evaluation mode and apart from ``model``. The masks of its
+    result, and of a language model that ``prune_blockwise`` wrote, are where the weights are not zero.
 
     Args:
         folder: written by ``save``.
@@ -99,7 +102,9 @@ def load(
     data = read_index(folder)
     if data["format"] == PACKED_FORMAT:
         packed, found = load_packed(folder, data, model, allow_factory=allow_factory)
-        return packed, _packed_result(folder, found, packed)
+        return packed, _result_of_zeros(folder, found, packed)
+    if is_blockwise(data):
+        return _load_blockwise(folder, data, model)
     if model is None:
         model = rebuilt(folder, data, allow_factory)
     elif data.get("plan") is not None and not hasattr(model, "openwork_compaction"):
@@ -133,7 +138,19 @@ def read_result(folder: str | Path) -> Result:
     data = read_index(folder)
     if data["format"] == PACKED_FORMAT:
         raise FileError(f"{folder}: is a packed model, whose masks lie in its weights; use load")
+    if is_blockwise(data):
+        raise FileError(f"{folder}: is a language model pruned in blocks, whose masks lie in its weights; use load")
     return _result(folder, data)
+
+
+def is_blockwise(data: Mapping[str, Any]) -> bool:
+    """Whether an index is that of a language model pruned block by block."""
+    return "blocks" in data and "files" not in data
+
+
+def dense_bytes(folder: str | Path) -> int:
+    """Bytes of the weights of a result folder, all shards together, without the masks."""
+    return sum(p.stat().st_size for p in Path(folder).glob("*.safetensors") if p.name != MASKS)
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -148,11 +165,22 @@ def read_index(folder: Path) -> dict[str, Any]:
     found = data.get("format") if isinstance(data, dict) else None
     if found == PACKED_FORMAT:
         return _typed(path, data, PACKED_KEYS)
+    if found == FORMAT and is_blockwise(data):
+        return _typed(path, data, BLOCKWISE_KEYS)
     if found != FORMAT:
         raise FileError(
             f"{path}: format must be {FORMAT}, got {found!r}; it was written by another version or another program"
         )
     return _typed(path, data, KEYS)
+
+
+def companions(folder: str | Path) -> list[Path]:
+    """What a language model's folder holds beside its weights: the files of a tokenizer and the like."""
+    if not is_blockwise(read_index(Path(folder))):
+        return []
+    known = ("openwork.json", "model.safetensors.index.json")
+    files = sorted(p for p in Path(folder).iterdir() if p.is_file() and p.name not in known)
+    return [p for p in files if p.suffix not in (".safetensors", ".bin") and not p.name.startswith(".")]
 
 
 def _typed(path: Path, data: dict[str, Any], kinds: Mapping[str, type]) -> dict[str, Any]:
@@ -190,7 +218,28 @@ def _result(folder: Path, data: Mapping[str, Any]) -> Result:
     return _assembled(folder, data, masks)
 
 
-def _packed_result(folder: Path, data: Mapping[str, Any], model: nn.Module) -> Result:
+def _load_blockwise(folder: Path, data: Mapping[str, Any], model: nn.Module | None) -> tuple[nn.Module, Result]:
+    """A language model of a folder that ``prune_blockwise`` wrote, by transformers."""
+    if model is not None:
+        raise FileError(f"{folder}: is a whole Hugging Face folder, which needs no model=; leave it out")
+    try:
+        model = build_model(str(folder)).eval()
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as problem:
+        first = (str(problem).splitlines() or ["?"])[0]
+        raise FileError(f"{folder}: transformers cannot load it ({first})") from None
+    result = _result_of_zeros(folder, data, model)
+    for row in data["tensors"]:
+        found = int(result.masks[row["name"]].sum()) if row["name"] in result.masks else 0
+        if found > row.get("kept", row["numel"]):
+            raise FileError(
+                f"{folder}: {row['name']} holds {found} weights that are not zero, but {INDEX} promises {row['kept']}; "
+                "a file of the weights is missing or another one"
+            )
+    result.counts = densities(model, result.masks)
+    return model, result
+
+
+def _result_of_zeros(folder: Path, data: Mapping[str, Any], model: nn.Module) -> Result:
     modules = dict(model.named_modules())
 
     def masks(rows: Mapping[str, Any]) -> tuple[Masks, dict[str, Tensor]]:

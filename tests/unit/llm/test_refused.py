@@ -245,8 +245,8 @@ def test_calibration(root, tmp_path):
         return {"input_ids": [ord(c) % 64 for c in text]}
 
     for path, message in (
-        (tmp_path / "nowhere.txt", "the calibration text does not exist"),
-        (empty, "empty.txt: the calibration text is empty"),
+        (tmp_path / "nowhere.txt", "the text does not exist"),
+        (empty, "empty.txt: the text is empty"),
         (binary, "binary.txt: must be UTF-8 text"),
     ):
         with pytest.raises(DataError, match=message):
