@@ -19,7 +19,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     add = parser.add_argument
     add("model", metavar="DIR", help="Hugging Face folder: config.json and safetensors weights")
-    add("--method", default="sparsegpt", help="sparsegpt, wanda, magnitude, or another one-shot method without a loss")
+    add("--method", default="sparsegpt", help="sparsegpt, wanda, magnitude, or another method (see --reconstruct)")
     add("--density", type=float, help="kept share in (0, 1]")
     add("--structure", help=FORMS)
     add("--set", action="append", default=[], metavar="KEY=VALUE", dest="options", help="an option of the method")
@@ -32,6 +32,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--samples", type=int, default=128, help="calibration windows")
     add("--length", type=int, help="tokens per window (default: the context, at most 2048)")
     add("--batch", type=int, default=4, help="windows per forward pass")
+    add("--reconstruct", type=float, metavar="LR", help="each block has to return what it did when it was dense: a "
+        "loss for methods that need one (spode) or train (sequential_attention_pp), at this learning rate")  # fmt: skip
     add("--blocks", metavar="NAME", help="the list of decoder blocks, when it cannot be found")
     add("--device", default="cpu", help="where blocks are computed")
     add("--dtype", choices=DTYPES, help="compute in (default: as stored); the result has the stored dtype")
@@ -52,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
     from openwork.llm import prune_blockwise
     from openwork.llm.evaluation import evaluation_text
+    from openwork.llm.reconstruction import Reconstruction
 
     use_threads(args.threads)
     out = console(args.json)
@@ -72,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
             dtype=None if args.dtype is None else getattr(torch, args.dtype),
             memory=None if args.memory_gb is None else int(args.memory_gb * 1e9), resume=args.resume,
             overwrite=args.overwrite, dry_run=args.dry_run, seed=args.seed, watch=partial(bars.step, word="error"),
-            tell=tell,
+            tell=tell, reconstruction=None if args.reconstruct is None else Reconstruction(args.reconstruct),
         )  # fmt: skip
     data = result.to_dict()
     if args.dry_run:

@@ -22,6 +22,7 @@ from openwork.engine.session import refuse_bad_weights
 from openwork.engine.write import write_edits, write_masks
 from openwork.errors import DivergedError, OpenworkError
 from openwork.llm.first_inputs import call_block
+from openwork.llm.reconstruction import Reconstruction, Targeted
 
 Batches = Iterable[Mapping[str, Any]]
 
@@ -40,8 +41,15 @@ class Rooted(nn.Module):
         at.add_module(leaf, block)
         self._inner = [block]  # in a list: registered once
 
-    def forward(self, hidden: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    def forward(
+        self, hidden: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any], target: Tensor | None = None
+    ) -> Tensor:
+        """The hidden states behind the block; ``target`` only travels with the batch, for a loss."""
         return call_block(self._inner[0], hidden, args, kwargs)
+
+    def train(self, mode: bool = True) -> Rooted:
+        """A block is pruned as it will be used: without dropout, whatever a statistic asks for."""
+        return super().train(False)
 
 
 class Recovery(Protocol):
@@ -62,8 +70,10 @@ class BlockPruner:
         shares: Mapping[str, float],
         recovery: Recovery | None,
         seed: int,
+        reconstruction: Reconstruction | None = None,
     ):
         self.recipe, self.parts, self.shares, self.recovery, self.seed = recipe, parts, dict(shares), recovery, seed
+        self.reconstruction = reconstruction
 
     def prune(
         self, name: str, block: Rooted, data: Batches | None, device: torch.device
@@ -80,7 +90,7 @@ class BlockPruner:
         try:
             refuse_bad_weights(params, parts)
             dense = self._outputs(block, data, device)
-            units, told = self._decide(block, parts, params, data, device)
+            units, told = self._decide(block, parts, params, data, dense, device)
             masks = masks_of(parts, units)
             repaired = {}
             if self.recovery is not None and data is not None:
@@ -109,8 +119,16 @@ class BlockPruner:
         parts: Mapping[str, Partition],
         params: Mapping[str, nn.Parameter],
         data: Batches | None,
+        dense: list[Tensor],
         device: torch.device,
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        loss = None
+        if self.reconstruction is not None and data is not None:
+            data, loss = Targeted(data, dense), self.reconstruction.loss
+            if self.recipe.drive == "attach":
+                with torch.enable_grad():
+                    result, told = self.reconstruction.train(block, self.recipe, parts, data, self.seed)
+                return result.units, told
         units: dict[str, Tensor] = {n: torch.ones(p.n_units, dtype=torch.bool, device=device) for n, p in parts.items()}
         told: dict[str, Any] = {}
         groups: dict[float, list[str]] = {}
@@ -118,7 +136,7 @@ class BlockPruner:
             groups.setdefault(self.shares[n], []).append(n)
         stats: dict[Any, Any] = {}
         if any(share < 1 for share in groups):
-            stats = measure(self.recipe.rule, Measuring(block, parts, Feed(data, device), None, self.seed))
+            stats = measure(self.recipe.rule, Measuring(block, parts, Feed(data, device), loss, self.seed))
         rng = torch.Generator().manual_seed(self.seed)
         for share, names in groups.items():
             if share >= 1:
@@ -128,7 +146,8 @@ class BlockPruner:
             weights = {n: params[n].detach() for n in names}
             now = Now(mine, {n: units[n] for n in names}, weights, stats, rng=rng)
             state = recipe.rule.init(now)
-            update = recipe.rule.update(now, recipe.schedule(0), state)
+            with torch.set_grad_enabled(loss is not None):
+                update = recipe.rule.update(now, recipe.schedule(0), state)
             check_promise(recipe, mine, update.units)
             write_edits(params, update.edits)
             write_masks(params, masks_of(mine, update.units))
@@ -144,7 +163,7 @@ class BlockPruner:
             found.append(block(**to_device(batch, device)).detach())
             if not bool(torch.isfinite(found[-1]).all()):
                 raise DivergedError("the calibration activations behind this block hold NaN or infinity")
-            if self.recovery is None:
+            if self.recovery is None and self.reconstruction is None:
                 break
         return found
 

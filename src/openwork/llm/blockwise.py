@@ -21,6 +21,7 @@ from openwork.llm.calibration import digest, load_tokenizer, read_text, refuse_l
 from openwork.llm.checkpoint import Checkpoint, load_config
 from openwork.llm.homes import FolderHome, Home, ModelHome
 from openwork.llm.plan import Plan, make_plan, refuse_full_disk
+from openwork.llm.reconstruction import Reconstruction
 from openwork.llm.result import BlockwiseResult
 from openwork.llm.run import Run, Watch, eager_experts, evaluating
 from openwork.llm.skeleton import build_skeleton, find_blocks
@@ -41,6 +42,7 @@ def prune_blockwise(
     blocks: str | None = None,
     shares: Mapping[str, float] | None = None,
     recovery: Recovery | None = None,
+    reconstruction: Reconstruction | None = None,
     tokenizer: Any = None,
     samples: int = 128,
     length: int | None = None,
@@ -66,13 +68,15 @@ def prune_blockwise(
 
     Args:
         model: a module, or a Hugging Face folder with safetensors weights.
-        recipe: a one-shot recipe whose statistics a block alone can provide (``sparsegpt``, ``wanda``, ``magnitude``).
+        recipe: a one-shot recipe whose statistics a block alone can provide (``sparsegpt``, ``wanda``, ``magnitude``);
+            with ``reconstruction`` also ``spode``, ``random_search`` and recipes that act over training steps.
         calibration: token ids ``[tokens]`` or ``[windows, length]``, a ``.npy`` file of ids, a text file or a folder of
             texts. None for recipes that need no data.
         out: the new folder; needed for a folder. A stopped run lies in ``out`` + ``.partial``.
         blocks: name of the list of blocks; None finds it.
         shares: block or tensor name -> density, for unequal layers; others get the recipe's.
         recovery: called after each block is pruned, with its masks, inputs and the dense outputs.
+        reconstruction: a loss for recipes that need one: each block is to give what it gave when it was dense.
         tokenizer: a tokenizer or a folder that holds one; default: the model's folder.
         samples: windows drawn from a text.
         length: tokens per window; default: the model's context, at most 2048.
@@ -94,9 +98,9 @@ def prune_blockwise(
     Raises:
         OpenworkError: whatever cannot be done as asked; a folder's source is never written to.
     """
-    _check_recipe(recipe)
+    _check_recipe(recipe, reconstruction)
     place = _check_options(batch, memory, device)
-    needs_data = bool(recipe.rule.needs) or recovery is not None
+    needs_data = bool(recipe.rule.needs) or recovery is not None or reconstruction is not None
     if needs_data and calibration is None:
         raise MissingStatistic(
             f"{recipe.name} needs calibration data; pass token ids, a text file or a folder of texts"
@@ -120,8 +124,8 @@ def prune_blockwise(
     if needs_data and calibration is not None:
         speller = tokenizer if tokenizer is not None or checkpoint is None else checkpoint.folder
         windows = calibration_windows(module, calibration, speller, samples, length, seed)
-    _check_processes(resume, recovery, windows)
-    pruner = BlockPruner(recipe, parts, _shares(shares, parts, named, recipe), recovery, seed)
+    _check_processes(resume, recovery or reconstruction, windows)
+    pruner = BlockPruner(recipe, parts, _shares(shares, parts, named, recipe), recovery, seed, reconstruction)
     plan = _plan(module, named, parts, recipe, windows, checkpoint, dtype, memory)
     if tell is not None:
         tell(plan.text())
@@ -142,7 +146,7 @@ def prune_blockwise(
     return result
 
 
-def _check_processes(resume: bool, recovery: Recovery | None, windows: Tensor | None) -> None:
+def _check_processes(resume: bool, recovery: Recovery | Reconstruction | None, windows: Tensor | None) -> None:
     """Several processes share the calibration windows; what cannot be shared is refused."""
     if world() == 1:
         return
@@ -152,14 +156,21 @@ def _check_processes(resume: bool, recovery: Recovery | None, windows: Tensor | 
         raise DataError(f"{len(windows)} calibration windows cannot be shared by {world()} processes")
 
 
-def _check_recipe(recipe: Recipe) -> None:
+def _check_recipe(recipe: Recipe, reconstruction: Reconstruction | None) -> None:
     if not isinstance(recipe, Recipe):
         raise RecipeError(f"a recipe must be a Recipe, got {type(recipe).__name__}; call a method, e.g. sparsegpt(0.5)")
+    if reconstruction is not None:
+        reconstruction.refuse(recipe)
+        return
     if recipe.drive != "prune" or recipe.rule.needs_grads or recipe.relaxation is not None:
-        raise RecipeError(f"{recipe.name} works over training steps; prune_blockwise does one-shot recipes only")
+        raise RecipeError(
+            f"{recipe.name} works over training steps; pass reconstruction=Reconstruction() (--reconstruct LR) to "
+            "train each block, or take a one-shot recipe"
+        )
     if any(stat.needs_loss for stat in recipe.rule.needs):
         raise MissingStatistic(
-            f"{recipe.name} needs a loss, which one block alone does not have; use ow.prune, or sparsegpt or wanda"
+            f"{recipe.name} needs a loss, which one block alone does not have; use ow.prune, or sparsegpt or wanda, "
+            "or pass reconstruction=Reconstruction()"
         )
 
 
@@ -241,6 +252,8 @@ def _shares(
             raise RecipeError(f"shares: {name!r} is neither a block nor a targeted tensor")
         if not 0 < share <= 1:
             raise RecipeError(f"shares: {name} must be a density in (0, 1], got {share}")
+        if recipe.drive == "attach":
+            raise RecipeError(f"shares: {recipe.name} trains to one density; leave shares out")
         if recipe.structure.density is not None and share not in (1, recipe.structure.density):
             raise RecipeError(f"shares: {recipe.structure} fixes the density of {name}, so shares have no room")
     of_block = {p: b for b in blocks for p in parts if p.startswith(f"{b}.")}
@@ -287,7 +300,7 @@ def _identity(
         "calibration": digest(windows),
         "model": checkpoint.fingerprint(),
         "shares": pruner.shares,
-        "recovery": repr(pruner.recovery),
+        "recovery": repr((pruner.recovery, pruner.reconstruction)),
         "options": [str(dtype), batch, seed, __version__, torch.__version__],
     }
 
