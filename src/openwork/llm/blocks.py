@@ -127,8 +127,8 @@ class BlockPruner:
             data, loss = Targeted(data, dense), self.reconstruction.loss
             if self.recipe.drive == "attach":
                 with torch.enable_grad():
-                    result, told = self.reconstruction.train(block, self.recipe, parts, data, self.seed)
-                return result.units, told
+                    result, log = self.reconstruction.train(block, self.recipe, parts, data, self.seed)
+                return result.units, log
         units: dict[str, Tensor] = {n: torch.ones(p.n_units, dtype=torch.bool, device=device) for n, p in parts.items()}
         told: dict[str, Any] = {}
         groups: dict[float, list[str]] = {}
