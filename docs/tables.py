@@ -283,8 +283,8 @@ def _formats(found: Found) -> Section:
     size = f"{found['rows_of_matrix']} x {found['cols_of_matrix']}"
     text = (
         f"Whole file over the whole dense float32 file ({found['dense']:,} bytes), one {size} layer with its bias; header, "
-        "index and checksums count. int8 has one float32 scale per row (blocks: per block, so small blocks gain nothing "
-        "over bfloat16). What the formats are: [storage formats](formats.md)."
+        "index and checksums count. int8 has one float32 scale per row (large blocks: per block). "
+        "What the formats are: [storage formats](formats.md)."
     )
     columns = ["pattern", "dtype", *(f"{100 * c:g} % zeros" for c in zeros)]
     return Section(text, columns, rows, "Bytes on disk of packed layers", "python bench/formats.py")
