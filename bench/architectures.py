@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import subprocess
 import sys
 import tempfile
@@ -91,7 +92,7 @@ def furthest(got: list[Tensor], wanted: list[Tensor]) -> float:
 
 def why(problem: BaseException) -> str:
     """The first line of an error."""
-    text = next((line for line in str(problem).splitlines() if line.strip()), "")
+    text = re.sub("\x1b[^m]*m", "", next((line for line in str(problem).splitlines() if line.strip()), ""))
     return f"{type(problem).__name__}: {text[:160]}"
 
 
@@ -132,6 +133,8 @@ def row(family: str, name: str, folder: Path) -> dict[str, Any]:
     (folder / "what.json").write_text(json.dumps([family, name]))
     found["export"] = exported(small, given, wanted)
     found["onnx"] = exported_to_onnx(small, given, wanted, folder)
+    if isinstance(found["onnx"], str):  # is it the small model, or does the dense one fail as well?
+        found["onnx_dense"] = exported_to_onnx(model, given, called(model, given), folder)
     return found
 
 

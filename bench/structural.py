@@ -176,7 +176,7 @@ def measured(setting: Setting, make: Callable[[], nn.Module], seed: int) -> list
 
 def accuracy(args: argparse.Namespace, log: Log) -> Iterator[dict[str, Any]]:
     """Rows of equal multiply-accumulates; a seed is done for every network before the next begins."""
-    shares = (0.5,) if args.quick else (0.5, 0.3)
+    shares = (0.5,) if args.quick else tuple(args.shares)
     every = list(settings(args))
     found: dict[tuple[str, float, str, str], list[Any]] = {}
     for seed in range(args.seeds):
@@ -232,7 +232,7 @@ def latency(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     side, name = (64, "resnet18") if args.quick else (224, "resnet50")
     torch.manual_seed(0)
     model, x = ow.build_model(name).eval(), torch.randn(1, 3, side, side)
-    for share in (0.5,) if args.quick else (0.5, 0.3):
+    for share in (0.5,) if args.quick else args.shares:
         small: dict[int, nn.Module] = {}
         for multiple in (1, 8) if args.quick else (1, 8, 16, 32):
             pruned = copy.deepcopy(model)
@@ -313,6 +313,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=["accuracy", "spode", "latency", "graph"])
     parser.add_argument("--ours", nargs="*", default=[], help="only these of ours")
     parser.add_argument("--peers", nargs="*", default=[], help="only these importances of Torch-Pruning")
+    parser.add_argument("--shares", nargs="*", type=float, default=[0.5, 0.3], help="of the multiply-accumulates")
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--epochs", type=float)
     parser.add_argument("--finetune", type=float)

@@ -206,6 +206,8 @@ def _architectures(found: Found) -> Section:
         r["over"] = "yes" if "units that stay" in r.get("reference", "") else None
         for key in ("error", "reload", "export", "onnx"):
             r[key] = off(r.get(key))
+        if isinstance(r.get("onnx_dense"), str):
+            r["onnx"] = "nor of the dense one"
         r["stopped"] = (r.get("failed") or r["refused"] or "").split(";")[0][:90].replace("|", "/")
     columns = {
         "family": "family",
