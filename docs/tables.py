@@ -199,7 +199,13 @@ def _architectures(found: Found) -> Section:
     """One network a row: what is covered, the proof of the small one, and what becomes of it."""
 
     def off(value: Any) -> str:
-        return "" if value is None else f"{value:.0e}" if isinstance(value, float) else value.split(":")[0]
+        return (
+            ""
+            if value is None
+            else (f"{value:.0e}" if value else "0")
+            if isinstance(value, float)
+            else value.split(":")[0]
+        )
 
     for r in found["rows"]:
         r["less"] = r["small"] / r["params"] if "small" in r else None
@@ -229,7 +235,7 @@ def _architectures(found: Found) -> Section:
         "exported by `torch.export` and to ONNX, and run there: the largest difference of the outputs, over the largest "
         "output where that is above one. *In groups* is the share of the parameters that some group touches; where "
         "statistics change, the masked network takes them over what stays. Seconds are CPU time of one thread on a busy "
-        f"machine, those of the first network with the loading of torch.export. {words}."
+        f"machine. {words}."
     )
     return described(
         found,
