@@ -134,7 +134,7 @@ def kills(count: int, size: tuple[int, int, int], epochs: float) -> dict[str, An
 
 def main(quick: bool) -> None:
     torch.set_num_threads(1)
-    found = overhead(2 if quick else 15, 1 if quick else 60)
+    found = overhead(2 if quick else 7, 1 if quick else 20)
     killed = kills(1 if quick else 20, (1, 2, 1) if quick else (5, 5, 4), 1 if quick else 4)
     bare, begin = median(found["bare"]), median(found["start"])
     more = median([c - b for b, c in zip(found["bare"], found["cell"], strict=True)]) + killed["parent"]

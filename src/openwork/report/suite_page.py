@@ -15,6 +15,7 @@ HEADS = ("method", "density", "after pruning", "recalibrated", "fine-tuned", "dr
 DETAIL_HEADS = (
     "method", "asked", "targeted", "prunable", "all parameters", "non-zero", "learning rate", "time of a run",
 )  # fmt: skip
+MOST_ROWS = 200  # of the two tables of a setting: the leaderboard and table.csv have all
 SPREAD = "mean ± sample standard deviation over seeds"
 SANITY = (", mask shuffled", ", weights drawn anew")
 """The ends of the names of sanity controls."""
@@ -121,11 +122,13 @@ def _setting(results: Mapping[str, Any], setting: Mapping[str, Any]) -> list[str
         f"{percent(setting['chance'])}, {count(setting['steps'][0])} dense and {count(setting['steps'][1])} "
         f"fine-tuning steps. Bars are one sample standard deviation; the dashed line is the dense network."
     )
+    some = rows[:MOST_ROWS]
+    rest = f" The first {MOST_ROWS} of {count(len(rows))} rows; table.csv has all." if len(rows) > MOST_ROWS else ""
     table = html_table(
-        f"Accuracy, {name}", HEADS, [cells_of_row(r) for r in rows], right=range(1, 8), quiet=_set_back(rows)
+        f"Accuracy, {name}", HEADS, [cells_of_row(r) for r in some], right=range(1, 8), quiet=_set_back(some)
     )
     detail = html_table(
-        f"Densities, {name}", DETAIL_HEADS, [_detail(r) for r in rows], right=range(1, 8), quiet=_set_back(rows)
+        f"Densities, {name}", DETAIL_HEADS, [_detail(r) for r in some], right=range(1, 8), quiet=_set_back(some)
     )
     main = [r for r in rows if not r["method"].endswith(SANITY)]
     drawn = grid(*density_charts(results, name, main))
@@ -134,7 +137,7 @@ def _setting(results: Mapping[str, Any], setting: Mapping[str, Any]) -> list[str
         section("Accuracy and density", _crowd(main), drawn),
         section("Accuracy and cost", _COST_NOTE, grid(*cost_charts(results, name, main))),
         section("Sanity checks", _SANITY_NOTE, _sanity(results, name)),
-        section("Three moments", f"{SPREAD}; the drop is against the dense network of the same seed.", table),
+        section("Three moments", f"{SPREAD}; the drop is against the dense network of the same seed.{rest}", table),
         section(
             "Density and learning rate",
             "Kept share of the pruned tensors, of all prunable weights and of all parameters. A star marks a learning "
