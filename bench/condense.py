@@ -27,9 +27,8 @@ def main(folder: Path, name: str, title: str, incomplete: bool) -> None:
         f"{len(found['manifest']['seeds'])} seeds, collapsed runs included. Methods that train sparse have one stage."
     )
     told = {"unmet": unmet} if unmet else {}
-    write(
-        name, rows, title=title, command=found["manifest"]["command"], note=note, data=found["manifest"]["data"], **told
-    )
+    command = found["manifest"]["command"].replace("openwork compare ", "openwork compare recipes/", 1)
+    write(name, rows, title=title, command=command, note=note, data=found["manifest"]["data"], **told)
 
 
 if __name__ == "__main__":
