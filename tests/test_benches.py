@@ -208,3 +208,17 @@ def test_quick_harness(tmp_path):
     assert found["records lost or written twice"] == 0
     assert found["results equal to those of an undisturbed run (1 = all)"] == 1
     assert found["runs of the suite that was killed"] == 5
+
+
+def test_quick_fuzz(tmp_path):
+    found = quick("fuzz", tmp_path)
+    assert sum(r["inputs"] for r in found["rows"]) == 1_000
+    for row in found["rows"]:
+        assert not row["wrong"], row["first"]
+        assert row["refused"] + row["read"] == row["inputs"]
+
+
+def test_quick_many_machines(tmp_path):
+    found = quick("many_machines", tmp_path)
+    assert len(found["rows"]) == 3
+    assert all(r["megabytes"] < 0.1 * r["gathering"] for r in found["rows"])

@@ -58,6 +58,9 @@ class Checkpoint:
             listed = _json(self.folder / INDEX, "an index").get("weight_map")
             if not isinstance(listed, dict) or not all(isinstance(f, str) for f in listed.values()):
                 raise FileError(f"{self.folder / INDEX}: weight_map must map tensor names to files")
+            outside = sorted({f for f in listed.values() if Path(f).name != f or "\\" in f})
+            if outside:
+                raise FileError(f"{self.folder / INDEX}: shards must lie in this folder, got {outside[0]!r}")
             lost = sorted({f for f in listed.values() if not (self.folder / f).is_file()})
             if lost:
                 raise FileError(f"{self.folder}: {len(lost)} shards that the index names are missing, first {lost[0]}")
