@@ -184,11 +184,11 @@ def test_quick_bench_of_pieces(name, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["llm_icbs", "stun_moe", "llm_scale"])
+@pytest.mark.parametrize("name", ["llm_icbs", "stun_moe", "llm_scale", "llm_packed"])
 def test_quick_bench_of_language_models(name, tmp_path):
     # tried: steps of iCBS that decide nothing -> red
     pytest.importorskip("transformers", reason="transformers is not installed: pip install 'openwork[hf]'")
-    if name != "llm_scale" and assets_folder() is None:
+    if name not in ("llm_scale", "llm_packed") and assets_folder() is None:
         pytest.skip("no asset folder: set OPENWORK_ASSETS to the folder with stories260K.bin and tinyshakespeare.txt")
     rows = quick(name, tmp_path)["rows"]
     if name == "llm_icbs":
@@ -196,6 +196,12 @@ def test_quick_bench_of_language_models(name, tmp_path):
         assert found["icbs from magnitude, 4 steps"] > found["icbs from magnitude, 0 steps"]
     elif name == "stun_moe":
         assert len({(r["density"], r["method"]) for r in rows}) == len(rows) == 17
+    elif name == "llm_packed":
+        timed = [r for r in rows if r["setting"] != "stories260K"]
+        assert len(timed) == 6
+        assert all(r["fresh_process_equal"] and r["error"] < 1e-4 and r["bytes"] < r["dense_bytes"] for r in timed)
+        assert all(r["perplexity"]["pruned"] == pytest.approx(r["perplexity"]["packed"], rel=1e-3)
+                   for r in rows if r["setting"] == "stories260K")  # fmt: skip
     else:
         assert rows[0]["density"] == 0.5
         assert rows[0]["resident_bytes"] < 2e9
