@@ -62,7 +62,7 @@ class Job:
         """The recipe for a training of ``steps`` optimiser steps on inputs like ``example``.
 
         Raises:
-            RecipeError: unknown method or option, refused values.
+            RecipeError: unknown method or option, values that are refused or of another kind.
         """
         if self.mask is not None:
             assert not isinstance(self.structure, str)
@@ -83,7 +83,13 @@ class Job:
                 raise RecipeError(f"{self.method} has no option {name!r}; {did_you_mean(name, known)}")
         if methods.find(self.method).drive == "attach":
             given = {**_clock(known, steps), **given}
-        return make(**given)
+        try:
+            return make(**given)
+        except (TypeError, AttributeError) as problem:  # words from files, which no type checker has seen
+            raise RecipeError(
+                f"{self.method}: its options must be of the kinds that its signature names, got {self.options!r} "
+                f"({problem})"
+            ) from problem
 
     def describe(self) -> dict[str, Any]:
         """Plain data for the manifest, and for recognising a stopped job."""

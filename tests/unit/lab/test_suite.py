@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from openwork.errors import FileError, OpenworkError, RecipeError
+from openwork.lab import Job
 from openwork.lab.suite_file import load_suite, read_suite
 from openwork.structure import Block, Element
 
@@ -140,3 +141,20 @@ def test_one_setting_of_a_file(tmp_path, monkeypatch):
         load_suite(tmp_path / "s.yaml")
     monkeypatch.setenv("NO_SUCH_PLACE", str(tmp_path))
     assert load_suite(tmp_path / "s.yaml").settings[1].checkpoint == str(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("powerpropagation", {"prune_at": [1]}), ("powerpropagation", {"prune_at": None}), ("acdc", {"density": {}})],
+)
+def test_options_of_another_kind(method, options):
+    suite = {
+        "settings": {"d": {"model": "mlp", "data": "digits"}},
+        "methods": {"m": {"method": method, "options": options}},
+        "densities": [0.1],
+        "seeds": [0],
+    }
+    with pytest.raises(RecipeError):
+        read_suite(suite)
+    with pytest.raises(RecipeError, match="powerpropagation: its options must be of the kinds that its signature names"):
+        Job("mlp", "digits", method="powerpropagation", density=0.1, options={"prune_at": (1,)}).build_recipe(10)
