@@ -145,7 +145,7 @@ def test_one_setting_of_a_file(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("method", "options"),
-    [("powerpropagation", {"prune_at": [1]}), ("powerpropagation", {"prune_at": None}), ("acdc", {"density": {}})],
+    [("powerpropagation", {"prune_at": [1]}), ("powerpropagation", {"prune_at": None})],
 )
 def test_options_of_another_kind(method, options):
     suite = {
@@ -156,5 +156,7 @@ def test_options_of_another_kind(method, options):
     }
     with pytest.raises(RecipeError):
         read_suite(suite)
-    with pytest.raises(RecipeError, match="powerpropagation: its options must be of the kinds that its signature names"):
+    with pytest.raises(
+        RecipeError, match="powerpropagation: its options must be of the kinds that its signature names"
+    ):
         Job("mlp", "digits", method="powerpropagation", density=0.1, options={"prune_at": (1,)}).build_recipe(10)
