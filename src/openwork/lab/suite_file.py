@@ -231,6 +231,8 @@ def _beside(folder: Path, place: Any) -> str | None:
     if place is None:
         return None
     whole = os.path.expandvars(str(place))
+    if "\0" in whole:
+        raise RecipeError(f"suite: {place!r}: a path must not hold a null byte; write it anew")
     if "$" in whole:
         raise RecipeError(f"suite: {place}: this environment variable is not set; set it or leave the setting out")
     return str((folder / Path(whole).expanduser()).resolve())

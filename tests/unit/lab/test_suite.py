@@ -160,3 +160,9 @@ def test_options_of_another_kind(method, options):
         RecipeError, match="powerpropagation: its options must be of the kinds that its signature names"
     ):
         Job("mlp", "digits", method="powerpropagation", density=0.1, options={"prune_at": (1,)}).build_recipe(10)
+
+
+def test_paths_hold_no_null_byte():
+    setting = {"model": "mlp", "data": "digits", "root": "a\0b"}
+    with pytest.raises(RecipeError, match="a path must not hold a null byte; write it anew"):
+        read_suite(changed(settings={"d": setting}))
