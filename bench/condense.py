@@ -1,8 +1,9 @@
 """The rows of a comparison as a result file: `openwork compare` keeps every cell, the docs need the table.
 
-python bench/condense.py COMPARISON_FOLDER NAME TITLE [--incomplete]
+python bench/condense.py COMPARISON_FOLDER NAME TITLE [--incomplete] [--losses]
 
-With --incomplete a comparison that breaks rules of honest comparison is taken, and the rules go with it.
+With --incomplete a comparison that breaks rules of honest comparison is taken, and the rules go with it; with --losses
+the losses at the end stand beside the accuracies.
 """
 
 from __future__ import annotations
@@ -10,18 +11,23 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
-from common import write
+from common import spread, write
 
 KEYS = ("setting", "method", "role", "structure", "density", "seeds", "collapsed", "failed", "lr", "parameters")
 
 
-def main(folder: Path, name: str, title: str, incomplete: bool) -> None:
+def main(folder: Path, name: str, title: str, incomplete: bool, losses: bool) -> None:
     found = json.loads((folder / "results.json").read_text())
     unmet = [f"{r['rule']} ({r['detail']})" for r in found["rules"] if not r["met"]]
     if unmet and not incomplete:
         raise SystemExit(f"{folder}: the comparison is not complete; go on with openwork compare --resume")
     rows = [{k: r[k] for k in (*KEYS, "pruned", "recalibrated", "finetuned")} for r in found["rows"]]
+    if losses:
+        cells = [json.loads(p.read_text()) for p in sorted((folder / "cells").glob("*.json"))]
+        cells = [c for c in cells if c["kind"] in ("run", "dense") and "validation" not in c["key"]]
+        rows = [{**row, "loss": loss_of(row, cells)} for row in rows]
     note = (
         "Every method with the learning rate that was best on a tenth of the training set; mean and spread over "
         f"{len(found['manifest']['seeds'])} seeds, collapsed runs included. Methods that train sparse have one stage."
@@ -31,5 +37,12 @@ def main(folder: Path, name: str, title: str, incomplete: bool) -> None:
     write(name, rows, title=title, command=command, note=note, data=found["manifest"]["data"], **told)
 
 
+def loss_of(row: dict[str, Any], cells: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Mean and spread of the loss at the end over the cells of a row."""
+    same = [c for c in cells if all(c[k] == row[k] for k in ("setting", "method", "role", "density"))]
+    found = [c["metrics"]["finetuned"]["loss"] for c in same if "finetuned" in c["metrics"]]
+    return spread(found) if found else None
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], "--incomplete" in sys.argv)
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], "--incomplete" in sys.argv, "--losses" in sys.argv)

@@ -174,9 +174,13 @@ def _comparison(found: Found) -> Section:
         "density": "density:g",
         "after pruning": "pruned:spread",
         "at the end": "finetuned:spread",
+        **({"log loss": "log_loss"} if "loss" in found["rows"][0] else {}),
         "learning rate": "lr:g",
         "collapsed": "collapsed_",
     }
+    for r in found["rows"]:
+        if r.get("loss"):
+            r["log_loss"] = f"{r['loss']['mean']:.4f} ± {r['loss']['std']:.4f}"
     for r in found["rows"]:
         r["collapsed_"] = r["collapsed"] or None
     if "unmet" in found:
