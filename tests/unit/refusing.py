@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import openwork as ow
-from openwork.core.now import Now, Update
+from openwork.core.now import Now, Phase, Update
 from openwork.core.protocols import Rule, Stat
 from openwork.core.recipe import Recipe
 from openwork.criteria import Saliency
@@ -51,7 +51,14 @@ def now(**more):
 def grow_on_nan():
     seen = now(grads={"0.weight": torch.full((12, 8), math.nan)})
     seen.units["0.weight"][::2] = False
-    DropGrow()._replace("0.weight", seen.parts["0.weight"], seen, 0.5)
+    active = int(seen.units["0.weight"].sum())
+    DropGrow()._replace("0.weight", seen.parts["0.weight"], seen, 0.5, active)
+
+
+def keep_infinite():
+    scores = torch.ones(12, 8)
+    scores[3, 4] = math.inf
+    TopK._refuse_infinite(now(), {"0.weight": scores}, Phase(0.5, True))
 
 
 def deep(levels):

@@ -20,6 +20,7 @@ from tests.unit.refusing import (
     foreign_state,
     grow_on_nan,
     held,
+    keep_infinite,
     late_gates,
     net,
     now,
@@ -34,7 +35,6 @@ from torch.nn import functional as F
 
 import openwork as ow
 from openwork.core.batches import Feed, loss_on
-from openwork.core.now import Phase
 from openwork.core.protocols import Gate
 from openwork.core.recipe import Recipe
 from openwork.criteria import Learned, Magnitude, Saliency, StepGradient, WeightTimesInput
@@ -156,11 +156,7 @@ ROWS = [
         "DropGrow moves units over the whole tensor, but this structure has its own regions",
     ),
     (lambda t: grow_on_nan(), DivergedError, "the growth scores are NaN at step 0; check the gradients"),
-    (
-        lambda t: TopK._finite("w", torch.tensor([1.0, math.inf]), Phase(0.5, True)),
-        DivergedError,
-        "w: 1 of 2 scores are NaN or infinite in the sparse phase",
-    ),
+    (lambda t: keep_infinite(), DivergedError, "0.weight: 1 of 96 scores are NaN or infinite in the sparse phase"),
     (lambda t: Gate().set_units(torch.ones(1)), OpenworkError, "Gate has no units"),
     # engines
     (
