@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from openwork.core.masks import Masks, pack_bits, unpack_bits
 from openwork.core.recipe import Recipe
 from openwork.engine.result import FORMAT, Result
-from openwork.errors import FileError, VerificationFailed
+from openwork.errors import FileError, OpenworkError, VerificationFailed
 from openwork.graph.plan import Plan, finished
 from openwork.metrics.density import Densities, densities
 from openwork.report.page import report_html
@@ -195,7 +195,8 @@ def _read_tensors(path: Path, data: Mapping[str, Any]) -> dict[str, Tensor]:
         content = path.read_bytes()
     except OSError as problem:
         raise FileError(f"{path}: cannot be read ({problem.strerror})") from None
-    known = data["files"].get(path.name, {})
+    known = data["files"].get(path.name)
+    known = known if isinstance(known, dict) else {}
     if known.get("sha256") != hashlib.sha256(content).hexdigest():
         raise FileError(
             f"{path}: its checksum differs from {INDEX} ({len(content)} bytes, {known.get('bytes')} expected); "
@@ -271,7 +272,9 @@ def _assembled(
         d = data["density"]
         counts = Densities(d["kept"], d["targeted_numel"], d["prunable_numel"], d["total_numel"])
         recipe = Recipe.from_dict(data["recipe"])
-    except (KeyError, TypeError, AttributeError) as problem:
+    except OpenworkError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as problem:
         raise FileError(f"{folder / INDEX}: incomplete or damaged ({type(problem).__name__}: {problem})") from None
     plain = {k: data.get(k) for k in ("log", "manifest", "metrics", "curve")}
     return Result(recipe, masks, units, counts, coverage, **plain)  # type: ignore[arg-type]

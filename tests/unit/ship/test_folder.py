@@ -148,6 +148,8 @@ def test_missing_files_are_named(saved, tmp_path):
         (lambda d: d["recipe"].update(extra=1), "Recipe: unknown key 'extra'"),
         (lambda d: d["density"].update(kept=1), "promises 1 kept weights, the files hold"),
         (lambda d: d["density"].pop("total_numel"), "incomplete or damaged"),
+        (lambda d: d.update(units={"conv1.weight": "many"}), "incomplete or damaged .ValueError"),
+        (lambda d: d["files"].update({"masks.safetensors": "lost"}), "its checksum differs"),
         (lambda d: d["source"]["options"].update(width=8), "the model wants"),
         (lambda d: d["source"].update(name="resnet9"), "unknown model 'resnet9'; did you mean"),
         (lambda d: d["tied"].update(a="b"), "tensor 'b' is missing"),
