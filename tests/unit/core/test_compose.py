@@ -18,8 +18,10 @@ from openwork.rules.topk import Repeat, TopK
 from openwork.schedules import Phases, Stretch
 from openwork.structure import Element, partition
 
-MOMENTS = sorted(n for n, f in vars(Rule).items() if inspect.isfunction(f) and n != "recut")
-"""What a driver asks of every rule; ``recut`` is an offer that a rule may decline, and composed ones do."""
+OFFERS = ("recut", "chosen", "settled")
+"""What a rule may decline, as composed ones do: then budgets count the units of the update."""
+MOMENTS = sorted(n for n, f in vars(Rule).items() if inspect.isfunction(f) and n not in OFFERS)
+"""What a driver asks of every rule."""
 
 
 class Probe(Rule):

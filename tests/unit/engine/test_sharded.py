@@ -11,7 +11,7 @@ from openwork import methods
 
 pytestmark = pytest.mark.slow
 
-STEPS = 12
+STEPS = 24
 MANY = {"end": 8, "every": 2}
 CASES = {
     "magnitude": ("magnitude", {}),
