@@ -179,10 +179,9 @@ def _comparison(found: Found) -> Section:
         "collapsed": "collapsed_",
     }
     for r in found["rows"]:
+        r["collapsed_"] = r["collapsed"] or None
         if r.get("loss"):
             r["log_loss"] = f"{r['loss']['mean']:.4f} ± {r['loss']['std']:.4f}"
-    for r in found["rows"]:
-        r["collapsed_"] = r["collapsed"] or None
     if "unmet" in found:
         unmet = "; ".join(found["unmet"])
         return described(

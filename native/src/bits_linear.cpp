@@ -13,8 +13,6 @@
 namespace openwork::OW_ISA {
 namespace {
 
-constexpr int kStreams = 4;  // rows read side by side; a processor fetches four streams faster than one
-
 #if defined(__AVX2__)
 
 // For every byte of bits: of each of its eight places, the rank of its weight with the sign bit set, or zero.

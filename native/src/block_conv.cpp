@@ -54,7 +54,7 @@ void block_conv(const BlockWeights& b, const Epilogue& e, const Images& images, 
   const int64_t parts = static_cast<int64_t>(groups.size()) - 1;
   std::vector<int32_t> offsets(blocks);
   for (int64_t i = 0; i < blocks; ++i) offsets[i] = planes.offsets[b.inputs[i]];
-  const int64_t group = together(planes, threads);
+  const int64_t group = together(a.batch, planes.image, threads);
   const int64_t bands = std::min(a.out_h, std::max<int64_t>((a.out_h + 7) / 8, (4 * threads - 1) / group + 1));
   // Positions of a band of a single row are shared out instead.
   const int64_t pieces = a.out_h == 1 ? std::min(tiles, std::max<int64_t>((tiles + 15) / 16, 4 * threads / group)) : 1;

@@ -33,7 +33,7 @@ void pad_rows(const Images& a, const float* image, int64_t first, int64_t count,
 bool reads_rows(const BlockWeights& b, const Images& a) { return a.channels_last && a.channels % b.depth == 0; }
 
 void block_conv_rows(const BlockWeights& b, const Epilogue& e, const Images& a, int threads) {
-  if (a.kernel_h * a.kernel_w * a.stride_h * a.stride_w == 1 && a.pad_h + a.pad_w == 0) {
+  if (a.pointwise()) {
     const int64_t tokens = a.batch * a.height * a.width;
     return block_linear(b, e, Tokens{a.x, a.y, tokens, a.channels, a.channels, b.outputs}, threads);
   }

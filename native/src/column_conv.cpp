@@ -1,5 +1,6 @@
 // Images through columns of weights: tiles of output positions are packed as tokens are.
 #include "column.hpp"
+#include "pool.hpp"
 #include "taps.hpp"
 
 namespace openwork::OW_ISA {
@@ -20,16 +21,10 @@ void write_channels(const float* sums, int64_t step, int64_t positions, int64_t 
   }
 }
 
-// Images that are laid out together: what fits the second caches of the threads, and at least one for each thread.
-int64_t together(const Taps& taps, int threads) {
-  const int64_t fit = (int64_t{512} << 10) * threads / (taps.image * 4);
-  return std::min(taps.a.batch, std::max<int64_t>(fit, threads));
-}
-
 }  // namespace
 
 void column_conv(const ColumnWeights& c, const Epilogue& e, const Images& a, int threads) {
-  if (a.channels_last && a.kernel_h * a.kernel_w * a.stride_h * a.stride_w == 1 && a.pad_h + a.pad_w == 0) {
+  if (a.channels_last && a.pointwise()) {
     const int64_t tokens = a.batch * a.height * a.width;
     return column_linear(c, e, Tokens{a.x, a.y, tokens, a.channels, a.channels, c.outputs}, threads);
   }
@@ -39,7 +34,7 @@ void column_conv(const ColumnWeights& c, const Epilogue& e, const Images& a, int
   const int64_t tiles = (vectors + most - 1) / most;
   const auto first_vector = [&](int64_t tile) { return tile * vectors / tiles; };
   const int64_t parts = (c.groups + c.part - 1) / c.part, inputs = a.kernel_h * a.kernel_w * a.channels;
-  const int64_t group = together(taps, threads);
+  const int64_t group = together(a.batch, taps.image, threads);
   const int64_t jobs = group * tiles;
   const int64_t shares = threads > 1 && jobs < 4 * threads ? std::min(parts, (4 * threads + jobs - 1) / jobs) : 1;
   const int64_t planes = static_cast<int64_t>(taps.planes.size()), cuts = threads > 1 ? (a.channels + 63) / 64 : 1;

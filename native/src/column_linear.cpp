@@ -5,10 +5,6 @@
 namespace openwork::OW_ISA {
 namespace {
 
-// One or a few tokens: every column adds to the outputs of its group at once. Reading the weights takes the time, so
-// the slots of S parts are read side by side: a processor fetches four streams from memory faster than one.
-constexpr int kStreams = 4;
-
 // The R weights of a column as one vector, which may be longer or shorter than the processor's.
 template <int R>
 struct Lanes;
@@ -56,6 +52,8 @@ struct Column<1> {
   static OW_INLINE void add(float* to, float sum) { *to += sum; }
 };
 
+// One or a few tokens: every column adds to the outputs of its group at once. Reading the weights takes the time, so
+// the slots of S parts are read side by side.
 template <int R, typename T, int S>
 void add_few(const ColumnWeights& c, const int64_t* slots, const float* x, float* const* sums) {
   constexpr int U = S == 1 ? 4 : 2;

@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "kernels.hpp"
+#include "laying.hpp"
 #include "pool.hpp"
-#include "transpose.hpp"
 
 namespace openwork::OW_ISA {
 
@@ -27,7 +27,7 @@ struct Planes {
   Planes(const Images& given, int64_t depth) : a(given) {
     if (a.kernel_h * a.kernel_w > 1 && a.channels % depth != 0)
       throw std::invalid_argument("openwork: blocks must not reach over two positions of the convolution's kernel");
-    if (a.kernel_h == 1 && a.kernel_w == 1 && a.stride_h == 1 && a.stride_w == 1 && a.pad_h == 0 && a.pad_w == 0) {
+    if (a.pointwise()) {
       a.width *= a.height;
       a.out_w *= a.out_h;
       a.height = a.out_h = 1;
@@ -73,47 +73,18 @@ struct Planes {
       const int64_t low = inside ? std::min(length, start >= 0 ? 0 : (-start + a.stride_w - 1) / a.stride_w) : length;
       const int64_t behind = a.width - start;
       const int64_t high = !inside || behind <= 0 ? low : std::max(low, std::min(length, (behind - 1) / a.stride_w + 1));
+      const float* from = a.x + image_index * a.channels * a.height * a.width;
+      const int64_t row_of_image = inside ? y : 0;
       if (a.channels_last)
-        turn(a.x + ((image_index * a.height + (inside ? y : 0)) * a.width + start) * a.channels, low, high, out);
+        turn_rows(from + (row_of_image * a.width + start) * a.channels, low, high, length, a.stride_w * a.channels,
+                  a.channels, out, length);
       else
-        copy(a.x + (image_index * a.channels * a.height + (inside ? y : 0)) * a.width + start, low, high, out);
+        for (int64_t c = 0; c < a.channels; ++c)
+          lay_row(from + (c * a.height + row_of_image) * a.width + start, low, high, length, a.stride_w,
+                  out + c * length);
       std::fill(out + a.channels * length, out + laid * length, 0.0f);
     }
   }
-
- private:
-  void copy(const float* from, int64_t low, int64_t high, float* out) const {
-    for (int64_t c = 0; c < a.channels; ++c, from += a.height * a.width, out += length) {
-      for (int64_t i = 0; i < low; ++i) out[i] = 0.0f;
-      if (a.stride_w == 1)
-        copy_run(from + low, high - low, out + low);
-      else
-        for (int64_t i = low; i < high; ++i) out[i] = from[i * a.stride_w];
-      for (int64_t i = high; i < length; ++i) out[i] = 0.0f;
-    }
-  }
-
-  void turn(const float* from, int64_t low, int64_t high, float* out) const {
-    const int64_t step = a.stride_w * a.channels;
-    vf r[W];
-    for (int64_t i0 = 0; i0 < length; i0 += W)
-      for (int64_t c = 0; c < a.channels; c += W) {
-        const int64_t wide = std::min<int64_t>(W, a.channels - c);
-#pragma GCC unroll 16
-        for (int i = 0; i < W; ++i)
-          r[i] = i0 + i >= low && i0 + i < high ? load_some(from + (i0 + i) * step + c, wide) : vf{};
-        transpose(r);
-#pragma GCC unroll 16
-        for (int i = 0; i < W; ++i)
-          if (i < wide) store(out + (c + i) * length + i0, r[i]);
-      }
-  }
 };
-
-// Images that are laid out together: what fits the second caches of the threads, and at least one for each thread.
-inline int64_t together(const Planes& planes, int threads) {
-  const int64_t fit = (int64_t{512} << 10) * threads / (planes.image * 4);
-  return std::min(planes.a.batch, std::max<int64_t>(fit, threads));
-}
 
 }  // namespace openwork::OW_ISA

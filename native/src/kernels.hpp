@@ -68,6 +68,11 @@ struct Images {
   int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
   int64_t out_h, out_w;
   bool channels_last;
+
+  // A 1 x 1 kernel without stride or padding: every position is a token.
+  bool pointwise() const {
+    return kernel_h == 1 && kernel_w == 1 && stride_h == 1 && stride_w == 1 && pad_h == 0 && pad_w == 0;
+  }
 };
 
 struct Kernels {

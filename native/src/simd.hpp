@@ -33,6 +33,7 @@
 namespace openwork::OW_ISA {
 
 constexpr int W = OW_WIDTH;  // floats in a vector
+constexpr int kStreams = 4;   // places of memory read side by side, which is faster than one long stream
 typedef float vf __attribute__((vector_size(W * 4)));
 typedef int32_t vi __attribute__((vector_size(W * 4)));
 typedef float vfu __attribute__((vector_size(W * 4), aligned(4), may_alias));

@@ -7,8 +7,7 @@
 #include <vector>
 
 #include "kernels.hpp"
-#include "pool.hpp"
-#include "transpose.hpp"
+#include "laying.hpp"
 
 namespace openwork::OW_ISA {
 
@@ -27,7 +26,7 @@ struct Taps {
   std::vector<Tap> taps;
 
   explicit Taps(const Images& given) : a(given), positions(given.out_h * given.out_w) {
-    direct = !a.channels_last && a.kernel_h * a.kernel_w * a.stride_h * a.stride_w == 1 && a.pad_h + a.pad_w == 0;
+    direct = !a.channels_last && a.pointwise();
     std::vector<size_t> plane_of;
     for (int64_t i = 0; i < a.kernel_h; ++i)
       for (int64_t j = 0; j < a.kernel_w; ++j) {
@@ -84,10 +83,12 @@ struct Taps {
       if (!inside)
         for (int64_t c = c0; c < c1; ++c) std::fill_n(out + c * p.length, a.out_w, 0.0f);
       else if (a.channels_last)
-        turn(a.x + ((index * a.height + y) * a.width + start) * a.channels, low, high, c0, c1, out, p.length);
+        turn_rows(a.x + ((index * a.height + y) * a.width + start) * a.channels + c0, low, high, a.out_w,
+                  a.stride_w * a.channels, c1 - c0, out + c0 * p.length, p.length);
       else
         for (int64_t c = c0; c < c1; ++c)
-          copy(a.x + ((index * a.channels + c) * a.height + y) * a.width + start, low, high, out + c * p.length);
+          lay_row(a.x + ((index * a.channels + c) * a.height + y) * a.width + start, low, high, a.out_w, a.stride_w,
+                  out + c * p.length);
     }
   }
 
@@ -108,33 +109,6 @@ struct Taps {
         for (int v = 0; v + 1 < V; ++v) store(to + v * W, load(from + v * W));
         const float* last = from + (V - 1) * W;
         store(to + (V - 1) * W, left < W && direct ? load_some(last, left) : load(last));
-      }
-    }
-  }
-
-  void copy(const float* from, int64_t low, int64_t high, float* out) const {
-    for (int64_t i = 0; i < low; ++i) out[i] = 0.0f;
-    if (a.stride_w == 1)
-      copy_run(from + low, high - low, out + low);
-    else
-      for (int64_t i = low; i < high; ++i) out[i] = from[i * a.stride_w];
-    for (int64_t i = high; i < a.out_w; ++i) out[i] = 0.0f;
-  }
-
-  void turn(const float* from, int64_t low, int64_t high, int64_t c0, int64_t c1, float* out, int64_t length) const {
-    const int64_t step = a.stride_w * a.channels;
-    vf r[W];
-    for (int64_t i0 = 0; i0 < a.out_w; i0 += W) {
-      const int64_t many = std::min<int64_t>(W, a.out_w - i0);
-      for (int64_t c = c0; c < c1; c += W) {
-        const int64_t wide = std::min<int64_t>(W, c1 - c);
-#pragma GCC unroll 16
-        for (int i = 0; i < W; ++i)
-          r[i] = i0 + i >= low && i0 + i < high ? load_some(from + (i0 + i) * step + c, wide) : vf{};
-        transpose(r);
-#pragma GCC unroll 16
-        for (int i = 0; i < W; ++i)
-          if (i < wide) store_some(out + (c + i) * length + i0, r[i], many);
       }
     }
   }
