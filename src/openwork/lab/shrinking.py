@@ -14,6 +14,7 @@ from openwork.graph.example import Example
 from openwork.graph.plan import Plan, finished
 from openwork.graph.trace import GraphRefused
 from openwork.ship import compact, verify
+from openwork.zoo.hugging_face import known_source
 
 
 def shrunk(model: nn.Module, result: Result, batch: Tensor) -> tuple[nn.Module, dict[str, Any]]:
@@ -52,7 +53,7 @@ def shrunk(model: nn.Module, result: Result, batch: Tensor) -> tuple[nn.Module, 
 def recut(model: nn.Module, plan: Mapping[str, Any]) -> nn.Module:
     """The small model of a stopped run, from the dense one and the plan in its checkpoint; weights come later."""
     known = Plan.from_dict(plan)
-    return finished(known.apply(model), known, getattr(model, "openwork_source", None))
+    return finished(known.apply(model), known, known_source(model))
 
 
 def _takes(example: Example, batch: Tensor) -> bool:

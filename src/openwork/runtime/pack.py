@@ -25,6 +25,7 @@ from openwork.runtime.prepacked import prepacked
 from openwork.runtime.timing import interleaved
 from openwork.runtime.turn import may_turn, turn, turned
 from openwork.structure import Element
+from openwork.zoo.hugging_face import known_source
 
 SLOWER = 1.02  # end to end, a packed model needs at most this share of the dense time
 
@@ -68,6 +69,7 @@ def pack(
     layout = choose(Element() if structure is None else structure)
     _check(model, plan, example, dtype)
     new = copy.deepcopy(model).eval()
+    new.openwork_source = known_source(model)  # type: ignore[assignment]
     targets, skipped = find_targets(new, where or Select(), frozen_ok=True)
     graph = trace(new) if fold else None
     folded = [] if graph is None else fold_norms(new, graph)

@@ -18,6 +18,7 @@ from openwork.graph.trace import device_of
 from openwork.ship.homogeneous import with_config
 from openwork.structure.coupling import Coupling
 from openwork.structure.depth import Depth
+from openwork.zoo.hugging_face import known_source
 
 
 def plan_compaction(model: nn.Module, result: Result, *, example: Any = None) -> Plan:
@@ -101,7 +102,7 @@ def compact(model: nn.Module, result: Result, *, example: Any = None, homogeneou
     """
     structure = coupling_of(result)
     plan, small = _settled(model, result, structure.example if example is None else example)
-    finished(small, plan, getattr(model, "openwork_source", None))
+    finished(small, plan, known_source(model))
     return _uniform(small, structure.example if example is None else example) if homogeneous else small
 
 

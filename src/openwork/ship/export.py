@@ -27,6 +27,7 @@ from openwork.ship.atomic import new_folder
 from openwork.ship.packed import read_packed, write_packed
 from openwork.ship.rebuilt import rebuilt
 from openwork.ship.tied import untied
+from openwork.zoo.hugging_face import known_source
 
 PACKED_FORMAT = "packed-1"
 PACKED = "model.packed.safetensors"
@@ -70,7 +71,7 @@ def export(
     stored.update({n: _small(model, n, t) if n in result.masks else t for n, t in tensors.items()})
     data = {
         "format": PACKED_FORMAT,
-        "source": getattr(model, "openwork_source", None),
+        "source": known_source(model),
         "model_class": f"{type(model).__module__}.{type(model).__qualname__}",
         "layers": layers,
         "gone": list(getattr(model, "openwork_gone", ())),

@@ -27,6 +27,7 @@ from openwork.ship.rebuilt import rebuilt
 from openwork.ship.tied import untied
 from openwork.structure.cover import Covered
 from openwork.zoo import build_model
+from openwork.zoo.hugging_face import known_source
 
 MODEL, MASKS, INDEX, PAGE = "model.safetensors", "masks.safetensors", "openwork.json", "report.html"
 KEYS = {"recipe": dict, "density": dict, "tensors": list, "log": list, "units": dict, "tied": dict, "files": dict}
@@ -64,7 +65,7 @@ def save(model: nn.Module, result: Result, folder: str | Path, *, overwrite: boo
     files = {MODEL: tensors_to_bytes(tensors, metadata={"format": "pt"}), MASKS: tensors_to_bytes({**masks, **units})}
     data = result.to_dict()
     data["units"] = {n: u.numel() for n, u in result.units.items()}
-    data["source"] = getattr(model, "openwork_source", None)
+    data["source"] = known_source(model)
     data["plan"] = plan
     data["model_class"] = f"{type(model).__module__}.{type(model).__qualname__}"
     data["tied"] = tied
@@ -108,8 +109,7 @@ def load(
     if model is None:
         model = rebuilt(folder, data, allow_factory)
     elif data.get("plan") is not None and not hasattr(model, "openwork_compaction"):
-        plan = Plan.from_dict(data["plan"])
-        model = finished(plan.apply(model), plan, getattr(model, "openwork_source", None))
+        model = _recut(folder, data, model)
     if data.get("plan") is not None:
         model.openwork_compaction = data["plan"]
     tensors = _read_tensors(folder / MODEL, data)
@@ -130,6 +130,17 @@ def load(
         )
     result.counts = counts
     return model, result
+
+
+def _recut(folder: Path, data: Mapping[str, Any], dense: nn.Module) -> nn.Module:
+    """The small model of a folder out of the dense one; its weights come later."""
+    kind = f"{type(dense).__module__}.{type(dense).__qualname__}"
+    plan = Plan.from_dict(data["plan"])
+    if (data.get("source") or {}).get("kind") != "hf":
+        return finished(plan.apply(dense), plan, known_source(dense))
+    if kind != data.get("model_class"):  # the config of a homogeneous model says all, the dense one nothing
+        raise FileError(f"{folder}: holds a {data.get('model_class')}, but model= is a {kind}")
+    return rebuilt(folder, data, False).to(next(dense.parameters()).device).train(dense.training)
 
 
 def read_result(folder: str | Path) -> Result:

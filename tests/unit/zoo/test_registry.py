@@ -105,7 +105,10 @@ def test_what_names_no_model_is_refused(module, arguments, message):
         ),
         ({"kind": "zoo", "name": "mpl", "options": {}}, "unknown model 'mpl'; did you mean 'mlp'"),
         ({"kind": "zoo", "name": "mlp", "options": {"depth": 3}}, "mlp has no option 'depth'"),
-        ({"kind": "hf", "name": "x", "options": {}}, "x: the architecture must end in .*, got none"),
+        (
+            {"kind": "hf", "name": "x", "options": {}},
+            "x: architectures must name a model class of transformers .*, got none",
+        ),
     ],
 )
 def test_a_source_of_another_form_is_refused(source, message):
@@ -130,8 +133,11 @@ def test_a_folder_is_refused_for_options_pickles_and_other_architectures(tmp_pat
     with pytest.raises(FileError, match=r"holds weights only as pickles \(\.bin\)"):
         build_model(str(tmp_path))
     (tmp_path / "pytorch_model.bin").unlink()
-    config.write_text(json.dumps({**VIT, "architectures": ["ViTModel"]}))
-    with pytest.raises(RecipeError, match=r"must end in one of ForImageClassification.*, got ViTModel"):
+    config.write_text(json.dumps({**VIT, "architectures": ["AutoModel"]}))
+    with pytest.raises(
+        RecipeError,
+        match=r"architectures must name a model class of transformers .*, got AutoModel; code that a folder",
+    ):
         build_model(str(tmp_path))
 
 
