@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 import openwork as ow
 from openwork.core.batches import Feed
-from openwork.core.measuring import Measuring, measure
+from openwork.core.measured import measure
+from openwork.core.measuring import Measuring
 from openwork.core.now import Now, Phase
 from openwork.methods import magnitude, sequential_attention_pp, spode, woodfisher
 from openwork.structure import Block, Element, partition

@@ -9,8 +9,9 @@ from torch.nn import functional as F
 
 import openwork as ow
 from openwork.core.now import Now, Phase, Update
-from openwork.core.protocols import Rule, Stat
+from openwork.core.protocols import Rule
 from openwork.core.recipe import Recipe
+from openwork.core.stat import Stat
 from openwork.criteria import Saliency
 from openwork.engine.cycle import Cycle
 from openwork.methods import imp, magnitude, sequential_attention_pp, snip

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from openwork.allocation.bounds import bounded
 from openwork.core.now import Now, Phase
-from openwork.core.protocols import Partition, Rule, Stat
+from openwork.core.partition import Partition
+from openwork.core.protocols import Rule
 from openwork.core.select import count_kept
+from openwork.core.stat import Stat
 from openwork.core.views import MatrixView
 from openwork.errors import RecipeError
 from openwork.stats.work import LayerMacs

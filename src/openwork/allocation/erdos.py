@@ -9,9 +9,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from openwork.allocation.bounds import bounded
+from openwork.core.across import Across
 from openwork.core.now import Now
 from openwork.core.select import Rounding, count_kept
-from openwork.core.shards import Across, shape_of, total_of
+from openwork.core.shards import shape_of, total_of
 from openwork.core.shares import apportioned
 from openwork.errors import RecipeError
 from openwork.schedules.shapes import check_density

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from openwork.allocation.bounds import bounded
+from openwork.core.across import Across
 from openwork.core.now import Now
 from openwork.core.select import Rounding, count_kept, keep_top
 from openwork.core.select_sharded import keep_top_sharded
-from openwork.core.shards import Across, across_of, summed_over, total_of
+from openwork.core.shards import across_of, summed_over, total_of
 from openwork.errors import RecipeError
 
 

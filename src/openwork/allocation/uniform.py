@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from openwork.allocation.bounds import rounded
+from openwork.core.across import Across
 from openwork.core.now import Now
-from openwork.core.protocols import Partition
+from openwork.core.partition import Partition
 from openwork.core.select import Rounding, count_kept
-from openwork.core.shards import Across, total_of
+from openwork.core.shards import total_of
 from openwork.errors import RecipeError
 
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from openwork.core.across import Across
 from openwork.core.now import Now
-from openwork.core.protocols import Stat
 from openwork.core.select import count_kept
-from openwork.core.shards import Across
+from openwork.core.stat import Stat
 from openwork.errors import RecipeError
 from openwork.stats.zeroth import ZerothNorms
 

@@ -9,7 +9,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 from openwork.core.now import Now, Phase, Update
-from openwork.core.protocols import Rule, Stat
+from openwork.core.protocols import Rule
+from openwork.core.stat import Stat
 from openwork.core.targets import check_pattern, matches
 from openwork.errors import RecipeError
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from openwork.core.partition import Partition
 from openwork.core.shards import counted, local
 from openwork.errors import FileError, OpenworkError
-
-if TYPE_CHECKING:
-    from openwork.core.protocols import Partition
 
 
 def masks_of(parts: Mapping[str, Partition], units: Mapping[str, Tensor]) -> dict[str, Tensor]:

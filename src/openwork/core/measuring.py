@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from openwork.core.batches import Feed, Loss
+from openwork.core.partition import Partition
 from openwork.core.shards import across_of, local
-from openwork.errors import MissingStatistic
-
-if TYPE_CHECKING:
-    from openwork.core.protocols import Partition, Rule, Stat
 
 Mode = Literal["train", "eval", "keep"]
 
@@ -67,21 +64,6 @@ def seeded(seed: int) -> Iterator[None]:
         if devices:
             torch.cuda.manual_seed_all(seed)
         yield
-
-
-def refuse_missing(rule: Rule, ctx: Measuring) -> None:
-    """Refuse before any work when a rule needs what this call does not offer."""
-    for stat in sorted(rule.needs, key=repr):
-        if stat.needs_data and ctx.feed.data is None:
-            raise MissingStatistic(f"{type(stat).__name__} needs data; pass data=, an iterable of (x, y) batches")
-        if stat.needs_loss and ctx.loss is None and not hasattr(ctx.model, "config"):  # these return their own loss
-            raise MissingStatistic(f"{type(stat).__name__} needs a loss; pass loss=, for instance F.cross_entropy")
-
-
-def measure(rule: Rule, ctx: Measuring) -> dict[Stat, Any]:
-    """Measure everything a rule needs, each statistic once, under a fixed seed."""
-    with seeded(ctx.seed):
-        return {stat: stat.measure(ctx) for stat in sorted(rule.needs, key=repr)}
 
 
 def weights_of(ctx: Measuring) -> dict[str, Tensor]:

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from openwork.core.masks import masks_of
+from openwork.core.partition import Partition
+from openwork.core.stat import Stat
 from openwork.errors import MissingStatistic
-
-if TYPE_CHECKING:
-    from openwork.core.protocols import Partition, Stat
 
 EMPTY: Mapping[Any, Any] = MappingProxyType({})
 Units = dict[str, Tensor]

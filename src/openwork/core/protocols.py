@@ -4,53 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from openwork.core.now import EMPTY, Now, Phase, Update
+from openwork.core.partition import Partition
+from openwork.core.stat import Stat
+from openwork.core.targets import Target
 from openwork.errors import OpenworkError
-
-if TYPE_CHECKING:
-    from openwork.core.measuring import Measuring
-    from openwork.core.shards import Across
-    from openwork.core.targets import Target
-
-Pool = Literal["sum", "mean", "max", "norm"]
-
-
-@runtime_checkable
-class Partition(Protocol):
-    """Which entries of which tensors live and die together.
-
-    Laws (tested): ``pool(spread(u), "mean") == u``; ``pool(ones, "sum") == cost``; ``spread`` keeps shapes.
-    """
-
-    @property
-    def members(self) -> tuple[str, ...]: ...
-    @property
-    def n_units(self) -> int: ...
-    @property
-    def cost(self) -> Tensor:
-        """``[n_units]`` parameters behind each unit."""
-        ...
-
-    @property
-    def quota(self) -> tuple[int, int] | None:
-        """(keep, of) when the structure itself fixes the share inside every run (N:M); else None."""
-        ...
-
-    def scope(self) -> int | Tensor | Across | None:
-        """Regions of equal quota: None, the length of consecutive runs, one region id per unit, or several ranks."""
-        ...
-
-    def pool(self, values: Mapping[str, Tensor], how: Pool = "sum") -> Tensor:
-        """Tensor-shaped values -> one value per unit ``[n_units]``."""
-        ...
-
-    def spread(self, units: Tensor) -> dict[str, Tensor]:
-        """One value per unit (any dtype, differentiable) -> tensor-shaped, per member."""
-        ...
 
 
 class Structure(Protocol):
@@ -62,19 +24,6 @@ class Structure(Protocol):
         ...
 
     def fit(self, target: Target) -> Partition | str: ...
-
-
-class Stat:
-    """A statistic is the request and the collector; children are frozen dataclasses, equal ones are measured once."""
-
-    needs_data: ClassVar[bool] = True
-    needs_loss: ClassVar[bool] = False
-    sharded: ClassVar[bool] = False
-    """True: can be measured where parameters are sharded over the ranks."""
-
-    def measure(self, ctx: Measuring) -> Any:
-        """Measure on the model of ``ctx`` without changing it."""
-        raise OpenworkError(f"{type(self).__name__} does not say how it is measured")
 
 
 @runtime_checkable

@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from openwork.core.across import Across
 from openwork.core.select_sharded import keep_top_sharded
-from openwork.core.shards import Across
 from openwork.errors import OpenworkError
 
 Rounding = Literal["ceil", "floor", "nearest"]

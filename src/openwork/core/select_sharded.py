@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from openwork.core.shards import Traffic as Traffic
+from openwork.core.across import Traffic as Traffic
 from openwork.errors import OpenworkError
 
 DIGIT = 11

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from openwork.core.now import Now
-from openwork.core.protocols import Partition, Stat
+from openwork.core.partition import Partition
+from openwork.core.stat import Stat
 from openwork.stats import InputSquares
 from openwork.stats.deviations import DeviationRatios, making
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from openwork.core.now import Now
-from openwork.core.protocols import Partition, Stat
+from openwork.core.partition import Partition
+from openwork.core.stat import Stat
 from openwork.criteria.grouped import Sides, slices_of
 from openwork.errors import StructureError
 from openwork.stats import FisherDiagonal

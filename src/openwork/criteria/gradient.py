@@ -8,8 +8,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from openwork.core.now import Now
-from openwork.core.protocols import Partition, Stat
+from openwork.core.partition import Partition
 from openwork.core.shards import on_any
+from openwork.core.stat import Stat
 from openwork.errors import DivergedError
 from openwork.stats import GradientFlow, LossGradient, SynapticFlow, UnitImportance
 from openwork.stats.taylor import key

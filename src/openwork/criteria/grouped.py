@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from openwork.core.now import Now
-from openwork.core.protocols import Criterion, Partition, Stat
+from openwork.core.partition import Partition
+from openwork.core.protocols import Criterion
+from openwork.core.stat import Stat
 from openwork.errors import RecipeError
 
 Over = Literal["sum", "mean", "max", "l2", "first", "geometric"]

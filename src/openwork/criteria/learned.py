@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from openwork.core.now import Now
-from openwork.core.protocols import Partition, Stat
+from openwork.core.partition import Partition
+from openwork.core.stat import Stat
 from openwork.errors import MissingStatistic
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from openwork.core.now import Update
-from openwork.core.protocols import Partition
+from openwork.core.partition import Partition
 from openwork.core.select import keep_top
 
 Choice = tuple[float, Update]

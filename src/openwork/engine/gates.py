@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
-from openwork.core.protocols import Gate, Partition, Relaxation
+from openwork.core.partition import Partition
+from openwork.core.protocols import Gate, Relaxation
 from openwork.core.shards import local
 from openwork.engine.session import Session
 from openwork.errors import RecipeError

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from openwork.core.across import Across
 from openwork.core.masks import Masks, masks_of
-from openwork.core.protocols import Partition
+from openwork.core.partition import Partition
 from openwork.core.recipe import Recipe
 from openwork.core.select import count_kept
-from openwork.core.shards import Across, across_of, summed_over, total_of
+from openwork.core.shards import across_of, summed_over, total_of
 from openwork.errors import DensityMissed
 from openwork.metrics.density import Densities, densities
 from openwork.structure.cover import Covered

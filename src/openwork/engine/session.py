@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from openwork.core.batches import Feed, Loss, device_of
 from openwork.core.distributed import refuse_wrapped
 from openwork.core.masks import masks_of
-from openwork.core.measuring import Measuring, measure, refuse_missing
+from openwork.core.measured import measure, refuse_missing
+from openwork.core.measuring import Measuring
 from openwork.core.now import EMPTY, Now, Phase, Update
-from openwork.core.protocols import Partition
+from openwork.core.partition import Partition
 from openwork.core.recipe import Recipe
 from openwork.core.shards import across_of, is_sharded, like, local, summed_over
 from openwork.engine.budget import Budget, check_target, settled

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
@@ -19,16 +18,6 @@ DECODE_TOKENS = 4
 """Up to so many tokens a product is a few matrix-vector products, limited by reading the weights."""
 MOST_TOKENS = 2**31 - 1024
 """Tokens are numbered by int32 in the kernels; places in memory are int64."""
-
-
-def on_device(x: Tensor) -> bool:
-    """Whether the Triton kernels take this tensor: on a GPU, or anywhere under Triton's interpreter."""
-    return x.is_cuda or interpreted()
-
-
-def interpreted() -> bool:
-    """Whether Triton was told to run kernels in Python (``TRITON_INTERPRET=1``, set before Triton is imported)."""
-    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
 
 
 @cache

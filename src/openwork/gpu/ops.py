@@ -16,6 +16,7 @@ from torch import Tensor
 
 from openwork.gpu import launch, reference
 from openwork.gpu.activations import derivative
+from openwork.gpu.interpreter import on_device
 
 
 @torch.library.custom_op("openwork_gpu::product", mutates_args=())
@@ -33,7 +34,7 @@ def product(
     precision: str,
 ) -> tuple[Tensor, Tensor]:
     """``x`` is ``[T, cols]`` (turned: ``[T, rows]``); gives ``[T, rows]`` and, if ``keep``, what the activation saw."""
-    if launch.on_device(x):
+    if on_device(x):
         return launch.product(x, values, tables, rows, cols, turned, bias, residual, activation, keep, precision)
     with _as_given(x):
         y, z = reference.product(x, values, tables, rows, cols, turned, bias, residual, activation)
@@ -75,7 +76,7 @@ def outer(
     grad: Tensor, x: Tensor, tables: Sequence[Tensor], rows: int, cols: int, height: int, width: int, precision: str
 ) -> Tensor:
     """``grad`` ``[T, rows]`` and ``x`` ``[T, cols]`` to ``[n, height, width]``."""
-    if launch.on_device(x):
+    if on_device(x):
         return launch.outer(grad, x, tables, rows, cols, height, width, precision)
     with _as_given(x):
         return reference.outer(grad, x, tables, rows, cols, height, width)

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from openwork.core.batches import Feed, to_device
 from openwork.core.masks import masks_of
-from openwork.core.measuring import Measuring, measure
+from openwork.core.measured import measure
+from openwork.core.measuring import Measuring
 from openwork.core.now import Now
-from openwork.core.protocols import Partition
+from openwork.core.partition import Partition
 from openwork.core.recipe import Recipe
 from openwork.engine.result import check_promise
 from openwork.engine.session import refuse_bad_weights

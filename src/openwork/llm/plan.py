@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from openwork.core.protocols import Partition
+from openwork.core.partition import Partition
 from openwork.errors import FileError
 
 GB = 1e9

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from openwork.core.batches import Feed, forward
-from openwork.core.protocols import Partition
+from openwork.core.partition import Partition
 from openwork.core.recipe import Recipe
 from openwork.core.targets import Select
 from openwork.engine.attach import attach

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from openwork.core.batches import Feed, Loss
-from openwork.core.measuring import Measuring, measure
+from openwork.core.measured import measure
+from openwork.core.measuring import Measuring
 from openwork.core.now import Now
-from openwork.core.protocols import Rule, Stat
+from openwork.core.protocols import Rule
+from openwork.core.stat import Stat
 from openwork.core.targets import Select
 from openwork.engine.session import Session
 from openwork.errors import RecipeError

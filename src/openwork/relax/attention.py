@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from openwork.core.protocols import Gate, Partition
+from openwork.core.partition import Partition
+from openwork.core.protocols import Gate
 from openwork.errors import DivergedError, RecipeError
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from openwork.core.protocols import Gate, Partition
+from openwork.core.partition import Partition
+from openwork.core.protocols import Gate
 
 
 class MaskGate(Gate):

@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from openwork.core.protocols import Gate, Partition
+from openwork.core.partition import Partition
+from openwork.core.protocols import Gate
 from openwork.errors import RecipeError
 
 TINY = 1e-12

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from openwork.core.protocols import Gate, Partition
+from openwork.core.partition import Partition
+from openwork.core.protocols import Gate
 from openwork.errors import DivergedError, RecipeError
 
 EDGE = 1e-6

@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from openwork.core.protocols import Gate, Partition
+from openwork.core.partition import Partition
+from openwork.core.protocols import Gate
 from openwork.core.select import count_kept
 from openwork.errors import RecipeError
 from openwork.schedules import Cubic

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from openwork.core.now import Now, Phase, Update
-from openwork.core.protocols import Partition, Rule
+from openwork.core.partition import Partition
+from openwork.core.protocols import Rule
 from openwork.core.select import count_kept, keep_top
 from openwork.core.shares import apportioned
 from openwork.criteria import Magnitude

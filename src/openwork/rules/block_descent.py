@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from openwork.core.now import Now, Phase, Update
-from openwork.core.protocols import Criterion, Rule, Stat
+from openwork.core.protocols import Criterion, Rule
 from openwork.core.select import count_kept, keep_top
 from openwork.core.shares import apportioned
+from openwork.core.stat import Stat
 from openwork.criteria import Magnitude
 from openwork.errors import RecipeError
 from openwork.rules.cardinality import Annealing, Solver, energy

@@ -10,8 +10,10 @@ from torch import Tensor
 from openwork.allocation.crop import PreCrop
 from openwork.core.masks import masks_of
 from openwork.core.now import Now, Phase, Update
-from openwork.core.protocols import Allocation, Partition, Rule, Stat
+from openwork.core.partition import Partition
+from openwork.core.protocols import Allocation, Rule
 from openwork.core.select import keep_top
+from openwork.core.stat import Stat
 from openwork.criteria import Random
 
 

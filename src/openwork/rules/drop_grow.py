@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 from openwork.allocation import ErdosRenyi
+from openwork.core.across import Across
 from openwork.core.now import Now, Phase, Update
-from openwork.core.protocols import Allocation, Criterion, Partition, Rule, Stat
+from openwork.core.partition import Partition
+from openwork.core.protocols import Allocation, Criterion, Rule
 from openwork.core.select import keep_top
-from openwork.core.shards import Across, on_any, summed_over, total_of
+from openwork.core.shards import on_any, summed_over, total_of
+from openwork.core.stat import Stat
 from openwork.criteria import Magnitude, Random, StepGradient
 from openwork.errors import DivergedError, RecipeError
 

@@ -12,11 +12,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from openwork.core.across import Across
 from openwork.core.masks import pack_bits, unpack_bits
 from openwork.core.now import Now, Phase, Update
 from openwork.core.protocols import Rule
 from openwork.core.select import keep_top
-from openwork.core.shards import Across
 from openwork.criteria import Random
 from openwork.errors import FileError
 

@@ -12,8 +12,10 @@ from torch import Tensor
 from openwork.allocation import Global
 from openwork.core import views
 from openwork.core.now import Now, Phase, Update
-from openwork.core.protocols import Allocation, Partition, Rule, Stat
+from openwork.core.partition import Partition
+from openwork.core.protocols import Allocation, Rule
 from openwork.core.select import keep_top
+from openwork.core.stat import Stat
 from openwork.errors import RecipeError
 from openwork.rules.refit import damped, refit, removal_costs
 from openwork.stats.grams import Grams

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from openwork.core import views
 from openwork.core.now import Now, Phase, Update
-from openwork.core.protocols import Rule, Stat
+from openwork.core.protocols import Rule
 from openwork.core.select import count_kept, keep_top
+from openwork.core.stat import Stat
 from openwork.errors import RecipeError
 from openwork.rules.columns import Solved, factorise, solve_columns
 from openwork.stats import Grams, InputGram

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from openwork.allocation import Global
 from openwork.core.now import Now, Phase, Update
-from openwork.core.protocols import Allocation, Rule, Stat
+from openwork.core.protocols import Allocation, Rule
 from openwork.core.select import keep_top
+from openwork.core.stat import Stat
 from openwork.errors import RecipeError
 from openwork.stats import SampleGradients
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from openwork.allocation import Uniform
 from openwork.core.now import Now, Phase, Update
-from openwork.core.protocols import Allocation, Rule, Stat
+from openwork.core.protocols import Allocation, Rule
 from openwork.core.select import keep_top
+from openwork.core.stat import Stat
 from openwork.criteria import Random
 from openwork.errors import DivergedError, RecipeError
 from openwork.stats.mask_loss import LossAtMasks

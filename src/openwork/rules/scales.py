@@ -11,7 +11,8 @@ from torch import Tensor
 
 from openwork.allocation import Uniform
 from openwork.core.now import EMPTY, Now, Phase, Update
-from openwork.core.protocols import Allocation, Partition, Rule
+from openwork.core.partition import Partition
+from openwork.core.protocols import Allocation, Rule
 from openwork.core.select import keep_top
 from openwork.criteria import Magnitude
 from openwork.errors import RecipeError

@@ -15,8 +15,10 @@ from torch import Tensor
 from openwork.allocation import Global, Uniform
 from openwork.allocation.uniform import keep_in
 from openwork.core.now import Now, Phase, Units, Update
-from openwork.core.protocols import Allocation, Partition, Rule, Stat
+from openwork.core.partition import Partition
+from openwork.core.protocols import Allocation, Rule
 from openwork.core.select import count_kept, keep_top
+from openwork.core.stat import Stat
 from openwork.errors import DivergedError, RecipeError
 from openwork.rules.path import MEASURES, PATHS, RADII, Measure, densities, direction, dot, hess_step, norm, radius_at
 from openwork.rules.polarise import KINDS, polarise

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from openwork.core.now import Now, Phase, Update
-from openwork.core.protocols import Rule, Stat
+from openwork.core.protocols import Rule
+from openwork.core.stat import Stat
 from openwork.errors import RecipeError
 from openwork.stats import InputMoments
 from openwork.stats.inputs import Moments

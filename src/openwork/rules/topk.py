@@ -11,9 +11,10 @@ from torch import Tensor
 
 from openwork.allocation import Uniform
 from openwork.core.now import Now, Phase, Update
-from openwork.core.protocols import Allocation, Criterion, Rule, Stat
+from openwork.core.protocols import Allocation, Criterion, Rule
 from openwork.core.select import keep_top
 from openwork.core.shards import on_any, summed_over, total_of
+from openwork.core.stat import Stat
 from openwork.errors import DensityMissed, DivergedError, RecipeError
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from openwork.core.distributed import summed
 from openwork.core.measuring import Measuring, weights_of
-from openwork.core.protocols import Partition, Stat
+from openwork.core.partition import Partition
+from openwork.core.stat import Stat
 from openwork.errors import DataError, MissingStatistic, RecipeError
 from openwork.stats.inputs import check_batches, refuse_unseen, watch
 from openwork.stats.products import Product

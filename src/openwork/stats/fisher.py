@@ -12,7 +12,7 @@ from torch import Tensor
 from openwork.core.batches import loss_on
 from openwork.core.distributed import averaged
 from openwork.core.measuring import Measuring, seeded, weights_of
-from openwork.core.protocols import Stat
+from openwork.core.stat import Stat
 from openwork.stats.gradients import grads_of, masked
 from openwork.stats.samples import check_samples, drawn
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from openwork.core.batches import forward, logits_of
 from openwork.core.measuring import Measuring, weights_of
-from openwork.core.protocols import Stat
+from openwork.core.stat import Stat
 from openwork.errors import DivergedError, MissingStatistic
 from openwork.stats.gradients import grads_of
 

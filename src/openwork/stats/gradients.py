@@ -12,7 +12,7 @@ from torch import Tensor
 from openwork.core.batches import Loss, logits_of, loss_on
 from openwork.core.distributed import averaged
 from openwork.core.measuring import Measuring, Mode, seeded, weights_of
-from openwork.core.protocols import Stat
+from openwork.core.stat import Stat
 from openwork.errors import DataError, MissingStatistic, RecipeError
 from openwork.stats.sharded_gradients import sharded_gradient
 

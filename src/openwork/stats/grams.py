@@ -9,7 +9,7 @@ from torch import Tensor
 
 from openwork.core.distributed import summed
 from openwork.core.measuring import Measuring, weights_of
-from openwork.core.protocols import Stat
+from openwork.core.stat import Stat
 from openwork.errors import DivergedError
 from openwork.stats.inputs import check_batches, is_stack, no_tokens, refuse_unseen, watch
 from openwork.stats.products import Product, unfolded

@@ -11,7 +11,7 @@ from torch import Tensor
 from openwork.core.batches import forward
 from openwork.core.distributed import summed
 from openwork.core.measuring import Measuring, weights_of
-from openwork.core.protocols import Stat
+from openwork.core.stat import Stat
 from openwork.errors import MissingStatistic, RecipeError
 from openwork.stats.products import Product, Products, unfolded
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from openwork.core.batches import loss_on
 from openwork.core.distributed import averaged, mean_of
 from openwork.core.measuring import Measuring, Mode, seeded, weights_of
-from openwork.core.protocols import Stat
+from openwork.core.stat import Stat
 from openwork.errors import DivergedError, RecipeError
 from openwork.stats.gradients import grads_of
 

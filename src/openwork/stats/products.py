@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from openwork.core.protocols import Partition
+from openwork.core.partition import Partition
 from openwork.errors import MissingStatistic
 
 _CONVS = (F.conv1d, F.conv2d, F.conv3d)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from openwork.core.batches import Feed
 from openwork.core.measuring import Measuring
-from openwork.core.protocols import Partition, Stat
+from openwork.core.partition import Partition
+from openwork.core.stat import Stat
 from openwork.errors import MissingStatistic, RecipeError
 from openwork.graph.example import Example
 from openwork.stats.grams import Grams, InputGram

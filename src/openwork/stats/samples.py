@@ -12,7 +12,7 @@ from torch import Tensor
 from openwork.core.batches import loss_on
 from openwork.core.distributed import rows_of_all, world
 from openwork.core.measuring import Measuring, seeded
-from openwork.core.protocols import Stat
+from openwork.core.stat import Stat
 from openwork.errors import DataError, DivergedError, RecipeError
 from openwork.stats.gradients import grads_of, masked
 

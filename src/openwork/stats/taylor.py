@@ -12,7 +12,8 @@ from torch import Tensor
 from openwork.core.batches import loss_on
 from openwork.core.distributed import averaged
 from openwork.core.measuring import Measuring, Mode, seeded, weights_of
-from openwork.core.protocols import Partition, Stat
+from openwork.core.partition import Partition
+from openwork.core.stat import Stat
 from openwork.errors import RecipeError
 from openwork.stats.gradients import grads_of, masked
 

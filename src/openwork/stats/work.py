@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from openwork.core.batches import Feed
 from openwork.core.measuring import Measuring, weights_of
-from openwork.core.protocols import Stat
+from openwork.core.stat import Stat
 from openwork.errors import MissingStatistic
 from openwork.graph.example import Example
 from openwork.stats.inputs import watch

@@ -10,7 +10,7 @@ import torch
 from openwork.core.batches import loss_on
 from openwork.core.distributed import averaged
 from openwork.core.measuring import Measuring, weights_of
-from openwork.core.protocols import Stat
+from openwork.core.stat import Stat
 from openwork.errors import RecipeError
 
 

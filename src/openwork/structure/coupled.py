@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from openwork.core.protocols import Pool
+from openwork.core.partition import Pool
 from openwork.errors import StructureError
 from openwork.graph.groups import Site
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
-from openwork.core.protocols import Partition
+from openwork.core.partition import Partition
 from openwork.core.targets import Select, Target, matches, refuse_unusable
 from openwork.errors import StructureError, did_you_mean
 from openwork.graph.cost import Cost, cost_of

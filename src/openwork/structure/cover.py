@@ -8,8 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from openwork.core.protocols import Partition, Structure
-from openwork.core.shards import Traffic, is_sharded, mesh_of, total_of
+from openwork.core.across import Traffic
+from openwork.core.partition import Partition
+from openwork.core.protocols import Structure
+from openwork.core.shards import is_sharded, mesh_of, total_of
 from openwork.core.targets import Select, find_targets
 from openwork.errors import StructureError
 from openwork.structure.pieces import piece_of

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from openwork.core.protocols import Partition
+from openwork.core.partition import Partition
 from openwork.core.targets import Select, Target, matches, refuse_unusable
 from openwork.errors import StructureError
 from openwork.graph.blocks import BlockOf, DepthCost, depth_cost, residual_blocks

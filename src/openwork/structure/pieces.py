@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openwork.core.protocols import Pool, Structure
-from openwork.core.shards import Across, Traffic, is_sharded, like, local, mesh_of, rows_of
+from openwork.core.across import Across, Traffic
+from openwork.core.partition import Pool
+from openwork.core.protocols import Structure
+from openwork.core.shards import is_sharded, like, local, mesh_of, rows_of
 from openwork.errors import StructureError
 from openwork.structure.tiles import Tiles
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from openwork.core.protocols import Pool
+from openwork.core.partition import Pool
 from openwork.core.views import MatrixView
 from openwork.errors import StructureError
 

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 import openwork as ow
 from openwork.core.compose import Chain, During, On
 from openwork.core.now import Now, Phase, Update
-from openwork.core.protocols import Rule, Stat
+from openwork.core.protocols import Rule
 from openwork.core.recipe import Recipe
+from openwork.core.stat import Stat
 from openwork.criteria import Magnitude
 from openwork.errors import RecipeError, StructureError
 from openwork.rules.topk import Repeat, TopK

@@ -12,12 +12,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from openwork.gpu import launch
+from openwork.gpu.interpreter import interpreted
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed: openwork[gpu]"),
-    pytest.mark.skipif(launch.interpreted(), reason="TRITON_INTERPRET is set, nothing is compiled"),
+    pytest.mark.skipif(interpreted(), reason="TRITON_INTERPRET is set, nothing is compiled"),
 ]
 TYPES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 TABLES = {"others", "places", "items", "splits", "columns", "chunks"}

@@ -5,7 +5,8 @@ from torch import nn
 
 import openwork as ow
 from openwork.core.batches import Feed
-from openwork.core.measuring import Measuring, measure
+from openwork.core.measured import measure
+from openwork.core.measuring import Measuring
 from openwork.core.now import Now
 from openwork.structure import partition
 

@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from openwork.core.batches import Feed
-from openwork.core.measuring import Measuring, measure, weights_of
+from openwork.core.measured import measure
+from openwork.core.measuring import Measuring, weights_of
 from openwork.core.now import Now
 from openwork.core.targets import Select
 from openwork.rules.spode import integrate

@@ -110,7 +110,8 @@ def situation(model, x, structure, **options):
     rule = GroupSurgeon(ReaderGram(), damp=0.0, scale="none", **options)
     parts, _ = partition(model, structure, ow.Select())
     from openwork.core.batches import Feed
-    from openwork.core.measuring import Measuring, measure
+    from openwork.core.measured import measure
+    from openwork.core.measuring import Measuring
 
     stats = measure(rule, Measuring(model, parts, Feed([x], torch.device("cpu")), None))
     units = {n: torch.ones(p.n_units, dtype=torch.bool) for n, p in parts.items()}

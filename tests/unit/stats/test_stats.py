@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 import openwork as ow
 from openwork.core.batches import Feed
-from openwork.core.measuring import Measuring, measure, refuse_missing, weights_of
+from openwork.core.measured import measure, refuse_missing
+from openwork.core.measuring import Measuring, weights_of
 from openwork.core.protocols import Rule
 from openwork.errors import DataError, MissingStatistic
 from openwork.stats import GradientFlow, InputSquares, LossGradient, MaskLoss, SynapticFlow

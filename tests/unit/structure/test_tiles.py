@@ -6,7 +6,8 @@ from torch import nn
 
 import openwork as ow
 from openwork.core import views
-from openwork.core.protocols import Partition, Structure
+from openwork.core.partition import Partition
+from openwork.core.protocols import Structure
 from openwork.core.select import keep_top
 from openwork.core.targets import Target
 from openwork.errors import StructureError

@@ -13,7 +13,7 @@ because every entry is compiled and timed once for each pair of sides, token cou
 
 import triton
 
-from openwork.gpu.launch import interpreted
+from openwork.gpu.interpreter import interpreted
 
 REGISTERS = 64
 """Accumulators a thread may hold: at 128, the compiled kernels (sm_90) were seen to spill around their epilogue."""

@@ -9,7 +9,7 @@ import importlib.util
 import pytest
 import torch
 
-from openwork.gpu.launch import interpreted
+from openwork.gpu.interpreter import interpreted
 
 if importlib.util.find_spec("triton") is None or not (interpreted() or torch.cuda.is_available()):
     collect_ignore_glob = ["test_*.py"]
