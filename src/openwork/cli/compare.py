@@ -29,6 +29,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("suite", help="a suite file (YAML)")
     add("--setting", action="append", default=[], metavar="NAME", help="only this setting of the suite (repeatable)")
+    add("--method", action="append", default=[], metavar="NAME", help="only this method of the suite (repeatable)")
+    add("--density", action="append", default=[], type=float, metavar="D", help="only this density (repeatable)")
+    add("--seed", action="append", default=[], type=int, metavar="N", help="only this seed (repeatable)")
     add("--out", metavar="DIR", help="folder of the comparison (default: the name of the suite, -comparison)")
     add("--jobs", type=int, metavar="N", help="processes of one thread each (default: one for each core)")
     add("--executor", choices=("local", "ray"), default="local", help="processes of this machine, or actors of Ray")
@@ -53,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     if args.ray_address and args.executor != "ray":
         raise RecipeError("--ray-address names a cluster for --executor ray; give both or none")
     out = console(args.json)
-    suite = load_suite(Path(args.suite), args.setting)
+    suite = load_suite(Path(args.suite), args.setting).only(args.method, args.density, args.seed)
     suite = rehearsal(suite) if args.quick else suite
     suite = replace(suite, sanity=True) if args.sanity else suite
     if args.dry_run:
@@ -61,7 +64,8 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(args.out or f"{Path(args.suite).stem}-comparison")
     command = f"openwork compare {shlex.quote(Path(args.suite).name)}{' --quick' if args.quick else ''}"
     command += " --sanity" if args.sanity else ""
-    command += "".join(f" --setting {shlex.quote(name)}" for name in args.setting)
+    for option in ("setting", "method", "density", "seed"):
+        command += "".join(f" --{option} {shlex.quote(str(value))}" for value in getattr(args, option))
     executor: Executor
     executor = RayCluster(args.jobs, args.ray_address) if args.executor == "ray" else Local(args.jobs)
     try:

@@ -12,13 +12,15 @@ from openwork.lab.store import read_records
 from openwork.ship.atomic import write_file
 
 SUITE = "suite.json"
+PARTS = ("densities", "seeds")
+"""Of these another comparison may hold fewer: no cell depends on the others."""
 
 
 def take_in(out: Path, others: Sequence[Path], told: Mapping[str, Any]) -> int:
     """Copy the cells, dense weights and masks that ``out`` lacks; how many cells came.
 
-    The others may hold fewer settings, for instance one machine each; everything else about the suite and the data of
-    their settings must be equal. Nothing is copied before all of them are found to fit.
+    The others may hold fewer settings, densities or seeds, for instance one machine each; everything else about the
+    suite and the data of their settings must be equal. Nothing is copied before all of them are found to fit.
 
     Args:
         out: the folder of the comparison.
@@ -56,7 +58,8 @@ def _refuse_foreign(other: Path, told: Mapping[str, Any]) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         raise FileError(f"{other}: holds no comparison to merge; give the folder of an openwork compare") from None
     ours = {s["name"]: s for s in told["suite"]["settings"]}
-    rest = [k for k in told["suite"] if k != "settings" and suite.get(k) != told["suite"][k]]
+    rest = [k for k in told["suite"] if k not in ("settings", *PARTS) and suite.get(k) != told["suite"][k]]
+    rest += [k for k in PARTS if not isinstance(suite.get(k), list) or not set(suite[k]) <= set(told["suite"][k])]
     lost = [f"setting {n!r}" for n, s in settings.items() if ours.get(n) != s]
     moved = [f"the data of {n!r}" for n in settings if n in ours and data.get(n) != told["data"].get(n)]
     if rest + lost + moved:

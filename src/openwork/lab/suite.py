@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ from openwork import methods as index
 from openwork.core.protocols import Structure
 from openwork.core.serial import to_plain
 from openwork.core.targets import Select
-from openwork.errors import OpenworkError, RecipeError
+from openwork.errors import OpenworkError, RecipeError, did_you_mean
 from openwork.lab.budget import Budget
 from openwork.lab.job import Job
 from openwork.lab.search import Search
@@ -91,6 +91,27 @@ class Suite:
     def taking_part(self, setting: Setting) -> tuple[Contestant, ...]:
         """The methods that run in one setting."""
         return tuple(m for m in self.methods if not m.settings or setting.name in m.settings)
+
+    def only(self, methods: Sequence[str] = (), densities: Sequence[float] = (), seeds: Sequence[int] = ()) -> Suite:
+        """The part of the grid with these methods, densities and seeds, in the order of the suite; empty means all.
+
+        Raises:
+            RecipeError: something that the suite does not hold.
+        """
+        names = [m.name for m in self.methods]
+        for wanted in methods:
+            if wanted not in names:
+                raise RecipeError(f"suite: no method is called {wanted!r}; {did_you_mean(wanted, names)}")
+        for what, asked, there in (("density", densities, self.densities), ("seed", seeds, self.seeds)):
+            for value in asked:
+                if value not in there:
+                    raise RecipeError(f"suite: {what} must be one of {', '.join(map(str, there))}, got {value}")
+        return replace(
+            self,
+            methods=tuple(m for m in self.methods if m.name in (methods or names)),
+            densities=tuple(d for d in self.densities if d in (densities or self.densities)),
+            seeds=tuple(s for s in self.seeds if s in (seeds or self.seeds)),
+        )
 
     def quick(self) -> Suite:
         """A rehearsal: one seed, two densities, two learning rates, one epoch at most; not for conclusions."""

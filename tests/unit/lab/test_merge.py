@@ -8,6 +8,7 @@ import pytest
 from tests.unit.lab.tiny import TINY
 
 from openwork.errors import FileError
+from openwork.lab.cells import cells_of, facts_of
 from openwork.lab.compare import compare
 from openwork.lab.suite_file import read_suite
 from openwork.lab.summary import without_times
@@ -28,7 +29,6 @@ def halves(done, tmp_path):
 
 
 def test_two_halves_are_the_whole(done, tmp_path):
-    # tried: dense weights not copied -> dense cells run again
     out, results = done
     ran = []
     merged = compare(
@@ -46,7 +46,6 @@ def test_two_halves_are_the_whole(done, tmp_path):
 
 
 def test_merging_refuses_what_does_not_belong(done, tmp_path):
-    # tried: only the names of settings compared -> red
     one, two = halves(done, tmp_path)
     with pytest.raises(
         FileError, match="nowhere: holds no comparison to merge; give the folder of an openwork compare"
@@ -67,3 +66,29 @@ def test_merging_refuses_what_does_not_belong(done, tmp_path):
     (tmp_path / "three" / "cells" / record.name).write_text(json.dumps(changed))
     with pytest.raises(FileError, match="of the same cell; merge only one of the two folders"):
         compare(read_suite(TINY), tmp_path / "c", merge=[one, tmp_path / "three"])
+
+
+def test_a_density_or_a_seed_each_makes_the_cells_of_the_whole(done, tmp_path):
+    whole = read_suite(TINY)
+    facts = facts_of(whole)
+    cells = {c.key: c for c in cells_of(whole, facts)}
+    found = set()
+    for part in (whole.only(densities=[0.5]), whole.only(densities=[0.05], seeds=[1])):
+        mine = cells_of(part, facts_of(part))
+        assert all(cells[c.key] == c for c in mine)
+        found |= {c.key for c in mine}
+    assert {"digits | magnitude | 0.5 | seed 0", "digits | gradual | 0.05 | seed 1"} <= found < set(cells)
+
+
+def test_folders_of_fewer_densities_are_taken(done, tmp_path):
+    results = done[1]
+    for one in halves(done, tmp_path):
+        told = json.loads((one / "suite.json").read_text())
+        told["suite"].update(densities=[0.05], seeds=[1])
+        (one / "suite.json").write_text(json.dumps(told))
+    merged = compare(read_suite(TINY), tmp_path / "all", jobs=1, merge=[tmp_path / "one", tmp_path / "two"])
+    assert without_times(merged)["rows"] == without_times(results)["rows"]
+    told["suite"].update(seeds=[1, 7])
+    (one / "suite.json").write_text(json.dumps(told))
+    with pytest.raises(FileError, match=r"was made from another suite or other data \(seeds\)"):
+        compare(read_suite(TINY), tmp_path / "b", merge=[one])

@@ -166,3 +166,16 @@ def test_paths_hold_no_null_byte():
     setting = {"model": "mlp", "data": "digits", "root": "a\0b"}
     with pytest.raises(RecipeError, match="a path must not hold a null byte; write it anew"):
         read_suite(changed(settings={"d": setting}))
+
+
+def test_a_part_of_the_grid():
+    suite = read_suite(changed(methods={"magnitude": None, "taylor": None}, densities=[0.5, 0.2], seeds=[0, 1]))
+    assert suite.only() == suite
+    part = suite.only(["taylor"], [0.2], [1])
+    assert ([m.name for m in part.methods], part.densities, part.seeds) == (["taylor"], (0.2,), (1,))
+    with pytest.raises(RecipeError, match="no method is called 'tailor'; did you mean 'taylor'"):
+        suite.only(["tailor"])
+    with pytest.raises(RecipeError, match="density must be one of 0.5, 0.2, got 0.3"):
+        suite.only(densities=[0.3])
+    with pytest.raises(RecipeError, match="seed must be one of 0, 1, got 2"):
+        suite.only(seeds=[2])
