@@ -208,6 +208,22 @@ def test_quick_bench_of_language_models(name, tmp_path):
 
 
 @pytest.mark.slow
+def test_quick_encoders(tmp_path):
+    # tried: embeddings of the dense model compared with themselves -> cosine 1
+    pytest.importorskip("transformers", reason="transformers is not installed: pip install 'openwork[hf]'")
+    found = quick("llm_encoders", tmp_path)
+    if len(found["skipped"]) == 2:
+        pytest.skip("; ".join(found["skipped"].values()))
+    for setting, key in (("MiniLM", "cosine"), ("Whisper", "agrees")):
+        if rows := [r for r in found["rows"] if r["setting"] == setting]:
+            assert [r["method"] for r in rows] == ["dense", "wanda"]
+            assert rows[0][key]["mean"] == pytest.approx(1)
+            assert 0.5 < rows[1][key]["mean"] < 0.999
+            assert rows[0]["found"]["mean"] > 0.7
+            assert rows[1]["realised"]["mean"] == 0.5
+
+
+@pytest.mark.slow
 def test_quick_harness(tmp_path):
     # tried: a parent that begins anew after a kill -> records written twice
     found = {r["what"]: r["value"] for r in quick("harness", tmp_path)["rows"]}

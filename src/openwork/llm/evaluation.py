@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from openwork.errors import FileError
+from openwork.errors import DataError, FileError
 from openwork.llm.calibration import (
     documents_of,
     load_tokenizer,
@@ -17,25 +17,25 @@ from openwork.llm.calibration import (
     refuse_unknown,
     token_ids,
 )
-from openwork.llm.checkpoint import Checkpoint
+from openwork.llm.checkpoint import Checkpoint, load_config
+from openwork.llm.skeleton import BIDIRECTIONAL, auto_class_of
 from openwork.metrics.perplexity import agreement, perplexity
 from openwork.ship import load
 from openwork.ship.export import PACKED
 
 
 def load_model(folder: str | Path) -> nn.Module:
-    """The causal language model of a folder, never from the network; a packed one of ``openwork export`` as well.
+    """The language model of a folder, never from the network; a packed one of ``openwork export`` as well.
 
     Raises:
         FileError: transformers cannot load it, or finds weights missing.
     """
     if (Path(folder) / PACKED).is_file():
         return load(folder)[0]
-    from transformers import AutoModelForCausalLM
+    import transformers
 
-    Checkpoint(folder)  # says what is wrong with the files
+    auto: Any = getattr(transformers, auto_class_of(load_config(Checkpoint(folder).folder)))
     try:
-        auto: Any = AutoModelForCausalLM
         model, told = auto.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
@@ -48,7 +48,17 @@ def load_model(folder: str | Path) -> nn.Module:
 
 
 def evaluation_text(folder: str | Path, text: str | Path, tokenizer: str | Path | None = None) -> list[Tensor]:
-    """The token ids of every document of a text; what is wrong with it is said before any model is loaded."""
+    """The token ids of every document of a text; what is wrong with it is said before any model is loaded.
+
+    Raises:
+        DataError: no text, no tokenizer, or a folder whose model predicts no next token.
+    """
+    config = Path(folder) / "config.json"
+    if config.is_file() and auto_class_of(load_config(Path(folder))) in BIDIRECTIONAL:
+        raise DataError(
+            f"{folder}: {load_config(Path(folder)).architectures[0]} predicts no next token, so it has no perplexity; "
+            "measure it on its own task"
+        )
     if Path(text).suffix == ".npy":
         return [token_ids(text, None).flatten()]
     read_text(text)  # a missing text is named before a missing tokenizer

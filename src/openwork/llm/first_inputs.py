@@ -15,14 +15,43 @@ from openwork.errors import DataError, StructureError
 HIDDEN = "hidden_states"
 
 
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
 @dataclass
 class Calls:
-    """The arguments of every block besides the hidden states, by the shape of these; equal for equal shapes."""
+    """The arguments of every block besides the hidden states: once for all batches of a shape, unless they differ.
 
-    by_block: list[dict[tuple[int, ...], tuple[tuple[Any, ...], dict[str, Any]]]] = field(default_factory=list)
+    Position tables and causal masks are the same for every batch and are kept once; what an encoder hands to the
+    cross-attention of a decoder is kept batch by batch.
+    """
 
-    def of(self, block: int, hidden: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return self.by_block[block][tuple(hidden.shape)]
+    by_block: list[dict[tuple[int, ...], Arguments]] = field(default_factory=list)
+    own: dict[tuple[int, int], Arguments] = field(default_factory=dict)
+
+    def put(self, block: int, at: int, hidden: Tensor, arguments: Arguments) -> None:
+        """What batch number ``at`` hands to a block."""
+        if not _equal(self.by_block[block].setdefault(tuple(hidden.shape), arguments), arguments):
+            self.own[block, at] = arguments
+
+    def of(self, block: int, at: int, hidden: Tensor) -> Arguments:
+        """The arguments of batch number ``at``."""
+        return self.own.get((block, at)) or self.by_block[block][tuple(hidden.shape)]
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Tensors by their values, containers by what they hold; other objects (caches) are equal when of one class."""
+    if a is b:
+        return True
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, Tensor):
+        return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, Mapping):
+        return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
+    if isinstance(a, tuple | list):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    return not isinstance(a, bool | int | float | str) or a == b
 
 
 class _Stop(Exception):
@@ -45,8 +74,8 @@ def record(
         recorder = _Recorder(blocks, calls, as_tuple)
         with torch.no_grad(), recorder.installed():
             whole = True
-            for tokens in batches:
-                hidden = recorder.run(model, tokens)
+            for at, tokens in enumerate(batches):
+                hidden = recorder.run(model, tokens, at)
                 if hidden is None:
                     whole = False
                     break
@@ -66,6 +95,7 @@ class _Recorder:
         self.blocks, self.calls, self.as_tuple = blocks, calls, as_tuple
         self.passed: Tensor | None = None
         self.straight = True
+        self.at = 0
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -86,16 +116,16 @@ class _Recorder:
             elif hidden is not self.passed:
                 self.straight = False
                 raise _Stop
-            self.calls.by_block[index].setdefault(tuple(hidden.shape), (rest, kwargs))
+            self.calls.put(index, self.at, hidden, (rest, kwargs))
             if index == len(self.blocks) - 1:
                 raise _Stop
             return (hidden,) if self.as_tuple else hidden
 
         return forward
 
-    def run(self, model: nn.Module, tokens: Tensor) -> Tensor | None:
-        """The hidden states before the first block; None when they did not pass straight through."""
-        self.straight = True
+    def run(self, model: nn.Module, tokens: Tensor, at: int) -> Tensor | None:
+        """The hidden states of batch ``at`` before the first block; None when they did not pass straight through."""
+        self.straight, self.at = True, at
         try:
             model(tokens, use_cache=False)
         except _Stop:

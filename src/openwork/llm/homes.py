@@ -89,6 +89,8 @@ class FolderHome:
         prefix = str(getattr(model, "base_model_prefix", ""))
         self.stored: dict[str, Stored] = {}
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            if not isinstance(tensor, nn.Parameter) and not tensor.is_floating_point():
+                continue  # positions and masks: the model builds them itself, the files' own go along with the rest
             found = stored_as(name, tuple(tensor.shape), checkpoint, prefix)
             if found is not None:
                 self.stored[name] = found

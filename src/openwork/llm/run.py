@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from openwork.core.batches import to_device
 from openwork.core.distributed import rank, world
 from openwork.llm.activations import Activations
 from openwork.llm.blocks import BlockPruner, Rooted, resident
@@ -74,7 +75,7 @@ class Run:
             self.home.settle(i)
         if outputs is not None and inputs is not None and calls is not None:
             for at, hidden in enumerate(inputs):
-                args, kwargs = calls.of(i, hidden)
+                args, kwargs = to_device(calls.of(i, at, hidden), self.device)
                 outputs.put(at, call_block(block, hidden.to(self.device), args, kwargs).cpu())
         block.to(home_device)
         if row is not None:
@@ -125,8 +126,8 @@ class WindowBatches:
         self.inputs, self.calls, self.block = inputs, calls, block
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for hidden in self.inputs:
-            args, kwargs = self.calls.of(self.block, hidden)
+        for at, hidden in enumerate(self.inputs):
+            args, kwargs = self.calls.of(self.block, at, hidden)
             yield {"hidden": hidden, "args": args, "kwargs": kwargs}
 
 

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from openwork.errors import RecipeError, StructureError
 
+BIDIRECTIONAL = ("AutoModel", "AutoModelForMaskedLM")
+"""Classes of models without the head of a causal language model: encoders, and bodies alone."""
+
 
 @contextmanager
 def on_meta() -> Iterator[None]:
@@ -29,20 +32,32 @@ def on_meta() -> Iterator[None]:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
+def auto_class_of(config: Any) -> str:
+    """The class of transformers for a folder: ``AutoModelForCausalLM`` unless its config names another kind.
+
+    That is ``AutoModel`` for a body without a head (``BertModel``), ``AutoModelForMaskedLM`` for ``BertForMaskedLM``.
+    """
+    named = str(next(iter(config.architectures or ()), ""))
+    if named.endswith("ForMaskedLM"):
+        return "AutoModelForMaskedLM"
+    body = named.endswith("Model") and not named.endswith(("HeadModel", "HeadsModel")) and hasattr(config, "vocab_size")
+    return "AutoModel" if body else "AutoModelForCausalLM"
+
+
 def build_skeleton(config: Any, owner: str) -> nn.Module:
-    """The causal language model of a config, without weights, in eval mode.
+    """The language model of a config, without weights, in eval mode.
 
     Raises:
-        RecipeError: transformers has no such causal language model.
+        RecipeError: transformers has no such language model.
     """
-    from transformers import AutoModelForCausalLM
+    import transformers
 
     try:
         with on_meta(), torch.random.fork_rng(devices=()):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            model = getattr(transformers, auto_class_of(config)).from_config(config, trust_remote_code=False)
     except (ValueError, KeyError) as problem:
         first = str(problem).splitlines()[0]
-        raise RecipeError(f"{owner}: not a causal language model that transformers can build ({first})") from None
+        raise RecipeError(f"{owner}: not a language model that transformers can build ({first})") from None
     return model.eval()
 
 

@@ -113,7 +113,7 @@ def test_architectures(copy, root, tmp_path):
     with pytest.raises(RecipeError, match="transformers does not know this architecture"):
         go(copy, tmp_path / "out")
     change(copy, model_type="vit", architectures=["ViTModel"])
-    with pytest.raises(RecipeError, match="not a causal language model that transformers can build"):
+    with pytest.raises(RecipeError, match="not a language model that transformers can build"):
         go(copy, tmp_path / "out")
     source = tiny.saved("llama", root)
     with pytest.raises(
