@@ -10,7 +10,19 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from openwork.cli import bench, compare, demo, export, inspect, methods, perplexity, prune, prune_llm, prune_onnx
+from openwork.cli import (
+    bench,
+    compare,
+    demo,
+    eval_llm,
+    export,
+    inspect,
+    methods,
+    perplexity,
+    prune,
+    prune_llm,
+    prune_onnx,
+)
 from openwork.errors import DensityMissed, OpenworkError, VerificationFailed
 from openwork.version import __version__
 
@@ -20,6 +32,7 @@ VERBS = {
     "prune-llm": prune_llm,
     "prune-onnx": prune_onnx,
     "perplexity": perplexity,
+    "eval-llm": eval_llm,
     "compare": compare,
     "inspect": inspect,
     "bench": bench,

@@ -47,18 +47,25 @@ def load_model(folder: str | Path) -> nn.Module:
     return model.eval()
 
 
+def refuse_encoder(folder: str | Path) -> None:
+    """Raise DataError for a folder whose model predicts no next token."""
+    if not (Path(folder) / "config.json").is_file():
+        return  # packed, or to be refused by whoever opens it
+    config = load_config(Path(folder))
+    if auto_class_of(config) in BIDIRECTIONAL:
+        raise DataError(
+            f"{folder}: {config.architectures[0]} predicts no next token, so it has no perplexity; "
+            "measure it on its own task"
+        )
+
+
 def evaluation_text(folder: str | Path, text: str | Path, tokenizer: str | Path | None = None) -> list[Tensor]:
     """The token ids of every document of a text; what is wrong with it is said before any model is loaded.
 
     Raises:
         DataError: no text, no tokenizer, or a folder whose model predicts no next token.
     """
-    config = Path(folder) / "config.json"
-    if config.is_file() and auto_class_of(load_config(Path(folder))) in BIDIRECTIONAL:
-        raise DataError(
-            f"{folder}: {load_config(Path(folder)).architectures[0]} predicts no next token, so it has no perplexity; "
-            "measure it on its own task"
-        )
+    refuse_encoder(folder)
     if Path(text).suffix == ".npy":
         return [token_ids(text, None).flatten()]
     read_text(text)  # a missing text is named before a missing tokenizer
