@@ -112,7 +112,7 @@ def test_architectures(copy, root, tmp_path):
     change(copy, model_type="llamatron")
     with pytest.raises(RecipeError, match="transformers does not know this architecture"):
         go(copy, tmp_path / "out")
-    change(copy, model_type="vit", architectures=["ViTModel"])
+    (copy / "config.json").write_text(json.dumps({"model_type": "vit", "architectures": ["ViTModel"]}))
     with pytest.raises(RecipeError, match="not a language model that transformers can build"):
         go(copy, tmp_path / "out")
     source = tiny.saved("llama", root)
