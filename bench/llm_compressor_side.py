@@ -1,6 +1,6 @@
 """SparseGPT and Wanda of llm-compressor, when it can be imported: on one layer, and as a script on a model folder.
 
-It wants an environment of its own (``python -m venv``, ``pip install llmcompressor``), with openwork's packages or beside them.
+It wants an environment of its own (``python -m venv``, ``pip install llmcompressor``).
 ``python llm_compressor_side.py FOLDER IDS.npy OUT``: its ``oneshot`` with SparseGPT at 50 %, as its examples do.
 """
 
@@ -61,16 +61,20 @@ def prune_folder(folder: str, ids: np.ndarray, out: str) -> dict[str, Any]:
     from datasets import Dataset
     from llmcompressor import oneshot
     from llmcompressor.modifiers.pruning import SparseGPTModifier
-    from transformers import AutoModelForCausalLM
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     began = time.process_time()
     model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
     data = Dataset.from_dict({"input_ids": ids.tolist(), "attention_mask": np.ones_like(ids).tolist()})
-    recipe = SparseGPTModifier(
-        sparsity=0.5, mask_structure="0:0", targets=["re:.*layers.\\d+$"], ignore=["re:.*lm_head"]
-    )
-    oneshot(model=model, dataset=data, recipe=recipe, max_seq_length=ids.shape[1], num_calibration_samples=len(ids))
+    recipe = SparseGPTModifier(sparsity=0.5, mask_structure="0:0", targets=[r"re:.*layers.\d+$"], ignore=["re:.*head"])
+    speller = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0}, "a")), pad_token="a")  # not asked
+    oneshot(
+        model=model, dataset=data, recipe=recipe, max_seq_length=ids.shape[1], num_calibration_samples=len(ids),
+        processor=speller,
+    )  # fmt: skip
     model.save_pretrained(out)
     weights = [m.weight for n, m in model.named_modules() if isinstance(m, nn.Linear) and "lm_head" not in n]
     return {
