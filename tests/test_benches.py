@@ -232,6 +232,16 @@ def test_quick_harness(tmp_path):
     assert found["runs of the suite that was killed"] == 5
 
 
+@pytest.mark.slow
+def test_quick_report_page(tmp_path):
+    if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
+        pytest.skip("no Chromium on this machine")
+    found = {r["what"]: r["value"] for r in quick("report_page", tmp_path)["rows"]}
+    assert found["runs"] == 52
+    assert 50_000 < found["bytes of the page"] < 1_000_000
+    assert found["and the fastest"] > 0
+
+
 def test_quick_fuzz(tmp_path):
     found = quick("fuzz", tmp_path)
     assert sum(r["inputs"] for r in found["rows"]) == 1_000

@@ -23,8 +23,8 @@ from openwork.lab.budget import Budget
 from openwork.lab.job import Job
 from openwork.lab.runner import Runner
 from openwork.report import compare_html
-from openwork.ship import save
-from openwork.ship.atomic import refuse_place, write_file
+from openwork.ship.atomic import refuse_place
+from openwork.ship.folder import save_with
 from openwork.structure import Block, Element
 
 DENSITY = 0.05
@@ -66,8 +66,8 @@ def run_demo(folder: str, seeds: int, steps: int, say: Callable[[str], None]) ->
             kept = runs[0]
     assert kept is not None
     model, result, _ = kept
-    target = save(model, result, Path(folder), overwrite=True)
-    write_file(target / "compare.html", compare_html(rows, "openwork demo: digits at 95 % sparsity").encode())
+    page = compare_html(rows, "openwork demo: digits at 95 % sparsity").encode()
+    target = save_with(model, result, folder, {"compare.html": page}, overwrite=True)
     check_reload(model, target, data)
     lines = [
         f"saved {target}: spode, density {result.density:.4f} (report.html, compare.html)",

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shutil
+import socket
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,10 +18,15 @@ from openwork.core.files import sync_folder
 from openwork.core.files import write_file as write_file
 from openwork.errors import FileError
 
+PART = ".part"
+
 
 @contextmanager
 def new_folder(path: Path, overwrite: bool) -> Iterator[Path]:
     """A temporary folder that becomes ``path`` when the block ends well, and vanishes when it does not.
+
+    It is locked as long as this process works on it. What killed processes of this machine left of theirs for the same
+    ``path`` goes first: the system has given up their locks. Where there are no such locks, nothing is removed.
 
     Raises:
         FileError: ``path`` exists and ``overwrite`` is False, or the disk refuses.
@@ -27,7 +35,8 @@ def new_folder(path: Path, overwrite: bool) -> Iterator[Path]:
     refuse_place(path, overwrite)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+        _remove_left(path)
+        work, lock = _locked_folder(path)
     except OSError as problem:
         raise FileError(f"{path}: could not be created ({problem.strerror or problem})") from problem
     try:
@@ -43,6 +52,51 @@ def new_folder(path: Path, overwrite: bool) -> Iterator[Path]:
         ) from problem
     finally:
         shutil.rmtree(work, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _locked_folder(path: Path) -> tuple[Path, int | None]:
+    """A new temporary folder for ``path``, and the open handle that holds its lock."""
+    while True:
+        work = Path(tempfile.mkdtemp(prefix=_prefix(path), suffix=PART, dir=path.parent))
+        lock = _lock(work, wait=True)
+        if work.is_dir():
+            return work, lock
+        if lock is not None:  # another process took the folder for left before it was locked
+            os.close(lock)
+
+
+def _remove_left(path: Path) -> None:
+    """Remove temporary folders of ``path`` that no process of this machine holds."""
+    pattern = re.compile(re.escape(_prefix(path)) + r"[a-z0-9_]+" + re.escape(PART))
+    with suppress(OSError):
+        for place in [p for p in path.parent.iterdir() if pattern.fullmatch(p.name) and p.is_dir()]:
+            lock = _lock(place, wait=False)
+            if lock is not None:
+                shutil.rmtree(place, ignore_errors=True)
+                os.close(lock)
+
+
+def _prefix(path: Path) -> str:
+    """How names of temporary folders begin: some file systems keep locks from other machines, whose names differ."""
+    return f".{path.name}.{zlib.crc32(socket.gethostname().encode()):08x}-"
+
+
+def _lock(folder: Path, wait: bool) -> int | None:
+    """The handle of a folder that is locked by it, until it is closed or its process ends; None without the lock."""
+    try:
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
 
 
 def refuse_place(path: Path, overwrite: bool) -> None:

@@ -50,6 +50,13 @@ def save(model: nn.Module, result: Result, folder: str | Path, *, overwrite: boo
         FileError: the folder is in the way, or the disk refuses.
         VerificationFailed: the model does not hold zeros where the masks say so.
     """
+    return save_with(model, result, folder, {}, overwrite=overwrite)
+
+
+def save_with(
+    model: nn.Module, result: Result, folder: str | Path, more: Mapping[str, bytes], *, overwrite: bool = False
+) -> Path:
+    """``save``, with more files that appear together with the others: name -> content."""
     plan = getattr(model, "openwork_compaction", None)
     counts = (
         result.counts if plan is not None else densities(model, result.masks)
@@ -73,7 +80,7 @@ def save(model: nn.Module, result: Result, folder: str | Path, *, overwrite: boo
     data["files"] = {n: {"bytes": len(b), "sha256": hashlib.sha256(b).hexdigest()} for n, b in files.items()}
     files[INDEX] = (json.dumps(data, indent=1, allow_nan=False) + "\n").encode()
     with new_folder(Path(folder), overwrite) as work:
-        for name, content in files.items():
+        for name, content in {**more, **files}.items():
             (work / name).write_bytes(content)
         config = getattr(model, "config", None)
         if hasattr(config, "save_pretrained"):

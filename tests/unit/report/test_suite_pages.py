@@ -14,7 +14,7 @@ import pytest
 from tests.unit.report.test_pages import EVIL, Page, poisoned
 
 from openwork.report import suite_html
-from openwork.report.board import SCRIPT, Cell, Row, board, policy
+from openwork.report.board import SCRIPT, SHOWN, Cell, Row, board, policy
 from openwork.report.curves import gaps_of, pareto, standalone
 from openwork.report.suite_files import suite_files
 
@@ -67,7 +67,6 @@ def results(methods=("magnitude", "spode"), missing=()):
 
 
 def test_the_board_is_whole_without_its_script():
-    # tried: the order of the rows left as it comes -> red; layers left out -> red
     text = suite_html(results())
     page = Page(text)
     assert page.tags.count("script") == 1
@@ -84,7 +83,6 @@ def test_the_board_is_whole_without_its_script():
 
 
 def test_a_picture_needs_its_controls():
-    # tried: gaps of another structure refused too -> red; costs drawn without controls -> red
     gap = {"setting": "digits", "structure": "element", "control": "random", "what": "random masks", "densities": [0.1]}
     text = Page(suite_html(results(missing=[gap]))).text
     assert "element, accuracy and density: not drawn" in text
@@ -101,14 +99,12 @@ def test_a_picture_needs_its_controls():
 
 
 def test_the_front_is_what_nothing_beats():
-    # tried: >= instead of > -> red
     rows = [row("a", 0.5, 0.9), row("b", 0.5, 0.9), row("c", 0.2, 0.9), row("d", 0.1, 0.5), row("e", 0.2, 0.4)]
     assert [r["method"] for r in pareto(rows, "macs")] == ["d", "c"]
     assert [r["method"] for r in pareto(rows[:2], "macs")] == ["a"]
 
 
 def test_files_for_other_programs():
-    # tried: formulas left as they are -> red; pictures without their style -> red
     made = suite_files(results(methods=("=cmd()", "spode | b")))
     table = list(csv.DictReader(io.StringIO(made["table.csv"])))
     assert len(table) == 7
@@ -124,7 +120,6 @@ def test_files_for_other_programs():
 
 
 def test_hostile_text_stays_text_on_the_page():
-    # tried: data-words, captions or options without clean -> red
     bad = poisoned(copy.deepcopy(results()))
     for part in bad["rows"]:
         part["errors"] = [EVIL]
@@ -170,7 +165,6 @@ document.title = JSON.stringify(out);
 
 @pytest.mark.slow
 def test_the_board_sorts_and_filters_in_a_browser(tmp_path):
-    # tried: numbers sorted as text -> red; hidden rows left -> red
     found = json.loads(opened(suite_html(results()), PRESS, tmp_path))
     assert found == ["dense100", "spode10", "dense100", 3, "dense100", "1 of 7 rows"]
 
@@ -185,10 +179,52 @@ def thousand():
 
 
 def test_the_page_of_a_thousand_runs_is_small():
-    # tried: the full record of every run inside -> red
     text = thousand()
     assert len(text.encode()) < 3_000_000
     assert "The first 200 of 1,000 rows; table.csv has all." in text
+
+
+def test_a_long_board_is_laid_out_in_part_and_whole_without_its_script():
+    text = thousand()
+    first = re.search(r"<div data-board.*?<noscript>", text, re.S)[0]
+    rest = re.findall(r"<noscript>(.*?)</noscript>", text, re.S)
+    assert len(rest) == 1
+    assert first.count("<summary>") == SHOWN
+    assert rest[0].count("<summary>") == 1000 - SHOWN
+    assert "<button" not in rest[0]
+    assert "<noscript>" not in suite_html(results())
+
+
+MORE = """
+const board = document.querySelector("[data-board]"), told = () => board.querySelector("[data-told]").textContent;
+const rows = () => [...board.querySelectorAll("tbody tr")], seen = () => rows().filter(r => !r.hidden);
+const all = board.querySelector("[data-all]"), find = board.querySelector("input[type=search]"), out = [];
+const type = text => { find.value = text; find.dispatchEvent(new Event("input")); };
+const note = () => out.push([seen().length, told(), all.parentNode.hidden ? "" : all.textContent]);
+out.push(rows().length); note();
+board.querySelectorAll("thead button")[1].click(); note(); out.push(seen()[0].cells[1].textContent);
+board.querySelectorAll("thead button")[1].click(); out.push(seen()[0].cells[1].textContent);
+type("METHOD 332"); note(); type("method 33"); note(); type("method"); note();
+all.click(); note(); type(""); note();
+document.title = JSON.stringify(out);
+"""
+
+
+@pytest.mark.slow
+def test_the_rest_of_a_long_board_comes_when_it_is_wanted(tmp_path):
+    found = json.loads(opened(thousand(), MORE, tmp_path))
+    assert found == [
+        SHOWN,
+        [SHOWN, f"the first {SHOWN} of 1,000 rows", "Show all 1,000 rows"],
+        [SHOWN, f"the first {SHOWN} of 1,000 rows", "Show all 1,000 rows"],
+        "100.00 %",
+        "10.00 %",
+        [3, "3 of 1,000 rows", ""],
+        [18, "18 of 1,000 rows", ""],
+        [SHOWN, f"the first {SHOWN} of 999 of 1,000 rows", "Show all 999 rows"],
+        [999, "999 of 1,000 rows", ""],
+        [1000, "1,000 rows", ""],
+    ]
 
 
 @pytest.mark.slow

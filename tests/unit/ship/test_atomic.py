@@ -2,6 +2,9 @@
 
 import errno
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,6 +66,53 @@ def test_a_failing_rename_puts_the_old_folder_back(tmp_path, monkeypatch):
     with pytest.raises(FileError, match="No space left"), new_folder(tmp_path / "r", overwrite=True) as work:
         (work / "openwork.json").write_text("new")
     assert (tmp_path / "r" / "openwork.json").read_text() == "old"
+
+
+DIES = """
+import os, signal, sys
+from pathlib import Path
+from openwork.ship.atomic import new_folder
+with new_folder(Path(sys.argv[1]), overwrite=True) as work:
+    (work / "half").write_text("x")
+    print(work.name, flush=True)
+    sys.stdin.read()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_left_goes_and_what_a_living_one_holds_stays(tmp_path):
+    path = tmp_path / "r"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", DIES, str(path)], **pipes) as other:
+        left = tmp_path / other.stdout.readline().strip()
+        with new_folder(path, overwrite=False) as work:
+            (work / "openwork.json").write_text("mine")
+        assert (left / "half").is_file()
+        other.stdin.close()
+        assert other.wait() == -signal.SIGKILL
+    kept = ["r2", f"{left.name[1:]}x", left.name.replace("-", "-A"), left.name.replace(".r.", ".r.0")]
+    for name in kept:  # of somebody else, or of another machine
+        (tmp_path / name).mkdir()
+    with new_folder(path, overwrite=True) as work:
+        assert not left.exists()
+        (work / "openwork.json").write_text("new")
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*kept, "r"])
+
+
+def test_a_folder_that_is_taken_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
+    lock, seen = atomic._lock, []
+
+    def late(folder, wait):
+        seen.append(folder)
+        if len(seen) == 1:
+            folder.rmdir()
+        return lock(folder, wait)
+
+    monkeypatch.setattr(atomic, "_lock", late)
+    with new_folder(tmp_path / "r", overwrite=False) as work:
+        (work / "x").write_text("x")
+    assert len(seen) == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["r"]
 
 
 def test_what_is_in_the_way_is_refused(tmp_path):
