@@ -2,20 +2,25 @@
 
 The plain SparseGPT follows the paper's Algorithm 1 column by column: three factorisations for the inverse's factor,
 and an outer product on the rest of the block after every column. The plain Wanda sorts every row. One thread, CPU
-seconds of the process, both in turn, ``--rounds`` times; 4,096 x 4,096 weights, 8,192 correlated inputs. The squared
-change of the layer's outputs is computed alike for both. ``--quick``: 256 x 256.
+seconds of the process, all in turn, ``--rounds`` times; ``--shape 4096x4096`` weights, 8,192 correlated inputs. The
+squared change of the layer's outputs is computed alike for all. Rows of other shapes are kept. ``--quick``: 256 x 256.
+
+llm-compressor takes part when it can be imported: run this with the interpreter of its environment (see
+``llm_compressor_side.py``) and openwork in PYTHONPATH.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Callable
 from statistics import median
 from typing import Any
 
+import llm_compressor_side as peer
 import torch
-from common import spread, write
+from common import RESULTS, spread, write
 from torch import Tensor
 
 from openwork.core.select import count_kept, keep_top
@@ -95,37 +100,48 @@ PAIRS: dict[str, tuple[Method, Method]] = {
 }
 
 
-def main(quick: bool, rounds: int) -> None:
+def main(quick: bool, shape: str, rounds: int) -> None:
     torch.set_num_threads(1)
-    rows, columns, tokens = (256, 256, 1024) if quick else (4096, 4096, 8192)
+    rows, columns = (256, 256) if quick else map(int, shape.split("x"))
+    tokens = 1024 if quick else 8192
     weight, gram = layer(rows, columns, tokens)
-    table: list[dict[str, Any]] = []
-    for name, pair in PAIRS.items():
-        times: tuple[list[float], list[float]] = ([], [])
-        outcomes = []
+    file = RESULTS / ("llm_speed_quick.json" if quick else "llm_speed.json")
+    table: list[dict[str, Any]] = json.loads(file.read_text())["rows"] if file.is_file() else []
+    table = [r for r in table if not quick and (r["rows"], r["columns"]) != (rows, columns)]
+    theirs = peer.methods(BLOCK, DAMP)
+    for name, (ours, plain) in PAIRS.items():
+        runs = {"ours": ours, "plain": plain, **({"peer": theirs[name]} if theirs else {})}
+        times: dict[str, list[float]] = {who: [] for who in runs}
+        outcomes: dict[str, tuple[Tensor, Tensor]] = {}
         for _ in range(rounds):
-            outcomes = []
-            for method, seconds in zip(pair, times, strict=True):
+            for who, method in runs.items():
                 began = time.process_time()
-                outcomes.append(method(weight, gram, 0.5))
-                seconds.append(time.process_time() - began)
-        (ours, our_mask), (theirs, their_mask) = outcomes
-        errors = [float((((weight - w).double() @ gram.double()) * (weight - w)).sum()) for w in (ours, theirs)]
-        row = {
-            "method": name, "rows": rows, "columns": columns, "seconds": spread(times[0]),
-            "plain_seconds": spread(times[1]), "speedup": median(b / a for a, b in zip(*times, strict=True)),
-            "equal_masks": float((our_mask == their_mask).double().mean()), "error": errors[0],
-            "plain_error": errors[1], "kept": [int(our_mask.sum()), int(their_mask.sum())],
-            "after": spread([errors[1] / max(errors[0], 1e-30)]),
-        }  # fmt: skip
+                outcomes[who] = method(weight, gram, 0.5)
+                times[who].append(time.process_time() - began)
+        errors = {who: float((((weight - w).double() @ gram.double()) * (weight - w)).sum())
+                  for who, (w, _) in outcomes.items()}  # fmt: skip
+        masks = {who: mask for who, (_, mask) in outcomes.items()}
+        row = {"method": name, "rows": rows, "columns": columns, "rounds": rounds, "seconds": spread(times["ours"]),
+               "error": errors["ours"], "kept": [int(m.sum()) for m in masks.values()],
+               "after": spread([errors["plain"] / max(errors["ours"], 1e-30)])}  # fmt: skip
+        for who in list(runs)[1:]:
+            faster = median(b / a for a, b in zip(times["ours"], times[who], strict=True))
+            row |= {f"{who}_seconds": spread(times[who]), f"{who}_error": errors[who]}
+            row[{"plain": "speedup", "peer": "peer_speedup"}[who]] = faster
+            row[{"plain": "equal_masks", "peer": "peer_equal_masks"}[who]] = float(
+                (masks["ours"] == masks[who]).double().mean()
+            )
+        if theirs:
+            row["peer"] = f"{peer.NAME} {peer.version()}"
         table.append(row)
         print({k: v for k, v in row.items() if k != "after"}, flush=True)
-    write("llm_speed_quick" if quick else "llm_speed", table, tokens=tokens, rounds=rounds)
+        write(file.stem, table, tokens=tokens)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--shape", default="4096x4096", metavar="ROWSxCOLUMNS")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    main(args.quick, args.rounds)
+    main(args.quick, args.shape, args.rounds)

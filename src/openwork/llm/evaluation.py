@@ -48,14 +48,16 @@ def load_model(folder: str | Path) -> nn.Module:
 
 
 def refuse_encoder(folder: str | Path) -> None:
-    """Raise DataError for a folder whose model predicts no next token."""
+    """Raise DataError for a folder whose model predicts no next token, FileError for what is no folder."""
+    if not Path(folder).is_dir():
+        raise FileError(f"{folder}: is no folder; models are never downloaded, pass the folder of a model")
     if not (Path(folder) / "config.json").is_file():
         return  # packed, or to be refused by whoever opens it
     config = load_config(Path(folder))
     if auto_class_of(config) in BIDIRECTIONAL:
         raise DataError(
-            f"{folder}: {config.architectures[0]} predicts no next token, so it has no perplexity; "
-            "measure it on its own task"
+            f"{folder}: {config.architectures[0]} predicts no next token, so it has no perplexity and "
+            "no tasks of language models; measure it on its own task"
         )
 
 
@@ -64,6 +66,7 @@ def evaluation_text(folder: str | Path, text: str | Path, tokenizer: str | Path 
 
     Raises:
         DataError: no text, no tokenizer, or a folder whose model predicts no next token.
+        FileError: no folder.
     """
     refuse_encoder(folder)
     if Path(text).suffix == ".npy":

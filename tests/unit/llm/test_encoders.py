@@ -10,7 +10,7 @@ from torch import nn
 
 import openwork as ow
 from openwork.cli import main
-from openwork.errors import DataError
+from openwork.errors import DataError, FileError
 from openwork.llm.evaluation import evaluate
 from openwork.methods import sparsegpt, wanda
 
@@ -55,9 +55,13 @@ def test_a_folder_and_the_model_in_memory_are_pruned_alike(kind, root, tmp_path)
 def test_an_encoder_has_no_perplexity(root, tmp_path, capsys):
     # tried: the refusal only for AutoModel -> a number comes out for BertForMaskedLM
     ids = tmp_path / "ids.npy"
+    with pytest.raises(
+        FileError, match="absent: is no folder; models are never downloaded, pass the folder of a model"
+    ):
+        evaluate(tmp_path / "absent", ids)
     for kind in ("BertModel", "BertForMaskedLM"):
         source, _ = folder_of(kind, root)
-        with pytest.raises(DataError, match=f"{kind} predicts no next token, so it has no perplexity; measure it on"):
+        with pytest.raises(DataError, match=f"{kind} predicts no next token, so it has no perplexity and no tasks of"):
             evaluate(source, ids)
         out = tmp_path / "out"
         assert main(["prune-llm", source, "--method", "magnitude", "--density", "0.5", "--out", str(out),
