@@ -2,7 +2,7 @@
 
 ``--peer PYTHON`` is the interpreter of llm-compressor's environment (see ``llm_compressor_side.py``); without it only
 openwork's row is written. Each runs in a process of its own, one thread, and tells its largest resident memory, and how
-much of that it had after its imports. A Llama of 374 million random weights in bfloat16 shards, 8 windows of 128
+much of that it had after its imports. A Llama of 374 million random weights in bfloat16 shards, 4 windows of 64
 tokens; ``--size 1b`` for 1.1 billion. ``--quick``: 56 million.
 """
 
@@ -59,7 +59,7 @@ def main(size: str, peer: str | None, quick: bool) -> None:
         folder, ids = Path(scratch) / "dense", Path(scratch) / "ids.npy"
         folder.mkdir()
         parameters = write_checkpoint(folder, size)
-        np.save(ids, torch.randint(0, VOCABULARY, (8, 128), generator=torch.Generator().manual_seed(0)).numpy())
+        np.save(ids, torch.randint(0, VOCABULARY, (4, 64), generator=torch.Generator().manual_seed(0)).numpy())
         runs = {"openwork": [sys.executable, str(HERE), "--one"]}
         if peer is not None:
             runs["llm-compressor"] = [peer, str(HERE.with_name("llm_compressor_side.py"))]
@@ -70,7 +70,7 @@ def main(size: str, peer: str | None, quick: bool) -> None:
             rows.append({"setting": size, "method": name, "parameters": parameters, "blocks": SIZES[size][2],
                          **found, "after": spread([found["density"]])})  # fmt: skip
             print(rows[-1], flush=True)
-            write("llm_peer_quick" if quick else "llm_peer", rows, windows=[8, 128])
+            write("llm_peer_quick" if quick else "llm_peer", rows, windows=[4, 64])
 
 
 if __name__ == "__main__":
