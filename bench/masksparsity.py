@@ -23,7 +23,8 @@ import openwork as ow
 from openwork.data import load_data
 from openwork.methods import masksparsity
 
-LAM = 0.01
+LAM = 0.1
+"""Ten epochs at a mean rate of 0.05 then move a scale by 1 within half of the steps, so that it can reach zero."""
 ROWS: dict[str, dict[str, Any]] = {
     "masksparsity": {"slim": 0.3, "choose": 0.5, "lam": LAM},
     "penalty on all scales": {"slim": 0.3, "choose": 0.95, "lam": LAM, "restart": False},
@@ -62,7 +63,7 @@ def main(quick: bool, digits: bool) -> None:
     data = load_data("digits" if quick or digits else "fashion-mnist")
     x, y = data.x_train[:10_000], data.y_train[:10_000]
     data = replace(data, x_test=data.x_test[:5000], y_test=data.y_test[:5000])
-    epochs = 1 if quick else 20 if digits else 4
+    epochs = 1 if quick else 20 if digits else 10
     steps = max(1, round(epochs * len(x) / 128))
     found: dict[str, list[dict[str, float]]] = {}
     for seed in range(1 if quick else 3):

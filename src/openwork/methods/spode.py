@@ -54,12 +54,13 @@ def spode(
             local).
         preset: ``paper`` is the official code: the polariser follows G, and layers may empty.
         options: further fields of ``openwork.rules.spode.SpODE`` (path, radius_path, field_scope, momentum,
-            density_from, clamp, floor).
+            density_from, clamp, floor, sizes).
 
     Differences:
         The direction is computed in its well-conditioned form with float64 norms; the polariser follows the scheduled
         density (``density_from="measure"`` is the code's choice); biases are never maskable; counts are exact; one
-        unit stays in every tensor (``floor=0`` allows layers to empty).
+        unit stays in every tensor (``floor=0`` allows layers to empty); one ranking of coupled channels evens out their
+        sizes (``sizes="raw"`` is the code's, which cuts every layer by itself).
 
     Cost:
         N forward and backward passes; memory of one mask and one gradient.
@@ -88,7 +89,7 @@ def spode(
         check_density(share, "spode")
         share = math.sqrt(share)
     if preset == "paper":
-        options = {"density_from": "measure", "floor": 0, **options}
+        options = {"density_from": "measure", "floor": 0, "sizes": "raw", **options}
     path = {"steps": steps, "radius": radius, "polariser": polariser, "measure": measure}
     rule = path_rule(structure, scope, **{"energy": MaskLoss(batches=batches), **path, **options})
     return Recipe("spode", structure, rule, OneShot(share), None, where)

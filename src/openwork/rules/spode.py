@@ -38,6 +38,7 @@ CHOICES = {
     "scope": ("global", "local"),
     "field_scope": ("global", "local"),
     "density_from": ("schedule", "measure"),
+    "sizes": ("auto", "even", "raw"),
 }
 
 
@@ -51,6 +52,11 @@ class SpODE(Rule):
     ``radius_path="search"`` tries ``SEARCHED`` multiples of ``radius - 1`` at every step and takes the one whose hard
     mask at the next density has the smallest loss on the same batches. ``momentum`` accumulates the score
     ``|m| sum |w|``; ``clamp`` keeps masks in [0, 1]; ``floor`` units stay in every tensor.
+
+    ``sizes="even"`` compares units of different sizes fairly: a unit counts in the length of ``F`` as often as it has
+    weights, so that no size falls faster than another, and its ``sum |w|`` is that over the mean of its partition.
+    ``"raw"`` does neither, as the paper's code, which cuts every layer by itself; with one ranking of channels it
+    empties the layers with the largest. ``"auto"`` is even for coupled units under a global scope.
 
     ``log["path"]`` has a row per step: ``k``; ``density``, which the step leads to; ``dt``; ``radius``; at its start
     ``G``, ``energy``, ``kept`` (share of the polarised mask), ``e_norm``, ``g_norm``, ``cos_Fe``, ``cos_Fg``; and what
@@ -70,6 +76,7 @@ class SpODE(Rule):
     density_from: Literal["schedule", "measure"] = "schedule"
     clamp: bool = False
     floor: int = 0
+    sizes: Literal["auto", "even", "raw"] = "auto"
     energy: MaskLoss = field(default_factory=MaskLoss)
 
     def __post_init__(self) -> None:
@@ -148,6 +155,14 @@ class _Run:
         self.dtype = torch.float64 if wide else torch.float32
         self.mass = _joined([p.pool({m: now.weights[m].abs().to(self.dtype) for m in p.members}) for p in self.parts])
         cost = _joined([p.cost.to(self.mass) for p in self.parts])
+        self.lengths: Tensor | None = None
+        """Square roots of the weights behind every unit, where sizes are evened out."""
+        coupled = rule.scope == "global" and any(hasattr(p, "reading") for p in self.parts)
+        if rule.sizes == "even" or (rule.sizes == "auto" and coupled):
+            self.mass = _joined(
+                [m / m.mean().clamp_min(torch.finfo(m.dtype).tiny) for m in self.mass.split(self.sizes)]
+            )
+            self.lengths = (cost / cost.mean()).sqrt()
         self.mask = _joined([now.units[n].to(self.dtype) for n in now.parts])
         # equal costs (unstructured: all 1) need no vector
         cost = cost[:1].clone().expand(self.n) if bool((cost == cost[0]).all()) else cost
@@ -233,7 +248,10 @@ class _Run:
 
     def field(self, pull: Tensor, slope: Tensor, radius: float) -> Tensor:
         """``F``, solved wherever the field scope says."""
-        return _joined([direction(pull[s], slope[s], radius) for s, _ in self.fields])
+        if self.lengths is None:
+            return _joined([direction(pull[s], slope[s], radius) for s, _ in self.fields])
+        long = self.lengths
+        return _joined([direction(pull[s] / long[s], slope[s] / long[s], radius) / long[s] for s, _ in self.fields])
 
     def searched(self, pull: Tensor, slope: Tensor, radius: float, dt: float, density: float, k: int) -> float:
         """The radius whose hard mask after this step has the smallest loss on the batches of this step."""
