@@ -1,8 +1,7 @@
-"""No file that somebody hands over can run code or reach out of its folder; every version is pinned."""
+"""No file that somebody hands over can run code or reach out of its folder."""
 
 import ast
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -99,15 +98,3 @@ def test_a_result_folder_reads_its_own_files_only(tmp_path):
     index["files"]["../../etc/passwd"] = {"bytes": 1, "sha256": "0"}
     write_file(folder / "openwork.json", json.dumps(index).encode())
     assert ow.load(folder)[1].density == 0.5
-
-
-def test_every_dependency_is_pinned():
-    """What `make` installs are the versions that were tested; an audit of them needs the network and is not run here."""
-    pins = {
-        re.split(r"[=<>; ]", line)[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines() if line
-    }
-    text = (ROOT / "pyproject.toml").read_text()
-    listed = re.findall(r"^(?:dependencies|data|hf|peft|lightning|gpu|onnx|dev|ray|optuna) = \[(.*)\]$", text, re.M)
-    wanted = {re.split(r"[\[=<>; ]", name)[0].lower() for line in listed for name in re.findall(r'"([^"]+)"', line)}
-    assert len(wanted) > 10
-    assert wanted - {"openwork"} <= pins, sorted(wanted - pins)
