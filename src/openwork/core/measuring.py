@@ -14,6 +14,7 @@ from torch.func import functional_call
 from openwork.core.batches import Feed, Loss
 from openwork.core.partition import Partition
 from openwork.core.shards import across_of, local
+from openwork.core.whole_batch import whole_batch
 
 Mode = Literal["train", "eval", "keep"]
 
@@ -42,14 +43,16 @@ class Measuring:
     def calling(self, mode: Mode) -> Iterator[Any]:
         """A function ``call(tensors, *args, **kwargs)`` that runs the model with some tensors replaced.
 
-        Running statistics and the train/eval mode are left untouched, whatever the model does.
+        Running statistics and the train/eval mode are left untouched, whatever the model does. Batch statistics are
+        those of all ranks together, see ``whole_batch``.
         """
         was = [(m, m.training) for m in self.model.modules()]
         buffers = {n: b.clone() for n, b in self.model.named_buffers()}
         try:
             if mode != "keep":
                 self.model.train(mode == "train")
-            yield lambda tensors, *args, **kwargs: functional_call(self.model, {**buffers, **tensors}, args, kwargs)
+            with whole_batch(self.model):
+                yield lambda tensors, *args, **kwargs: functional_call(self.model, {**buffers, **tensors}, args, kwargs)
         finally:
             for module, training in was:
                 module.training = training

@@ -32,10 +32,10 @@ def options(case):
     return {k: STEPS if k == "steps" and methods.find(case.name).drive == "attach" else v for k, v in found.items()}
 
 
-def net(norm=True):
-    """With a norm, for the methods that act on its scales; in evaluation mode, since its statistics are of a rank."""
+def net():
+    """With a norm; in evaluation mode, since training sees the statistics of a rank. SpODE scores in train mode."""
     torch.manual_seed(0)
-    first = nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6) if norm else nn.Identity(), nn.Tanh(), nn.Flatten()
+    first = nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.Tanh(), nn.Flatten()
     return nn.Sequential(*first, nn.Linear(54, 8), nn.Tanh(), nn.Linear(8, 4)).double().eval()
 
 
@@ -63,8 +63,7 @@ def perform(case, data, world):
     structure = ow.channels(example=torch.zeros(2, 1, 5, 5).double()) if case.coupled else case.structure
     if structure is not None:
         given["structure"] = structure
-    # SpODE scores in train mode, where a norm sees the part of the batch that its rank has
-    recipe, model = methods.get(case.name)(density=0.3, **given), net(norm=not case.name.startswith("spode"))
+    recipe, model = methods.get(case.name)(density=0.3, **given), net()
     if recipe.drive == "prune":
         return dict(ow.prune(model, recipe, data=data, loss=F.cross_entropy).masks)
     if recipe.drive == "attach":
@@ -104,7 +103,6 @@ def ranks(request, tmp_path_factory):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_ranks_agree_with_each_other_and_with_one_process(ranks, alone, name):
-    # tried: gradients not averaged -> snip, taylor, grasp, spode differ; norms averaged, not slopes -> ecoflap
     assert not isinstance(alone[name], Exception), alone[name]
     assert alone[name]
     for rank in ranks:
