@@ -35,7 +35,6 @@ def quick(name, folder):
 
 
 def test_quick_formats(tmp_path):
-    # tried: columns of 32 bits for all -> red
     found = quick("formats", tmp_path)
     assert {r["sparsity"] for r in found["rows"]} >= {0.5, 0.8, 0.9, 0.95}
     for row in found["rows"]:
@@ -59,7 +58,6 @@ def test_quick_formats(tmp_path):
     ],
 )
 def test_quick_bench(name, tmp_path):
-    # tried: a method under a name that the index does not have -> red
     found = quick(name, tmp_path)
     accuracy = [r.get("accuracy") or r["after"] for r in found["rows"]]
     assert all(0 < a["mean"] <= 1 for a in accuracy)
@@ -72,7 +70,6 @@ def test_quick_bench(name, tmp_path):
     ("name", "methods"), [("obspa", 9), ("beta_rank", 5), ("precrop", 4), ("masksparsity", 3)], ids=lambda v: str(v)
 )
 def test_quick_structural_bench(name, methods, tmp_path):
-    # tried: one row of masksparsity under another name -> red
     found = quick(name, tmp_path)
     assert len({r["method"] for r in found["rows"]}) == methods
     for row in found["rows"]:
@@ -83,7 +80,6 @@ def test_quick_structural_bench(name, methods, tmp_path):
 
 @pytest.mark.slow
 def test_quick_architectures(tmp_path):
-    # tried: the reload compared with another network's outputs -> red
     for package in ("transformers", "diffusers", "onnxruntime", "onnxscript"):
         pytest.importorskip(package, reason=f"{package} is not installed: pip install 'openwork[hf,onnx]' diffusers")
     run = subprocess.run(
@@ -107,7 +103,6 @@ def test_quick_architectures(tmp_path):
 
 def test_quick_gpu_bench(tmp_path):
     """Every product of the GPU bench runs under Triton's interpreter and is right; no time is looked at."""
-    # tried: the weight of the dense product not masked -> red
     if importlib.util.find_spec("triton") is None:
         pytest.skip("Triton is not installed: pip install 'openwork[gpu]'")
     for name in ("common.py", "gpu_kernels.py"):
@@ -129,7 +124,6 @@ def test_quick_gpu_bench(tmp_path):
 
 
 def test_quick_break_even(tmp_path):
-    # tried: the last share instead of the crossing -> red
     found = quick("break_even", tmp_path)
     assert len(found["rows"]) == 4
     for row in found["rows"]:
@@ -142,7 +136,6 @@ def test_quick_break_even(tmp_path):
 
 
 def test_quick_kernels(tmp_path):
-    # tried: a layout that forgets the last block -> red
     found = quick("kernels", tmp_path)
     assert {r["pattern"] for r in found["rows"]} >= {"32x32", "unstructured"}
     for row in found["rows"]:
@@ -152,14 +145,12 @@ def test_quick_kernels(tmp_path):
 
 
 def test_quick_sharded_topk(tmp_path):
-    # tried: ties to the lower rank first -> not equal
     (row,) = quick("sharded_topk", tmp_path)["rows"]
     assert row["equal"] == "True"
     assert row["bytes"] < 100_000
 
 
 def test_quick_mechanisms(tmp_path):
-    # tried: a case under two names -> fewer rows
     found = quick("mechanisms", tmp_path)
     assert {r["part"] for r in found["rows"]} == {
         "acdc", "powers", "gradients", "thresholds", "probabilities", "tickets", "removal"
@@ -169,7 +160,6 @@ def test_quick_mechanisms(tmp_path):
 
 @pytest.mark.parametrize("name", ["soups_digits", "llm_speed"])
 def test_quick_bench_of_pieces(name, tmp_path):
-    # tried: the plain SparseGPT without its damping -> masks differ
     rows = quick(name, tmp_path)["rows"]
     assert all(r["after"]["mean"] > 0 for r in rows)
     if name == "llm_speed":
@@ -186,7 +176,6 @@ def test_quick_bench_of_pieces(name, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["llm_icbs", "stun_moe", "llm_scale", "llm_packed"])
 def test_quick_bench_of_language_models(name, tmp_path):
-    # tried: steps of iCBS that decide nothing -> red
     pytest.importorskip("transformers", reason="transformers is not installed: pip install 'openwork[hf]'")
     if name not in ("llm_scale", "llm_packed") and assets_folder() is None:
         pytest.skip("no asset folder: set OPENWORK_ASSETS to the folder with stories260K.bin and tinyshakespeare.txt")
@@ -209,7 +198,6 @@ def test_quick_bench_of_language_models(name, tmp_path):
 
 @pytest.mark.slow
 def test_quick_encoders(tmp_path):
-    # tried: embeddings of the dense model compared with themselves -> cosine 1
     pytest.importorskip("transformers", reason="transformers is not installed: pip install 'openwork[hf]'")
     found = quick("llm_encoders", tmp_path)
     if len(found["skipped"]) == 2:
@@ -225,7 +213,6 @@ def test_quick_encoders(tmp_path):
 
 @pytest.mark.slow
 def test_quick_harness(tmp_path):
-    # tried: a parent that begins anew after a kill -> records written twice
     found = {r["what"]: r["value"] for r in quick("harness", tmp_path)["rows"]}
     assert found["records lost or written twice"] == 0
     assert found["results equal to those of an undisturbed run (1 = all)"] == 1

@@ -106,7 +106,6 @@ def trainer(folder, stop_at=None, **options):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_trainer_ends_like_the_plain_loop(name, tmp_path):
-    # tried: attached at on_train_begin, after the optimiser was prepared and loaded -> red on resume
     plain = by_hand(RECIPES[name]())
     whole = trainer(tmp_path / "whole")
     ours = join_trainer(whole, RECIPES[name]())
@@ -117,7 +116,6 @@ def test_trainer_ends_like_the_plain_loop(name, tmp_path):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_killed_trainer_goes_on_bit_for_bit(name, tmp_path):
-    # tried: the run's state not loaded -> red for gradual, rigl, acdc; weights loaded before attaching -> red for rigl
     plain = by_hand(RECIPES[name]())
     killed = trainer(tmp_path, stop_at=13)
     join_trainer(killed, RECIPES[name]())
@@ -268,7 +266,6 @@ def lightning_parts(folder, callbacks, steps=STEPS, **options):
 @pytest.mark.filterwarnings("ignore")  # Lightning warns about workers, loggers and pickle
 @pytest.mark.parametrize("name", RECIPES)
 def test_lightning_ends_like_the_plain_loop_also_after_a_kill(name, tmp_path):
-    # tried: weights restored by Lightning itself, before attaching -> red for rigl and attention
     plain = by_hand(RECIPES[name]())
     sparsity = lightning_callback(RECIPES[name]())
     lightning, fit, module, data = lightning_parts(tmp_path, [sparsity], enable_checkpointing=False)

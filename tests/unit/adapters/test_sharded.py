@@ -45,7 +45,6 @@ def parts(rank, world, folder, begin, end):
 
 @pytest.mark.slow
 def test_two_ranks_then_four_then_two_end_like_one(tmp_path):
-    # tried: units not joined before saving; ever-active units left whole; moments not loaded -> red
     for name in RECIPES:
         (tmp_path / name).mkdir()
         (tmp_path / "alone" / name).mkdir(parents=True)

@@ -46,7 +46,6 @@ def done(verb, given, out):
 
 @pytest.mark.parametrize("verb", NAMES)
 def test_a_full_disk(verb, given, tmp_path, capsys):
-    # tried: the recipe's write made plain; a folder without its temporary name -> red
     ready(verb, given)
     before = done(verb, given, tmp_path / "out")
     argv = command(verb, given, tmp_path / "out")

@@ -120,7 +120,6 @@ def ranks(request, tmp_path_factory):
 
 @pytest.mark.parametrize("name", CASES)
 def test_sharded_weights_get_the_masks_of_one_process(ranks, alone, name):
-    # tried: counts of this rank only; ties by rank; random scores of the piece only; refusals left local -> red
     want = alone[name]
     for rank in ranks:
         found = rank[name]

@@ -123,7 +123,6 @@ def test_bad_numbers_are_named():
 
 
 def test_scoring_leaves_everything_as_it_was():
-    # tried: weights not put back; gradients left behind -> red
     model = sharded(nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 4)))
     F.cross_entropy(model(DATA[0][0]), DATA[0][1]).backward()
     before = {n: t.clone() for n, t in model.state_dict().items()}
