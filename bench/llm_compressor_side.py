@@ -80,8 +80,8 @@ def prune_folder(folder: str, ids: np.ndarray, out: str) -> dict[str, Any]:
     return {
         "version": version(),
         "seconds": time.process_time() - began,
-        "imported": before,
-        "resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "imported_bytes": before,
+        "resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "density": float(sum(int((w != 0).sum()) for w in weights) / sum(w.numel() for w in weights)),
     }
 

@@ -3,7 +3,8 @@
 A Llama of random weights (hidden 512, 4 blocks; time does not depend on the values) goes through ``prune_blockwise``
 with SparseGPT, ``pack``, ``export`` and ``load``; the loaded model is measured against the pruned one in dense form,
 one prompt of 128 tokens and one token. The 260,032-parameter Llama trained on TinyStories goes the same way for its
-perplexity, if the assets are there: it is far too small to become faster. One thread. ``--quick``: hidden 64.
+perplexity, if the assets are there: it is far too small to become faster. One thread. ``--missing`` measures only rows
+that the last result does not hold. ``--quick``: hidden 64.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import spread, write
+from common import RESULTS, spread, write
 from stories import load as load_stories
 
 import openwork as ow
@@ -65,10 +67,11 @@ def shipped(dense: Path, structure: Any, density: float, calibration: Any, work:
     return model, ow.load(packed)[0], example, packed
 
 
-def main(quick: bool) -> None:
+def main(quick: bool, missing: bool) -> None:
     torch.set_num_threads(1)
     stem = "llm_packed_quick" if quick else "llm_packed"
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = json.loads((RESULTS / f"{stem}.json").read_text())["rows"] if missing else []
+    done = {(r["setting"], r["density"], r["method"]) for r in rows}
     ids = torch.randint(0, 512, (32, 128), generator=torch.Generator().manual_seed(0))
     with tempfile.TemporaryDirectory() as scratch:
         dense = llama(Path(scratch) / "dense", quick)
@@ -77,6 +80,8 @@ def main(quick: bool) -> None:
                 work = Path(scratch) / f"{name} {density}".replace(" ", "-")
                 work.mkdir()
                 for tokens in TOKENS:
+                    if (f"{tokens} tokens", density, name) in done:
+                        continue
                     model, packed, example, folder = shipped(dense, structure, density, ids, work, tokens)
                     sizes = ((folder / PACKED).stat().st_size, dense_bytes(work / "pruned"))
                     found = verdict(model, packed, example, rounds=3 if quick else 21, sizes=sizes)
@@ -96,26 +101,30 @@ def main(quick: bool) -> None:
                     print(f"{name} {density} {tokens} tokens\n{found}", flush=True)
                     write(stem, rows)  # row by row: a stopped run leaves what it has
         if assets_folder() is not None:
-            write(stem, [*rows, *stories(Path(scratch), quick)])
+            for row in stories(Path(scratch), quick, done):
+                rows.append(row)
+                write(stem, rows)
 
 
-def stories(scratch: Path, quick: bool) -> list[dict[str, Any]]:
+def stories(scratch: Path, quick: bool, done: set[Any]) -> Iterator[dict[str, Any]]:
     """Perplexity of the small real model before and behind the packed folder."""
     text = load_stories(scratch)
-    rows = []
     for density in (0.5,) if quick else (0.7, 0.5):
+        if ("stories260K", density, "4x1") in done:
+            continue
         work = scratch / f"stories-{density}"
         work.mkdir()
         model, _, _, folder = shipped(text.folder, ow.Block(4, 1), density, text.calibration, work, 128)
         values = {n: text.both(m)["validation"] for n, m in (("pruned", model), ("packed", load_model(folder)))}
         size = (folder / PACKED).stat().st_size / dense_bytes(work / "pruned")
-        rows.append({"setting": "stories260K", "density": density, "method": "4x1", "perplexity": values,
-                     "bytes_ratio": size, "after": spread([1 / values["packed"]])})  # fmt: skip
         print(density, values, f"{size:.3f}x bytes", flush=True)
-    return rows
+        yield {"setting": "stories260K", "density": density, "method": "4x1", "perplexity": values,
+               "bytes_ratio": size, "after": spread([1 / values["packed"]])}  # fmt: skip
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true")
-    main(parser.parse_args().quick)
+    parser.add_argument("--missing", action="store_true", help="measure only what the last result does not hold")
+    args = parser.parse_args()
+    main(args.quick, args.missing)

@@ -39,8 +39,8 @@ def prune_folder(folder: str, ids: str, out: str) -> dict[str, Any]:
     result = ow.prune_blockwise(folder, sparsegpt(0.5), ids, out=out, batch=1)
     return {
         "seconds": time.process_time() - began,
-        "imported": before,
-        "resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "imported_bytes": before,
+        "resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "density": result.density,
     }
 
@@ -66,7 +66,7 @@ def main(size: str, peer: str | None, quick: bool) -> None:
         rows: list[dict[str, Any]] = []
         for name, command in runs.items():
             found = told([*command, str(folder), str(ids), str(Path(scratch) / name)])
-            found["own"] = found["resident"] - found["imported"]
+            found["own_bytes"] = found["resident_bytes"] - found["imported_bytes"]
             rows.append({"setting": size, "method": name, "parameters": parameters, "blocks": SIZES[size][2],
                          **found, "after": spread([found["density"]])})  # fmt: skip
             print(rows[-1], flush=True)

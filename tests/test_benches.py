@@ -174,10 +174,10 @@ def test_quick_bench_of_pieces(name, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["llm_icbs", "stun_moe", "llm_scale", "llm_packed"])
+@pytest.mark.parametrize("name", ["llm_icbs", "stun_moe", "llm_scale", "llm_packed", "llm_peer"])
 def test_quick_bench_of_language_models(name, tmp_path):
     pytest.importorskip("transformers", reason="transformers is not installed: pip install 'openwork[hf]'")
-    if name not in ("llm_scale", "llm_packed") and assets_folder() is None:
+    if name not in ("llm_scale", "llm_packed", "llm_peer") and assets_folder() is None:
         pytest.skip("no asset folder: set OPENWORK_ASSETS to the folder with stories260K.bin and tinyshakespeare.txt")
     rows = quick(name, tmp_path)["rows"]
     if name == "llm_icbs":
