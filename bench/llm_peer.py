@@ -33,7 +33,7 @@ def prune_folder(folder: str, ids: str, out: str) -> dict[str, Any]:
     import openwork as ow
     from openwork.methods import sparsegpt
 
-    _ = transformers.AutoModelForCausalLM  # what the run would import later
+    _ = transformers.LlamaForCausalLM  # what the run would import later
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     began = time.process_time()
     result = ow.prune_blockwise(folder, sparsegpt(0.5), ids, out=out, batch=1)

@@ -82,7 +82,6 @@ def by_hand(folder, asked):
 
 
 def test_dense_pruned_and_packed_folders(harness, source, task, tmp_path, capsys):
-    # tried: the answers in another order; the pruned folder evaluated for the packed one -> red each time
     place, asked = task
     pruned, packed = tmp_path / "pruned", tmp_path / "packed"
     result = ow.prune_blockwise(source, sparsegpt(0.3, ow.Block(4, 1)), tiny.ids(), out=pruned)
@@ -104,7 +103,6 @@ def test_dense_pruned_and_packed_folders(harness, source, task, tmp_path, capsys
 
 
 def test_tasks_that_cannot_be_run(harness, source, task, tmp_path, monkeypatch, capsys):
-    # tried: no check of the names -> the harness's own KeyError
     place, _ = task
     with pytest.raises(FileError, match="nowhere: include must be a folder with task files"):
         evaluate_tasks(source, ["local_pairs"], include=tmp_path / "nowhere")
