@@ -85,13 +85,16 @@ NAMES = tuple(VERBS)
 def here(self):
     """``Pool.run`` with its tasks in this process, one after another."""
     self._tell("cells", total=len(self.cells), done=len(self.records))
+    data = {}
     for cell in [c for c in self.cells if c.key not in self.records]:
         task = self._task(cell)
         if isinstance(task, str):
             record = {**worker.blank(cell, None), "status": "failed", "error": task, "seconds": 0.0}
             write_record(self.folder, cell, record)
         else:
-            record = worker.execute(task, worker.load_data(cell.job.data))
+            if cell.setting not in data:
+                data[cell.setting] = worker.load_data(cell.job.data)
+            record = worker.execute(task, data[cell.setting])
         self._finished(cell, record)
 
 

@@ -5,42 +5,20 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tests.unit.cli import faults
 
 from openwork.cli import main
-from openwork.lab import pool, worker
+from openwork.lab import pool
 from openwork.lab.cells import cells_of, facts_of
-from openwork.lab.store import write_record
 from openwork.lab.suite_file import load_suite
 
 RECIPES = Path(__file__).parents[3] / "recipes"
-TINY = {
-    "settings": {"digits": {"model": "mlp", "data": "digits", "budget": {"epochs": 0.2, "finetune_epochs": 0.2}}},
-    "methods": {"magnitude": None},
-    "densities": [0.5],
-    "seeds": [0],
-    "controls": [],
-}
 
 
 @pytest.fixture
 def here(monkeypatch):
     """A pool that runs its tasks in this process, one after another."""
-
-    def run(self):
-        self._tell("cells", total=len(self.cells), done=len(self.records))
-        data = {}
-        for cell in [c for c in self.cells if c.key not in self.records]:
-            task = self._task(cell)
-            if isinstance(task, str):
-                record = {**worker.blank(cell, None), "status": "failed", "error": task, "seconds": 0.0}
-                write_record(self.folder, cell, record)
-            else:
-                if cell.setting not in data:
-                    data[cell.setting] = worker.load_data(cell.job.data)
-                record = worker.execute(task, data[cell.setting])
-            self._finished(cell, record)
-
-    monkeypatch.setattr(pool.Pool, "run", run)
+    monkeypatch.setattr(pool.Pool, "run", faults.here)
 
 
 def test_the_quick_recipe_is_a_complete_comparison(here, tmp_path, capsys):
@@ -79,7 +57,7 @@ def test_the_flagships_are_a_whole_grid(monkeypatch):
 
 def test_an_incomplete_comparison_says_so(here, tmp_path, capsys):
     # tried: exit code 0 in spite of failed cells -> red; the rules not printed -> red
-    (tmp_path / "s.yaml").write_text(yaml.safe_dump({**TINY, "densities": [0.5, 1e-6]}))
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump({**faults.SUITE, "densities": [0.5, 1e-6]}))
     args = ["compare", str(tmp_path / "s.yaml"), "--out", str(tmp_path / "o")]
     code = main(args)
     printed = capsys.readouterr().out
@@ -98,7 +76,7 @@ def test_an_incomplete_comparison_says_so(here, tmp_path, capsys):
 
 def test_a_rehearsal_is_another_comparison(here, tmp_path, capsys):
     # tried: the quick suite under the name of the whole -> red
-    (tmp_path / "s.yaml").write_text(yaml.safe_dump({**TINY, "densities": [0.5, 0.4, 0.3]}))
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump({**faults.SUITE, "densities": [0.5, 0.4, 0.3]}))
     args = ["compare", str(tmp_path / "s.yaml"), "--out", str(tmp_path / "o")]
     assert main([*args, "--quick"]) == 0
     results = json.loads((tmp_path / "o" / "results.json").read_text())
@@ -114,7 +92,7 @@ def test_a_dry_run_lists_the_cells(tmp_path, capsys, monkeypatch):
     # tried: the gaps not listed -> red
     monkeypatch.chdir(tmp_path)
     settings = {"d": {"model": "lenet300", "data": "digits"}}
-    (tmp_path / "s.yaml").write_text(yaml.safe_dump({**TINY, "settings": settings, "controls": ["small"]}))
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump({**faults.SUITE, "settings": settings, "controls": ["small"]}))
     assert main(["compare", "s.yaml", "--dry-run", "--jobs", "1", "--json", "o.json"]) == 0
     printed = capsys.readouterr().out
     assert "run    d | magnitude | 0.5 | seed 0  (460 steps)" in printed
@@ -137,8 +115,8 @@ def test_a_dry_run_lists_the_cells(tmp_path, capsys, monkeypatch):
 def test_bad_input_is_one_line_and_exit_code_2(args, message, tmp_path, capsys, monkeypatch):
     # tried: the check of --jobs left to the pool -> red
     monkeypatch.chdir(tmp_path)
-    Path("s.yaml").write_text(yaml.safe_dump(TINY))
-    Path("typo.yaml").write_text(yaml.safe_dump({**TINY, "density": [0.1]}))
+    Path("s.yaml").write_text(yaml.safe_dump(faults.SUITE))
+    Path("typo.yaml").write_text(yaml.safe_dump({**faults.SUITE, "density": [0.1]}))
     assert main(["compare", *args]) == 2
     error = capsys.readouterr().err
     assert message in error
