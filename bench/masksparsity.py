@@ -28,6 +28,8 @@ LAM = 0.1
 ROWS: dict[str, dict[str, Any]] = {
     "masksparsity": {"slim": 0.3, "choose": 0.5, "lam": LAM},
     "penalty on all scales": {"slim": 0.3, "choose": 0.95, "lam": LAM, "restart": False},
+    "penalty on all scales, a third of lam": {"slim": 0.3, "choose": 0.95, "lam": LAM / 3, "restart": False},
+    "penalty on all scales, a tenth of lam": {"slim": 0.3, "choose": 0.95, "lam": LAM / 10, "restart": False},
     "no penalty": {"slim": 0.95, "choose": 0.95, "lam": 0.0},
 }
 
@@ -83,7 +85,7 @@ def main(quick: bool, digits: bool) -> None:
     rows = []
     for name, runs in found.items():
         row: dict[str, Any] = {"method": name, **{k: spread([r[k] for r in runs]) for k in runs[0]}}
-        print(f"{name:24} " + " ".join(f"{k} {row[k]['mean']:.4f}" for k in runs[0]), flush=True)
+        print(f"{name:38} " + " ".join(f"{k} {row[k]['mean']:.4f}" for k in runs[0]), flush=True)
         rows.append(row)
     write(
         "masksparsity_quick" if quick else "masksparsity",
