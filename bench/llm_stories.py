@@ -3,7 +3,8 @@
 ``python llm_stories.py`` needs the asset folder (``OPENWORK_ASSETS``) and transformers. Perplexity on the 5 validation
 stories (1,804 targets) and on a quarter of the excerpt of training stories that calibration does not see; three draws
 of the calibration windows. The result is written after every row: ``--missing`` measures only rows it does not have
-yet, ``--setting`` and ``--method`` only these. ``--quick``: one draw, 50 %, three methods.
+yet, ``--setting`` and ``--method`` only these. ``--quick``: one draw, 50 %, three methods. ``--manual FOLDER``: the
+same table for the decoder of ``manual.py`` and held-out pages of the Python manual (2 times 16,384 tokens).
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from pathlib import Path
 from typing import Any
 
+import manual
+import stories
 import torch
 from common import RESULTS, spread, write
-from stories import Stories, load
+from stories import Stories
 
 import openwork as ow
 from openwork.llm.shares import outlier_shares, zeroth_order_shares
@@ -106,9 +110,9 @@ def measure(
     return {**row, "after": spread([1 / v for v in found["unseen"]])}  # a probability, comparable to an accuracy
 
 
-def main(quick: bool, chosen: list[str], methods: list[str], missing: bool) -> None:
+def main(quick: bool, chosen: list[str], methods: list[str], missing: bool, folder: Path | None) -> None:
     torch.set_num_threads(1)
-    text = load()
+    text = stories.load() if folder is None else manual.load(folder)
     dense = text.model()
     windows = {"samples": 8 if quick else 32, "length": 256, "batch": 8}
     counts = {name: perplexity(dense, getattr(text, name), 512) for name in ("validation", "unseen")}
@@ -116,7 +120,7 @@ def main(quick: bool, chosen: list[str], methods: list[str], missing: bool) -> N
         ("dense", "dense"): {"setting": "dense", "density": 1.0, "method": "dense", "after": spread([1.0]),
                              **{k: spread([v.value]) for k, v in counts.items()}}
     }  # fmt: skip
-    stem = "llm_stories_quick" if quick else "llm_stories"
+    stem = ("llm_stories" if folder is None else "llm_manual") + "_quick" * quick
     before = {} if quick else earlier(stem)
     plans = {
         (setting, name): (*plan, setting)
@@ -146,5 +150,6 @@ if __name__ == "__main__":
     parser.add_argument("--setting", action="append", default=[], choices=[s for s, _, _ in settings(False)])
     parser.add_argument("--method", action="append", default=[], help="measure only these methods")
     parser.add_argument("--missing", action="store_true", help="measure only what the last result does not hold")
+    parser.add_argument("--manual", type=Path, metavar="FOLDER", help="what manual.py has trained")
     args = parser.parse_args()
-    main(args.quick, args.setting, args.method, args.missing)
+    main(args.quick, args.setting, args.method, args.missing, args.manual)
