@@ -21,8 +21,8 @@ from openwork.llm.skeleton import empty, fill
 from openwork.ship.atomic import new_folder, write_file
 
 STATE = "state.json"
-REST = 2_000_000_000
-"""Bytes of a file that holds what is in no block."""
+REST = 256_000_000
+"""Bytes of a file that holds what is in no block; twice as much is in memory while it is written."""
 
 
 class Home(Protocol):

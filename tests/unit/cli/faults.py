@@ -1,6 +1,7 @@
 """Every verb of the command line, small enough to be broken many times, and ways to break it."""
 
 import contextlib
+import importlib.util
 import json
 import os
 import resource
@@ -47,6 +48,11 @@ def inputs(place):
         from tests.unit.llm import tiny
 
         tiny.build("llama").save_pretrained(place / "llama")
+    if importlib.util.find_spec("lm_eval") is not None:
+        from tests.unit.llm import asking
+
+        asking.speller(place / "speller")
+        asking.questions(place)
     return place
 
 
@@ -60,6 +66,8 @@ def command(verb, given, out):
                       "--overwrite", "--threads", "1", *told],
         "prune-onnx": [str(given / "net.onnx"), "--macs", "0.4584", "--out", str(out / "made.onnx"), "--overwrite", *told],
         "perplexity": [str(given / "llama"), "--text", str(given / "ids.npy"), *told],
+        "eval-llm": [str(given / "speller"), "--tasks", "local_pairs", "--include", str(given / "tasks"), "--limit", "2",
+                     *told],
         "compare": [str(given / "suite.yaml"), "--out", str(out / "made"), "--overwrite", *told],
         "inspect": [str(given / "result"), *told],
         "bench": [str(given / "result"), "--rounds", "1", "--plan", "always", *told],
@@ -78,7 +86,7 @@ READ = {
     "export": ["result/openwork.json", "result/masks.safetensors"],
 }
 """The files that a verb reads; ``demo``, ``prune`` and ``methods`` read none."""
-NEEDS = {"prune-llm": "llama", "perplexity": "llama", "prune-onnx": "net.onnx"}
+NEEDS = {"prune-llm": "llama", "perplexity": "llama", "prune-onnx": "net.onnx", "eval-llm": "tasks"}
 NAMES = tuple(VERBS)
 
 

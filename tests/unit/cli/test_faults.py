@@ -72,6 +72,8 @@ def test_a_full_disk(verb, given, tmp_path, capsys):
 @pytest.mark.parametrize("verb", NAMES)
 def test_a_folder_that_cannot_be_written(verb, given, capsys, tmp_path):
     ready(verb, given)
+    if verb == "eval-llm":
+        pytest.skip("its task names a file by its place, which another user cannot read here")
     shutil.copytree(given, tmp_path / "in")
     for place in (tmp_path, *tmp_path.parents[:3], *(tmp_path / "in").rglob("*")):
         place.chmod(0o755)

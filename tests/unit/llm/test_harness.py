@@ -6,30 +6,13 @@ import sys
 import pytest
 import torch
 from tests.unit.llm import tiny
+from tests.unit.llm.asking import WORDS, questions, speller
 
 import openwork as ow
 from openwork.cli import main
 from openwork.errors import DataError, FileError, RecipeError
 from openwork.llm.harness import evaluate_tasks
 from openwork.methods import sparsegpt
-
-TASK = """
-task: local_pairs
-dataset_path: json
-dataset_kwargs:
-  data_files:
-    test: {file}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{{{question}}}}"
-doc_to_choice: "{{{{choices}}}}"
-doc_to_target: answer
-metric_list:
-  - metric: acc
-    aggregation: mean
-    higher_is_better: true
-"""
-WORDS = "abcdefgh"
 
 
 @pytest.fixture(scope="module")
@@ -41,33 +24,12 @@ def harness():
 
 @pytest.fixture
 def source(root, tmp_path):
-    """A model with a tokenizer of single letters."""
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    folder = tmp_path / "model"
-    tiny.build("llama").save_pretrained(folder)
-    tokenizer = Tokenizer(
-        models.WordLevel({"<s>": 0, "<unk>": 1, " ": 2, **{w: i + 3 for i, w in enumerate(WORDS)}}, "<unk>")
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", unk_token="<unk>").save_pretrained(folder)
-    return folder
+    return speller(tmp_path / "model")
 
 
 @pytest.fixture
 def task(tmp_path):
-    """Twelve questions of four letters with three answers of one; the folder of the task, and the questions."""
-    rng = torch.Generator().manual_seed(0)
-    drawn = torch.randint(0, len(WORDS), (12, 4), generator=rng).tolist()
-    asked = [
-        {"question": "".join(WORDS[i] for i in row), "choices": ["a", "d", "g"], "answer": n % 3}
-        for n, row in enumerate(drawn)
-    ]
-    (tmp_path / "asked.json").write_text("\n".join(map(json.dumps, asked)))
-    (tmp_path / "tasks").mkdir()
-    (tmp_path / "tasks" / "local.yaml").write_text(TASK.format(file=tmp_path / "asked.json"))
-    return tmp_path / "tasks", asked
+    return questions(tmp_path)
 
 
 def by_hand(folder, asked):
