@@ -45,6 +45,12 @@ def write(name: str, rows: Sequence[Mapping[str, Any]], **extra: Any) -> None:
     (RESULTS / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
 
 
+def earlier(name: str) -> list[dict[str, Any]]:
+    """The rows of the last result of that name, for benches that measure a part and keep the rest; none at first."""
+    file = RESULTS / f"{name}.json"
+    return json.loads(file.read_text())["rows"] if file.is_file() else []
+
+
 def spread(values: Sequence[float]) -> dict[str, Any]:
     """Mean, sample standard deviation and the values themselves."""
     return {"mean": mean(values), "std": stdev(values) if len(values) > 1 else None, "values": list(values)}

@@ -9,12 +9,11 @@ for another there. With ``--inputs`` its rows replace the earlier ones.
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import replace
 from typing import Any
 
 import torch
-from common import RESULTS, spread, write
+from common import earlier, spread, write
 
 from openwork.core.targets import Select
 from openwork.data import DataSet, load_data
@@ -45,9 +44,7 @@ def main() -> None:
     torch.set_num_threads(1)
     name = "digits_blocks" + "_quick" * args.quick
     steps, seeds = (600, 2) if args.quick else (STEPS, 4)
-    place = RESULTS / f"{name}.json"
-    earlier = json.loads(place.read_text())["rows"] if place.is_file() and not args.quick else []
-    rows = [r for r in earlier if r["inputs"] not in args.inputs]
+    rows = [r for r in ([] if args.quick else earlier(name)) if r["inputs"] not in args.inputs]
     for inputs in args.inputs:
         for density in (0.05,) if args.quick or inputs == "scaled" else (0.2, 0.1, 0.05):
             for rate in (0.05,) if args.quick or inputs == "plain" else (0.05, 0.02):

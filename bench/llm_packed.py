@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, spread, write
+from common import earlier, spread, write
 from stories import load as load_stories
 
 import openwork as ow
@@ -70,7 +70,7 @@ def shipped(dense: Path, structure: Any, density: float, calibration: Any, work:
 def main(quick: bool, missing: bool) -> None:
     torch.set_num_threads(1)
     stem = "llm_packed_quick" if quick else "llm_packed"
-    rows: list[dict[str, Any]] = json.loads((RESULTS / f"{stem}.json").read_text())["rows"] if missing else []
+    rows: list[dict[str, Any]] = earlier(stem) if missing else []
     done = {(r["setting"], r["density"], r["method"]) for r in rows}
     ids = torch.randint(0, 512, (32, 128), generator=torch.Generator().manual_seed(0))
     with tempfile.TemporaryDirectory() as scratch:

@@ -12,15 +12,13 @@ llm-compressor takes part when it can be imported: run this with the interpreter
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from statistics import median
-from typing import Any
 
 import llm_compressor_side as peer
 import torch
-from common import RESULTS, spread, write
+from common import earlier, spread, write
 from torch import Tensor
 
 from openwork.core.select import count_kept, keep_top
@@ -105,9 +103,8 @@ def main(quick: bool, shape: str, rounds: int) -> None:
     rows, columns = (256, 256) if quick else map(int, shape.split("x"))
     tokens = 1024 if quick else 8192
     weight, gram = layer(rows, columns, tokens)
-    file = RESULTS / ("llm_speed_quick.json" if quick else "llm_speed.json")
-    table: list[dict[str, Any]] = json.loads(file.read_text())["rows"] if file.is_file() else []
-    table = [r for r in table if not quick and (r["rows"], r["columns"]) != (rows, columns)]
+    stem = "llm_speed" + "_quick" * quick
+    table = [r for r in ([] if quick else earlier(stem)) if (r["rows"], r["columns"]) != (rows, columns)]
     theirs = peer.methods(BLOCK, DAMP)
     for name, (ours, plain) in PAIRS.items():
         runs = {"ours": ours, "plain": plain, **({"peer": theirs[name]} if theirs else {})}
@@ -135,7 +132,7 @@ def main(quick: bool, shape: str, rounds: int) -> None:
             row["peer"] = f"{peer.NAME} {peer.version()}"
         table.append(row)
         print({k: v for k, v in row.items() if k != "after"}, flush=True)
-        write(file.stem, table, tokens=tokens)
+        write(stem, table, tokens=tokens)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ same table for the decoder of ``manual.py`` and held-out pages of the Python man
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import manual
 import stories
 import torch
-from common import RESULTS, spread, write
+from common import earlier, spread, write
 from stories import Stories
 
 import openwork as ow
@@ -121,7 +120,7 @@ def main(quick: bool, chosen: list[str], methods: list[str], missing: bool, fold
                              **{k: spread([v.value]) for k, v in counts.items()}}
     }  # fmt: skip
     stem = ("llm_stories" if folder is None else "llm_manual") + "_quick" * quick
-    before = {} if quick else earlier(stem)
+    before = {(r["setting"], r["method"]): r for r in ([] if quick else earlier(stem))}
     plans = {
         (setting, name): (*plan, setting)
         for setting, density, structure in settings(quick)
@@ -135,13 +134,6 @@ def main(quick: bool, chosen: list[str], methods: list[str], missing: bool, fold
         rows[key] = measure(text, dense, setting, key[1], recipe, beside, 1 if quick else 3, windows)
         write(stem, [rows[k] for k in (("dense", "dense"), *plans) if k in rows], calibration=windows,
               counts={k: v.to_dict() for k, v in counts.items()})  # fmt: skip
-
-
-def earlier(stem: str) -> Rows:
-    """The rows of the last result by setting and method, so that a long table can be measured in pieces."""
-    file = RESULTS / f"{stem}.json"
-    rows = json.loads(file.read_text())["rows"] if file.is_file() else []
-    return {(r["setting"], r["method"]): r for r in rows}
 
 
 if __name__ == "__main__":

@@ -9,14 +9,13 @@ missing. A few minutes of one core.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from dataclasses import replace
 from typing import Any
 
 import torch
-from common import RESULTS, spread, write
+from common import earlier, spread, write
 from torch import Tensor, nn
 from torch.nn import functional as F
 from training import accuracy, fit, pruned
@@ -153,9 +152,9 @@ def lite(macs: tuple[float, ...]) -> list[Row]:
 def main(quick: bool, only: str) -> None:
     torch.set_num_threads(1)
     rows: list[Row] = []
-    if only and (RESULTS / "obspa.json").is_file():
+    if only:
         other = {"small": "EfficientNet-Lite0", "lite": "ResNet-8"}[only]
-        rows = [r for r in json.loads((RESULTS / "obspa.json").read_text())["rows"] if r["model"] == other]
+        rows = [r for r in earlier("obspa") if r["model"] == other]
     try:
         rows += [] if quick or only == "small" else lite((0.93,))
     except (ImportError, DataError) as problem:

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 import torch_pruning_side as peer
-from common import RESULTS, spread, write
+from common import earlier, spread, write
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
@@ -300,12 +300,6 @@ def llama() -> tuple[nn.Module, Any]:
     )
     with torch.device("meta"):
         return LlamaForCausalLM(config).eval(), {"input_ids": torch.zeros(1, 16, dtype=torch.long, device="meta")}
-
-
-def earlier(name: str) -> list[dict[str, Any]]:
-    """Rows of the last run; parts that are not measured now stay."""
-    path = RESULTS / f"{name}.json"
-    return json.loads(path.read_text())["rows"] if path.is_file() else []
 
 
 def seeds_of(rows: list[dict[str, Any]], part: str) -> int:

@@ -10,11 +10,10 @@ dense baselines are measured in the same rounds. With ``--only`` the rows of mat
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
 import torch
-from common import RESULTS, write
+from common import earlier, write
 from networks import CASES, Case, resnet, sparsify
 
 import openwork as ow
@@ -72,10 +71,7 @@ def main() -> None:
     patterns, sparsities, rounds = args.patterns, args.sparsities, args.rounds
     if args.quick:
         cases, patterns, sparsities, rounds = {"ResNet-20, batch 2": resnet("resnet20", 32, 2)}, patterns[::2], [0.9], 3
-    rows: dict[tuple[str, str, float], dict[str, Any]] = {}
-    place = RESULTS / f"{name}.json"
-    if not args.quick and place.is_file():
-        rows = {(r["case"], r["pattern"], r["sparsity"]): r for r in json.loads(place.read_text())["rows"]}
+    rows = {(r["case"], r["pattern"], r["sparsity"]): r for r in ([] if args.quick else earlier(name))}
     note = (__doc__ or "").split("\n\n")[2].replace("\n", " ") + " " + EARLIER
     for case, made in cases.items():
         for pattern in patterns:

@@ -29,6 +29,7 @@ def load_model(folder: str | Path) -> nn.Module:
 
     Raises:
         FileError: transformers cannot load it, or finds weights missing.
+        RecipeError: transformers does not know its architecture.
     """
     if (Path(folder) / PACKED).is_file():
         return load(folder)[0]

@@ -18,7 +18,7 @@ from openwork.graph.trace import device_of
 from openwork.ship.homogeneous import with_config
 from openwork.structure.coupling import Coupling
 from openwork.structure.depth import Depth
-from openwork.zoo.hugging_face import known_source
+from openwork.zoo.hugging_face import config_source, from_config, known_source
 
 
 def plan_compaction(model: nn.Module, result: Result, *, example: Any = None) -> Plan:
@@ -112,19 +112,17 @@ def _uniform(small: nn.Module, example: Any) -> nn.Module:
     args, kwargs = with_ids(Plan.from_dict(small.openwork_compaction), args, kwargs)
     wanted = outputs_of(small, args, kwargs)
     with_config(small)
-    config: Any = small.config
-    plain = {**config.to_dict(), "architectures": [type(small).__name__]}
-    config.architectures = plain["architectures"]
-    kind: Any = type(small)
-    fresh = kind(type(config)(**plain)).to(device_of(small), next(small.parameters()).dtype)
+    source = config_source(small)
+    small.config.architectures = [source["name"]]  # type: ignore[union-attr]
+    fresh = from_config(source["options"]["config"], source["name"]).to(device_of(small))
     fresh.load_state_dict(small.state_dict())
     problem = difference(outputs_of(fresh, args, kwargs), wanted)
     if problem:
         raise VerificationFailed(
-            f"{kind.__name__}: a model built from the new config does not compute what the small one does ({problem}); "
-            "take homogeneous=False and load with ow.load"
+            f"{source['name']}: a model built from the new config does not compute what the small one does "
+            f"({problem}); take homogeneous=False and load with ow.load"
         )
-    small.openwork_source = {"kind": "hf", "name": kind.__name__, "options": {"config": plain}}  # type: ignore[assignment]
+    small.openwork_source = source  # type: ignore[assignment]
     return small
 
 

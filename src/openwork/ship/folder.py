@@ -189,6 +189,8 @@ def read_index(folder: Path) -> dict[str, Any]:
         raise FileError(
             f"{path}: format must be {FORMAT}, got {found!r}; it was written by another version or another program"
         )
+    if not isinstance(data.get("source"), dict | None):
+        raise FileError(f"{path}: source must be a dict or null, got {type(data['source']).__name__}")
     return _typed(path, data, KEYS)
 
 

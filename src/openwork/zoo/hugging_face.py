@@ -65,19 +65,26 @@ def known_source(model: nn.Module) -> dict[str, Any] | None:
     ours = type(model).__module__.startswith("transformers.models.") and hasattr(config, "to_dict")
     if not ours or hasattr(model, "openwork_compaction") or getattr(config, "quantization_config", None):
         return None
-    name = type(model).__name__
-    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    plain = json.loads(json.dumps({**config.to_dict(), "architectures": [name], "dtype": dtype}, default=str))
+    source = config_source(model)
     try:
         with torch.device("meta"):
-            fresh = from_config(plain, name).state_dict()
+            fresh = from_config(source["options"]["config"], source["name"]).state_dict()
     except Exception:  # a config that does not build its own model
         return None
     own = model.state_dict()
     same = own.keys() == fresh.keys() and all(
         own[n].shape == t.shape and own[n].dtype == t.dtype for n, t in fresh.items()
     )
-    return {"kind": "hf", "name": name, "options": {"config": plain}} if same else None
+    return source if same else None
+
+
+def config_source(model: nn.Module) -> dict[str, Any]:
+    """The class and the config of a transformers model as a source, with the dtype its parameters have now."""
+    config: Any = model.config
+    name = type(model).__name__
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    plain = json.loads(json.dumps({**config.to_dict(), "architectures": [name], "dtype": dtype}, default=str))
+    return {"kind": "hf", "name": name, "options": {"config": plain}}
 
 
 def _class_of(config: Mapping[str, Any], owner: str) -> Any:

@@ -8,7 +8,7 @@ import torch
 from tests.unit.llm import tiny
 
 from openwork.cli import main
-from openwork.errors import FileError
+from openwork.errors import FileError, RecipeError
 from openwork.llm.calibration import documents_of, load_tokenizer
 from openwork.llm.evaluation import evaluate
 from openwork.llm.llama2c import convert_llama2c, read_pieces, read_weights
@@ -118,5 +118,5 @@ def test_folders_that_cannot_be_evaluated(stories, assets, tmp_path):
     with pytest.raises(FileError, match=r"copy: model.layers.5.* is in none of the files"):
         evaluate(copy, text)
     (copy / "config.json").write_text(config.replace('"model_type": "llama"', '"model_type": "nonesuch"'))
-    with pytest.raises(FileError, match="copy: transformers cannot load it"):
+    with pytest.raises(RecipeError, match="copy: transformers does not know this architecture"):
         evaluate(copy, text, tokenizer=stories)

@@ -144,6 +144,7 @@ def test_missing_files_are_named(saved, tmp_path):
     [
         (lambda d: d.update(format=99), "format must be 1, got 99"),
         (lambda d: d.pop("tensors"), "tensors must be a list, got NoneType"),
+        (lambda d: d.update(source=[1]), "source must be a dict or null, got list"),
         (lambda d: d["recipe"].update(kind="os.system"), "unknown kind 'os.system'"),
         (lambda d: d["recipe"].update(extra=1), "Recipe: unknown key 'extra'"),
         (lambda d: d["density"].update(kept=1), "promises 1 kept weights, the files hold"),

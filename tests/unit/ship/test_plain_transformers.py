@@ -72,8 +72,11 @@ def test_a_packed_one_is_built_again(tmp_path):
         assert torch.allclose(again(IDS)[0], model(IDS)[0], atol=1e-5)
 
 
-def test_blocks_that_left_a_homogeneous_model_need_no_dense_one_to_be_cut(tmp_path):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_blocks_that_left_a_homogeneous_model_need_no_dense_one_to_be_cut(tmp_path, dtype):
     model = llama()
+    for part in (*model.model.layers, model.model.embed_tokens, model.model.norm, model.lm_head):
+        part.to(dtype)  # all that has weights; the config still says float32
     dense = copy.deepcopy(model)
     recipe = group_importance(structure=ow.layers(example={"input_ids": IDS}))
     result = ow.prune(model, recipe, target={"params": 0.555})
@@ -82,6 +85,7 @@ def test_blocks_that_left_a_homogeneous_model_need_no_dense_one_to_be_cut(tmp_pa
     for given in (None, dense, copy.deepcopy(small)):
         again, _ = ow.load(tmp_path / "r", given)
         assert again.config.num_hidden_layers == len(again.model.layers) == 2
+        assert again.dtype == dtype
         with torch.no_grad():
             assert torch.equal(again(IDS).logits, small(IDS).logits)
     assert len(dense.model.layers) == 4
