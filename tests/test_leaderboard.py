@@ -24,7 +24,6 @@ def row(method, values, **more):
 
 
 def test_places_are_beyond_the_noise(leaderboard):
-    # tried: places by the mean alone -> red; rows of other densities as rivals -> red
     rows = [
         row("steady", [0.90, 0.91, 0.92]),
         row("near", [0.89, 0.92, 0.905]),
@@ -39,7 +38,6 @@ def test_places_are_beyond_the_noise(leaderboard):
 
 
 def test_the_committed_page_says_where_its_rows_come_from(leaderboard):
-    # tried: controls counted as methods -> red
     told = json.loads((ROOT / "docs" / "reports" / "leaderboard.json").read_text())
     known = {p.stem for p in (ROOT / "bench" / "results").glob("*.json")}
     assert {r["bench"] for r in told["rows"]} <= known

@@ -39,7 +39,6 @@ def test_every_method_of_the_index_has_a_case():
 @every
 @pytest.mark.parametrize("structure", STRUCTURES, ids=repr)
 def test_density_is_exact(case, structure):
-    # tried: count_kept with int() instead of ceil -> red
     if isinstance(structure, ow.NM) and not case.regions:
         pytest.skip("this method moves units over whole tensors")
     if not case.groups and not isinstance(structure, ow.Element | ow.NM):
@@ -144,7 +143,6 @@ def test_keeping_everything_changes_nothing(case):
 @attached
 @pytest.mark.parametrize("stop", [0, 1, 5, 6, 17, 40, 59, 60])
 def test_stopping_and_going_on_equals_not_stopping(case, stop):
-    # tried: left the rule's state, the generator, the units out of state_dict -> red each time
     straight = net()
     want = perform(case, case.recipe(0.3), straight)
     model = net()

@@ -22,7 +22,6 @@ def shuffled():
 
 @one_shot
 def test_a_shuffling_loader_follows_the_seed_and_moves_no_global_state(case):
-    # tried: drew the batches of MaskLoss outside `seeded` -> red for spode
     results = []
     for seed in (1, 2):
         model = net()
@@ -35,7 +34,6 @@ def test_a_shuffling_loader_follows_the_seed_and_moves_no_global_state(case):
 
 @one_shot
 def test_a_dry_run_decides_the_same_and_writes_nothing(case):
-    # tried: wrote the masks in spite of dry_run -> red
     model = net()
     before = fingerprint(model)
     given = {"data": batches(), "loss": F.cross_entropy}
@@ -46,7 +44,6 @@ def test_a_dry_run_decides_the_same_and_writes_nothing(case):
 
 @one_shot
 def test_gradients_are_measured_even_where_they_are_switched_off(case):
-    # tried: no enable_grad around the decision -> red for everything that needs a gradient
     given = {"data": batches(), "loss": F.cross_entropy}
     want = ow.prune(net(), case.recipe(0.3), **given)
     model = net()
@@ -59,7 +56,6 @@ def test_gradients_are_measured_even_where_they_are_switched_off(case):
 @one_shot
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_scoring_moves_no_running_statistic(case, training):
-    # tried: functional_call on the model's own buffers -> red for spode, which measures in train mode
     model = net().train(training)
     before = fingerprint(model)
     ow.prune(model, case.recipe(0.3), data=batches(), loss=F.cross_entropy)
@@ -71,7 +67,6 @@ def test_scoring_moves_no_running_statistic(case, training):
 
 @every
 def test_half_precision_keeps_its_type_and_its_counts(case):
-    # tried: soft masks of SpODE in float32 without a cast -> red (the convolution refuses mixed types)
     half, full = net(dtype=torch.bfloat16), net()
     got = perform(case, case.recipe(0.3, dtype=torch.bfloat16), half)
     want = perform(case, case.recipe(0.3), full)

@@ -82,7 +82,6 @@ def fitted(model, structure):
 @drawn
 @given(layers(), structures())
 def test_every_entry_is_in_exactly_one_unit(model, structure):
-    # tried: no crop of edge tiles -> red
     part = fitted(model, structure)
     (name,) = part.members
     weight = dict(model.named_parameters())[name].detach()
@@ -106,7 +105,6 @@ def test_every_entry_is_in_exactly_one_unit(model, structure):
 @given(layers(), structures())
 def test_a_unit_is_what_its_structure_says(model, structure):
     """The shape of units, told from the tensor's own indices and not from the matrix view."""
-    # tried: kernel positions before or behind the channels in the wrong view -> red
     part = fitted(model, structure)
     (name,) = part.members
     layer = model["layer"]
@@ -139,7 +137,6 @@ def test_a_unit_is_what_its_structure_says(model, structure):
 @drawn
 @given(layers(), structures(), density, st.sampled_from(["ceil", "floor", "nearest"]))
 def test_counts_are_exact_and_units_are_whole(model, structure, share, rounding):
-    # tried: `>=` instead of `>` in keep_top, counts over the tensor for per-row structures -> red
     part = fitted(model, structure)
     share = structure.density or share
     recipe = ow.Recipe("made", structure, TopK(Magnitude(), Uniform(rounding)), OneShot(share))
@@ -160,7 +157,6 @@ def test_counts_are_exact_and_units_are_whole(model, structure, share, rounding)
 @drawn
 @given(layers(), structures(), density, density)
 def test_magnitude_masks_are_nested(model, structure, one, two):
-    # tried: random scores -> red
     fitted(model, structure)
     if structure.density is not None:
         one = two = structure.density
@@ -171,7 +167,6 @@ def test_magnitude_masks_are_nested(model, structure, one, two):
 @drawn
 @given(layers(), structures(), density)
 def test_ties_go_to_the_lower_index(model, structure, share):
-    # tried: an unstable sort; ties from the end -> red
     part = fitted(model, structure)
     share = structure.density or share
     (name,) = part.members
@@ -187,7 +182,6 @@ def test_ties_go_to_the_lower_index(model, structure, share):
 @drawn
 @given(st.integers(2, 40), st.integers(2, 4), st.data())
 def test_one_ranking_equals_equal_shares_when_layers_are_permutations(n, count, data):
-    # tried: a budget of one unit less in Global -> red
     keep = data.draw(st.integers(1, n))
     values = torch.arange(1.0, n + 1)
     model = nn.ModuleDict({f"l{i}": nn.Linear(n, 1) for i in range(count)})
@@ -200,7 +194,6 @@ def test_one_ranking_equals_equal_shares_when_layers_are_permutations(n, count, 
 
 @pytest.mark.parametrize(("share", "kept"), [(0.25, [4, 0, 0]), (0.5, [4, 3, 0]), (0.8, [4, 6, 1])])
 def test_ties_between_layers_go_to_the_earlier_one(share, kept):
-    # tried: the ranking read from its end -> red
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 3), nn.Linear(3, 1))
     with torch.no_grad():
         for layer in model:
@@ -214,7 +207,6 @@ def test_ties_between_layers_go_to_the_earlier_one(share, kept):
 @given(st.lists(st.floats(-5, 5), min_size=12, max_size=12, unique_by=abs), st.integers(1, 11))
 def test_magnitude_is_the_best_mask_of_its_size(values, keep):
     """Brute force: no other choice of as many weights leaves a smaller |w - m w|^2."""
-    # tried: kept the smallest -> red
     model = nn.Linear(12, 1, bias=False).double()
     with torch.no_grad():
         model.weight.copy_(torch.tensor(values, dtype=torch.float64))
@@ -229,7 +221,6 @@ def test_magnitude_is_the_best_mask_of_its_size(values, keep):
 @drawn
 @given(layers(), structures(), density, st.floats(0.01, 100))
 def test_scale_and_sign_do_not_matter_inside_a_layer(model, structure, share, factor):
-    # tried: scores without abs -> red
     part = fitted(model, structure)
     share = structure.density or share
     want = ow.prune(model, magnitude(share, structure), dry_run=True).masks
@@ -247,7 +238,6 @@ def test_scale_and_sign_do_not_matter_inside_a_layer(model, structure, share, fa
     st.sampled_from([ow.Element(), ow.Row(), ow.Block(2, 3)]),
 )
 def test_totals_over_several_layers_are_exact(shapes, share, allocation, structure):
-    # tried: rounded every layer by itself in ErdosRenyi -> red
     model = nn.ModuleDict({f"l{i}": nn.Linear(a + 3, b + 2) for i, (a, b) in enumerate(shapes)})
     parts, _ = partition(model, structure, ow.Select())
     units = sum(p.n_units for p in parts.values())

@@ -46,7 +46,6 @@ def begin(case, model, optimise=sgd, density=0.3):
 @any_gate
 @pytest.mark.parametrize("end", ["finish", "detach"])
 def test_a_copy_taken_during_a_run_outlives_it(case, end):
-    # tried: torch's remove_parametrizations, which edits the class both share -> red
     model = net()
     optimizer, run = begin(case, model)
     train(model, optimizer, 0, 20, run)
@@ -59,7 +58,6 @@ def test_a_copy_taken_during_a_run_outlives_it(case, end):
 
 @any_gate
 def test_detaching_gives_the_model_and_the_optimiser_back(case):
-    # tried: kept the gate parameters in the optimiser -> red
     model = net()
     before = fingerprint(model)
     optimizer, run = begin(case, model)
@@ -82,7 +80,6 @@ def test_detaching_gives_the_model_and_the_optimiser_back(case):
 @pytest.mark.parametrize("stop", [6, 40])
 @pytest.mark.parametrize("optimise", [adam, adamw], ids=lambda f: f.__name__)
 def test_going_on_with_other_optimisers(case, stop, optimise):
-    # tried: restored neither the generator nor the step -> red each time
     straight, model, again = net(), net(), net(seed=99)
     optimizer, run = begin(case, straight, optimise)
     train(straight, optimizer, 0, STEPS, run)
@@ -102,7 +99,6 @@ def test_going_on_with_other_optimisers(case, stop, optimise):
 @any_gate
 @pytest.mark.parametrize("optimise", [adam, adamw], ids=lambda f: f.__name__)
 def test_density_one_is_plain_training_under_other_optimisers(case, optimise):
-    # tried: reset the optimiser at phase changes even at density 1 -> red for acdc and sequential_attention_pp
     plain, model = net(), net()
     train(plain, optimise(plain), 0, STEPS)
     optimizer, run = begin(case, model, optimise, density=1.0)
@@ -170,7 +166,6 @@ def test_accumulated_gradients_are_the_gradient(case):
     "relaxation", [None, Masking(), SoftmaxAttention(), SoftmaxAttention(learning_rate=0.5)], ids=repr
 )
 def test_a_refused_attach_leaves_model_and_optimiser_untouched(relaxation):
-    # tried: no removal of gates in Attached.__init__ -> red for the three gates
     model = net()
     optimizer = sgd(model)
     train(model, optimizer, 0, 3)
@@ -211,7 +206,6 @@ class Noisy(torch.optim.SGD):
 
 @attached
 def test_an_optimiser_that_moves_every_weight_revives_none(case):
-    # tried: no zeroing after the step -> red
     model = net()
     optimizer = Noisy(model.parameters(), lr=0.02)
     run = ow.attach(model, case.recipe(0.3), optimizer)
@@ -242,7 +236,6 @@ class Lazy(Rule):
 
 
 def test_a_missed_promise_leaves_the_run_going():
-    # tried: checked the promise after the hooks were removed -> red
     model = net()
     optimizer = sgd(model)
     recipe = ow.Recipe("lazy", ow.Element(), Lazy(), Periodic(0.5, 4, 50))
@@ -262,7 +255,6 @@ def test_a_missed_promise_leaves_the_run_going():
     ids=["chain", "on", "both"],
 )
 def test_a_composed_rule_is_the_rule(case, wrap):
-    # tried: dropped `init` from On, `needs_grads` from Chain -> red each time
     plain, model = net(), net()
     recipe = case.recipe(0.3)
     want = perform(case, recipe, plain)
@@ -276,7 +268,6 @@ def test_a_composed_rule_is_the_rule(case, wrap):
 )
 def test_units_that_return_under_a_gate_start_without_momentum(wrap):
     """Gates zero no weights, so only ``Update.fresh`` can make the optimiser forget."""
-    # tried: dropped `fresh` from Chain; no `forget` in attach -> red each time
     model = net()
     optimizer = sgd(model)
     rule = wrap(DropGrow(Random(), allocation=Uniform()))

@@ -34,7 +34,6 @@ def rounds(recipe):
 
 
 def test_units_come_back_between_rounds():
-    # tried: left the zeros in place while deciding -> none came back, red
     assert rounds(spode_iterative(density=0.05, rounds=4, steps=20, radius=2.0)) > 0
 
 

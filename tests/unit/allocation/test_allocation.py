@@ -33,7 +33,6 @@ def test_one_ranking_over_all():
 
 
 def test_floors_are_kept_first_and_the_total_stays_exact():
-    # tried: floor added to the counts; floors ranked with the rest -> red
     here, scores = scored(now(a=(1, 4), b=(1, 3)), a=[7, 9, 6, 8], b=[1, 2, 3])
     assert Global(floor=1)(here, scores, 3 / 7) == {"a": 2, "b": 1}
     assert Global(floor=5)(here, scores, 1.0) == {"a": 4, "b": 3}
@@ -85,7 +84,6 @@ SHAPES = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=1,
 @given(SHAPES, st.floats(0.01, 1.0))
 @settings(max_examples=150, deadline=None)
 def test_erk_meets_its_mean_and_its_total(shapes, density):
-    # tried: returned before the dense layers settled -> red
     named = {f"t{i}": s for i, s in enumerate(shapes)}
     d = erk_densities(named, density)
     sizes = {n: a * b for n, (a, b) in named.items()}

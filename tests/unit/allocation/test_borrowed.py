@@ -17,7 +17,6 @@ from openwork.structure import Block, Element
 
 @pytest.mark.parametrize("structure", [Element(), Block(8, 8)])
 def test_the_counts_are_those_of_global_magnitude(structure):
-    # tried: passed the random scores on to the inner allocation -> red
     where = ow.Select(min_units=4)
     models = [ow.build_model("mlp") for _ in range(2)]
     with torch.no_grad():

@@ -20,7 +20,6 @@ from openwork.structure import Element, partition
 
 
 def test_counts_are_exact_and_bounded():
-    # tried: the surplus added instead of taken away -> red
     rng = random.Random(0)
     for _ in range(1000):
         sizes = [rng.randint(1, 400) for _ in range(rng.randint(1, 9))]
@@ -45,7 +44,6 @@ def test_equal_scores_per_entry_give_equal_shares():
 
 
 def test_the_norm_is_that_of_the_gradient_and_weights_are_not_touched():
-    # tried: one-sided differences; division by eps instead of 2 eps -> red
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).double()
     before = copy.deepcopy(model.state_dict())

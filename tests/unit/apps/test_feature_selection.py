@@ -27,7 +27,6 @@ def quick(x, y, k, **more):
 
 
 def test_gates_of_a_whole_run():
-    # tried: softmax over all logits; the selected left out of the ones -> red
     select = SequentialSelector(12, 6, per_step=2, seed=3)
     steps, history = 200, []
     for step in range(steps):
@@ -51,7 +50,6 @@ def test_gates_of_a_whole_run():
 
 
 def test_the_warm_up_gives_the_logits_no_gradient():
-    # tried: attention in the warm-up -> red
     select = SequentialSelector(5, 2, start=0.5)
     x = torch.randn(3, 5)
     (select(x, 0.49) ** 2).sum().backward()
@@ -62,7 +60,6 @@ def test_the_warm_up_gives_the_logits_no_gradient():
 
 
 def test_the_softmax_subtracts_the_largest_logit_of_the_unselected():
-    # tried: exp(L - max over all), then masked -> red
     select = SequentialSelector(3, 2, start=0.0)
     with torch.no_grad():
         select.logits.copy_(torch.tensor([500.0, 1.0, 1.0]))
@@ -73,7 +70,6 @@ def test_the_softmax_subtracts_the_largest_logit_of_the_unselected():
 
 
 def test_the_last_candidate_is_forced_and_ties_take_the_lowest_index():
-    # tried: argsort without stable and ascending -> red
     select = SequentialSelector(3, 3, start=0.0)
     for expected, progress in ((0, 0.34), (1, 0.67), (2, 1.0)):
         with torch.no_grad():
@@ -114,7 +110,6 @@ def test_selector_refusals():
 
 
 def test_the_informative_features_are_found_in_order():
-    # tried: the smallest logit picked; gates not multiplied -> red
     x, y = classes()
     for seed in range(2):
         found = quick(x, y, 2, seed=seed)
@@ -129,7 +124,6 @@ def test_the_informative_features_are_found_in_order():
 
 
 def test_a_copy_of_a_picked_feature_is_not_picked_next():
-    # tried: the selected gates left at 0 instead of 1 -> red
     x, y = classes()
     both = torch.cat([x, x[:, 5:6] + 0.01 * torch.randn(400, 1, generator=torch.Generator().manual_seed(1))], 1)
     first, second = quick(both, y, 2).order
@@ -139,7 +133,6 @@ def test_a_copy_of_a_picked_feature_is_not_picked_next():
 
 def test_a_linear_model_on_an_orthogonal_design_starts_in_the_order_of_omp():
     """Three of four picks; without a penalty the persisting weights fit the rest, and the last phase has no signal."""
-    # tried: the smallest logit picked -> red
     for seed in range(4):
         rng = torch.Generator().manual_seed(seed)
         x = torch.linalg.qr(torch.randn(64, 6, generator=rng, dtype=torch.float64))[0] * 8
@@ -153,7 +146,6 @@ def test_a_linear_model_on_an_orthogonal_design_starts_in_the_order_of_omp():
 
 
 def test_standardising_makes_the_scale_of_a_feature_irrelevant():
-    # tried: standardise ignored -> red
     x, y = classes()
     scaled = x * torch.tensor([1, 1, 1e-3, 1, 50.0, 1e-3, 1, 1]) + 7
     assert quick(scaled, y, 2).order == (5, 2)
@@ -161,7 +153,6 @@ def test_standardising_makes_the_scale_of_a_feature_irrelevant():
 
 
 def test_constant_features_are_reported_and_not_picked():
-    # tried: constant columns among the candidates -> red
     x, y = classes()
     x[:, [0, 3]] = torch.tensor([4.0, 0.0])
     with pytest.warns(UserWarning, match="left out 2 constant features: 0, 3"):
@@ -180,7 +171,6 @@ def test_too_few_steps_are_warned_of():
 
 
 def test_regression_with_several_targets():
-    # tried: cross-entropy for floats -> red
     x, _ = classes()
     target = torch.stack([2 * x[:, 1], x[:, 6] + x[:, 1]], 1)
     assert set(quick(x, target, 2).order) == {1, 6}
@@ -216,7 +206,6 @@ def test_refusals():
 
 
 def test_the_estimator_selects_and_survives_clone_and_pickle():
-    # tried: __qualname__ left as it is; order_ sorted -> red
     from sklearn.base import clone
     from sklearn.pipeline import make_pipeline
     from sklearn.tree import DecisionTreeClassifier
@@ -238,7 +227,6 @@ def test_the_estimator_selects_and_survives_clone_and_pickle():
 
 
 def test_the_estimator_passes_the_checks_of_scikit_learn():
-    # tried: random_state used as the generator's global seed; constants counted as candidates -> red
     from sklearn.utils.estimator_checks import check_estimator
 
     with warnings.catch_warnings():
@@ -250,7 +238,6 @@ def test_the_estimator_passes_the_checks_of_scikit_learn():
 
 
 def test_without_scikit_learn_the_message_names_the_extra(monkeypatch):
-    # tried: import at the head of the module -> red
     monkeypatch.delitem(vars(module), "SequentialAttentionSelector", raising=False)
     monkeypatch.setitem(sys.modules, "sklearn.feature_selection", None)
     with pytest.raises(DataError, match=r"SequentialAttentionSelector needs scikit-learn; .*openwork\[data\]"):

@@ -75,7 +75,6 @@ def test_bad_input_is_one_line_and_exit_code_2(args, message, tmp_path, capsys, 
     import re
 
     monkeypatch.chdir(tmp_path)
-    # tried: the folder of the run made before the job was checked; patterns checked after the training -> red
     monkeypatch.setattr("openwork.lab.runner.Runner.run", lambda *_, **__: pytest.fail("trained"))
     data = [] if "--data" in args else ["--data", "digits"]
     out = [] if "--resume" in args else ["--out", "r"]

@@ -22,7 +22,6 @@ def here(monkeypatch):
 
 
 def test_the_quick_recipe_is_a_complete_comparison(here, tmp_path, capsys):
-    # tried: one density taken out of the recipe -> red
     out = tmp_path / "q"
     assert main(["compare", str(RECIPES / "quick.yaml"), "--out", str(out), "--json", str(tmp_path / "r.json")]) == 0
     printed = capsys.readouterr().out
@@ -39,7 +38,6 @@ def test_the_quick_recipe_is_a_complete_comparison(here, tmp_path, capsys):
 
 
 def test_the_flagships_are_a_whole_grid(monkeypatch):
-    # tried: a method under a name that the index does not have -> red
     monkeypatch.setenv("OPENWORK_ASSETS", "somewhere")
     suite = load_suite(RECIPES / "flagships.yaml")
     assert len(suite.densities) == 5
@@ -56,7 +54,6 @@ def test_the_flagships_are_a_whole_grid(monkeypatch):
 
 
 def test_an_incomplete_comparison_says_so(here, tmp_path, capsys):
-    # tried: exit code 0 in spite of failed cells -> red; the rules not printed -> red
     (tmp_path / "s.yaml").write_text(yaml.safe_dump({**faults.SUITE, "densities": [0.5, 1e-6]}))
     args = ["compare", str(tmp_path / "s.yaml"), "--out", str(tmp_path / "o")]
     code = main(args)
@@ -75,7 +72,6 @@ def test_an_incomplete_comparison_says_so(here, tmp_path, capsys):
 
 
 def test_a_rehearsal_is_another_comparison(here, tmp_path, capsys):
-    # tried: the quick suite under the name of the whole -> red
     (tmp_path / "s.yaml").write_text(yaml.safe_dump({**faults.SUITE, "densities": [0.5, 0.4, 0.3]}))
     args = ["compare", str(tmp_path / "s.yaml"), "--out", str(tmp_path / "o")]
     assert main([*args, "--quick"]) == 0
@@ -89,7 +85,6 @@ def test_a_rehearsal_is_another_comparison(here, tmp_path, capsys):
 
 
 def test_a_dry_run_lists_the_cells(tmp_path, capsys, monkeypatch):
-    # tried: the gaps not listed -> red
     monkeypatch.chdir(tmp_path)
     settings = {"d": {"model": "lenet300", "data": "digits"}}
     (tmp_path / "s.yaml").write_text(yaml.safe_dump({**faults.SUITE, "settings": settings, "controls": ["small"]}))
@@ -113,7 +108,6 @@ def test_a_dry_run_lists_the_cells(tmp_path, capsys, monkeypatch):
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(args, message, tmp_path, capsys, monkeypatch):
-    # tried: the check of --jobs left to the pool -> red
     monkeypatch.chdir(tmp_path)
     Path("s.yaml").write_text(yaml.safe_dump(faults.SUITE))
     Path("typo.yaml").write_text(yaml.safe_dump({**faults.SUITE, "density": [0.1]}))

@@ -74,7 +74,6 @@ WRAPS = {
 
 @pytest.mark.parametrize("wrap", WRAPS.values(), ids=WRAPS)
 def test_every_moment_reaches_the_rule_and_comes_back(wrap):
-    # tried: deleted each method of each composer in turn -> red each time
     assert MOMENTS == ["init", "on_grad", "penalty", "update"]
     plain, wrapped = Probe(), Probe()
     rule = wrap(wrapped)
@@ -141,7 +140,6 @@ class Pull(Rule):
 
 
 def test_penalties_stop_in_a_dense_phase_of_a_real_run():
-    # tried: During that switched itself on and off in update only -> red (stayed on in dense)
     model = nn.Linear(4, 4)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     kinds = ("dense", "soften", "dense", "sparse")

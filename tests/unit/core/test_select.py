@@ -36,7 +36,6 @@ def examples(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_all_paths_equal_a_plain_sort(dtype):
-    # tried: `>=` in _threshold, unstable argsort in _rows, ids not sorted in _sorted -> red each time
     for scores in examples(dtype):
         n = scores.numel()
         for keep in {0, n // 3, n // 2, max(0, n - 1), n}:
@@ -111,7 +110,6 @@ def test_refused_quotas(keep, scope, message):
 @given(st.integers(1, 10**8), st.integers(1, 1000), st.integers(1, 1000))
 @settings(max_examples=300, deadline=None)
 def test_counts_are_those_of_exact_fractions(n, a, b):
-    # tried: slack that does not grow with n -> red at 0.1 + 0.2 of 10^8
     share = Fraction(min(a, b), max(a, b))
     exact = share * n
     assert count_kept(float(share), n) == math.ceil(exact)
@@ -127,7 +125,6 @@ def test_rounding_errors_of_shares_are_forgiven():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_long_rows_are_cut_where_a_sort_cuts_them(dtype):
-    # tried: ties counted from the end of the row; the cut one place lower -> red
     rng = torch.Generator().manual_seed(5)
     rows = torch.randint(-3, 4, (6, 70), generator=rng).to(dtype)
     rows[1] = torch.randn(70, generator=rng).to(dtype)

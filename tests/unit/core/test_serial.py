@@ -45,7 +45,6 @@ def recipes():
 
 @pytest.mark.parametrize("recipe", list(recipes()), ids=lambda r: r.name)
 def test_round_trips(recipe, tmp_path):
-    # tried: lists left as lists in from_plain -> red
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict(), allow_nan=False))) == recipe
     for name in ("r.json", "r.yaml", "r.yml"):
         recipe.save(tmp_path / name)
@@ -131,7 +130,6 @@ def deep(n):
     ],
 )
 def test_refused_data(path, value, message):
-    # tried: no _fits, no bound on values, no bound on depth -> red
     with pytest.raises(OpenworkError, match=message):
         Recipe.from_dict(change(path, value))
 

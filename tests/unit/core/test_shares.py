@@ -9,7 +9,6 @@ from openwork.core.shares import apportioned
 @settings(deadline=None)
 @given(st.lists(st.floats(0, 50), min_size=1, max_size=8), st.data())
 def test_totals_are_exact_and_counts_near_their_shares(weights, data):
-    # tried: ties from the end of the list -> the order below is red; floor without the slack -> 2.9999999999 loses a seat
     total = data.draw(st.integers(0, 60))
     exact = [w * total / sum(weights) if sum(weights) else total / len(weights) for w in weights]
     counts = apportioned(exact, total)

@@ -66,7 +66,6 @@ def test_the_default_takes_known_matrices_and_says_why_not_the_others():
     ],
 )
 def test_patterns(include, exclude, names):
-    # tried: re.search for re.fullmatch; prefix match for modules without the dot -> red
     where = Select(include, exclude)
     if names is None:
         with pytest.raises(StructureError, match="include pattern .* matches no parameter; "):

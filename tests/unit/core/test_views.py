@@ -15,7 +15,6 @@ VIEWS = [
 
 @pytest.mark.parametrize(("make", "shape", "index"), VIEWS)
 def test_open_reads_out_by_positions_by_in(make, shape, index):
-    # tried: order of positions and inputs exchanged -> red
     tensor = torch.arange(torch.Size(shape).numel()).reshape(shape)
     view = make(shape)
     opened = view.open(tensor)

@@ -23,7 +23,6 @@ def now(part=ONE, stats=None, units=None, **more):
 
 
 def test_magnitude():
-    # tried: mean divided by the size for l2 -> red
     assert Magnitude()(ONE, now()).tolist() == [1, 2, 3, 4, 5, 6]
     assert Magnitude("l1")(BLOCK, now(BLOCK)).tolist() == [12, 9]
     assert Magnitude()(BLOCK, now(BLOCK)).tolist() == pytest.approx([46**0.5, 45**0.5])
@@ -41,7 +40,6 @@ def test_random_draws_from_the_recipe_generator_only():
 
 
 def test_saliency():
-    # tried: |w| |g| summed instead of |sum w g| -> red
     stat = Saliency().gradient
     seen = now(BLOCK, {stat: lambda masks: {"w": G}})
     assert Saliency()(BLOCK, seen).tolist() == pytest.approx([abs(1 - 2 - 2 + 0), abs(-3 - 6)])
@@ -79,7 +77,6 @@ def test_weight_times_input():
 
 @pytest.mark.parametrize("dead", [[0.0, 9.0, 0.0], [0.0, 0.0, 0.0]])
 def test_weights_whose_input_never_fired_rank_last_by_their_size(dead):
-    # tried: no floor under the squares -> red
     score = WeightTimesInput()(ONE, now(ONE, {InputSquares(): {"w": torch.tensor([dead]).expand(2, 3)}}))
     silent = [i for i in range(6) if dead[i % 3] == 0]
     order = sorted(silent, key=lambda i: float(score[i]))
@@ -104,7 +101,6 @@ def test_functions_of_masks_are_computed_once_for_all_partitions():
 
 
 def test_step_gradients_are_refused_where_there_are_no_steps():
-    # tried: needs_grads of DropGrow only -> TopK(StepGradient()) passed and failed at its first update
     from openwork.rules.topk import Repeat, TopK
     from openwork.schedules import OneShot
 

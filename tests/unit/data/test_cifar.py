@@ -64,7 +64,6 @@ def hundred(tmp_path):
 
 
 def test_the_batches_are_read_in_order(ten):
-    # tried: rows as [32, 32, 3] -> red; batches sorted the other way -> red
     for root in (ten, ten.parent):
         data = load_data("cifar10", root=root)
         assert (data.x_train.shape, data.x_test.shape, data.classes) == ((30, 3, 32, 32), (6, 3, 32, 32), 10)
@@ -76,7 +75,6 @@ def test_the_batches_are_read_in_order(ten):
 
 
 def test_cifar100_has_two_kinds_of_labels(hundred):
-    # tried: coarse read for fine -> red
     fine, coarse = (load_data("cifar100", root=hundred, labels=kind) for kind in ("fine", "coarse"))
     assert (fine.classes, fine.y_train.tolist()) == (100, [99, 0, 5, 6, 7, 8])
     assert (coarse.classes, coarse.y_test.tolist()) == (20, [19, 0, 1, 1, 1, 2])
@@ -85,7 +83,6 @@ def test_cifar100_has_two_kinds_of_labels(hundred):
 
 
 def test_a_missing_file_says_where_to_get_it(ten):
-    # tried: each raise taken out in turn -> red
     (ten / "data_batch_4").unlink()
     with pytest.raises(
         DataError,
@@ -98,7 +95,6 @@ def test_a_missing_file_says_where_to_get_it(ten):
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.9999])
 def test_a_truncated_batch_is_refused(ten, share):
-    # tried: EOFError and UnpicklingError not caught -> red
     path = ten / "data_batch_2"
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
@@ -132,7 +128,6 @@ class Evil:
     ],
 )  # fmt: skip
 def test_code_and_foreign_objects_are_refused(tmp_path, monkeypatch, content, message):
-    # tried: find_class of the parent -> red, and the folder is made
     monkeypatch.chdir(tmp_path)
     (tmp_path / "batch").write_bytes(content)
     with pytest.raises(DataError, match=message):
@@ -142,7 +137,6 @@ def test_code_and_foreign_objects_are_refused(tmp_path, monkeypatch, content, me
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4])
 def test_plain_data_of_any_protocol_is_read(tmp_path, protocol):
-    # tried: _codecs.encode not allowed -> red for protocols 0 to 2
     content = {"a": [1, 2.5, None, True], b"b": np.arange(6, dtype=np.int32).reshape(2, 3), "c": (b"\xff\x00", "é")}
     (tmp_path / "x").write_bytes(pickle.dumps(content, protocol=protocol))
     found = plain_pickle(tmp_path / "x")
@@ -164,7 +158,6 @@ def test_plain_data_of_any_protocol_is_read(tmp_path, protocol):
     ],
 )  # fmt: skip
 def test_wrong_content_is_refused(ten, content, message):
-    # tried: each check taken out in turn -> red
     (ten / "test_batch").write_bytes(pickle.dumps(content, protocol=2))
     with pytest.raises(DataError, match=message):
         load_data("cifar10", root=ten)

@@ -50,7 +50,6 @@ def log(tmp_path, lines, monkeypatch):
 
 
 def test_lines_are_read_as_documented(log, lines):
-    # tried: log of 1 + x without the sign -> red; missing categories as bin 1 -> red; fields shifted by one -> red
     for root in (log, log.parent, log.parent.parent):
         data = load_data("criteo", root=root, bins=BINS)
         assert (len(data.train), len(data.test), data.input_shape) == (270, 30, (39,))
@@ -66,7 +65,6 @@ def test_lines_are_read_as_documented(log, lines):
 
 
 def test_the_last_line_may_lack_its_newline(log, lines):
-    # tried: block without the newline put back -> red, 299 lines
     log.write_text("\n".join(lines))
     data = load_data("criteo", root=log, bins=BINS)
     assert len(data.train) + len(data.test) == 300
@@ -74,7 +72,6 @@ def test_the_last_line_may_lack_its_newline(log, lines):
 
 
 def test_an_epoch_has_every_line_once_and_any_batch_again(log):
-    # tried: order of the whole file for the training part -> red; parsed blocks mixed up in the cache -> red
     data = load_data("criteo", root=log, bins=BINS)
     order = data.train.order(torch.Generator().manual_seed(0))
     assert sorted(order.tolist()) == list(range(270))
@@ -90,7 +87,6 @@ def test_an_epoch_has_every_line_once_and_any_batch_again(log):
 
 
 def test_few_blocks_are_kept(log, monkeypatch):
-    # tried: nothing dropped -> red; a window that does not fit -> red (each block is parsed many times)
     data = load_data("criteo", root=log, bins=BINS)
     parsed = []
     real = module.parse_lines
@@ -121,7 +117,6 @@ BREAKS = {
 
 @pytest.mark.parametrize("name", BREAKS)
 def test_broken_lines_are_counted_and_limited(log, lines, name):
-    # tried: each condition of parse_lines taken out in turn -> red for its case
     broken = [BREAKS[name](text) if i in (7, 250) else text for i, text in enumerate(lines)]
     log.write_bytes(("\n".join(broken) + "\n").encode())
     with pytest.raises(
@@ -138,7 +133,6 @@ def test_broken_lines_are_counted_and_limited(log, lines, name):
 @settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=300))
 def test_no_bytes_crash_the_parser(content):
-    # tried: positions without their bound -> red (IndexError)
     x, y, kept = parse_lines(content + b"\n", 7)
     assert len(x) == len(y) == kept.sum()
     assert len(kept) == content.count(b"\n") + 1
@@ -157,13 +151,11 @@ def test_extreme_values_are_exact(key, bins, count):
 
 
 def test_a_part_of_the_file(log):
-    # tried: rows ignored -> red
     data = load_data("criteo", root=log, rows=50)
     assert 50 <= len(data.train) + len(data.test) < 65
 
 
 def test_a_wrong_file_is_refused_at_its_first_block(log, monkeypatch):
-    # tried: reading on -> red (30 blocks)
     log.write_text("no click data\n" * 5000)
     with pytest.raises(DataError, match="179 of 179 lines are broken, the first is line 1"):
         load_data("criteo", root=log)
@@ -176,7 +168,6 @@ def test_a_wrong_file_is_refused_at_its_first_block(log, monkeypatch):
 
 
 def test_a_file_that_changes_is_noticed(log, lines):
-    # tried: without the check -> red (labels of other lines)
     data = load_data("criteo", root=log)
     log.write_text("\n".join(["0", *lines]) + "\n")
     with pytest.raises(DataError, match="has changed since it was indexed; load the data set again"):
@@ -185,7 +176,6 @@ def test_a_file_that_changes_is_noticed(log, lines):
 
 @pytest.mark.parametrize("option", [{"bins": 1}, {"bins": 2**24 + 1}, {"test": 0.0}, {"broken": 1.0}, {"rows": 1}])
 def test_refused_options(log, option):
-    # tried: each raise taken out in turn -> red
     with pytest.raises(
         DataError, match=r"criteo: bins must lie in 2\.\.2\*\*24, test in \(0, 1\), broken in \[0, 1\) and rows"
     ):
@@ -193,7 +183,6 @@ def test_refused_options(log, option):
 
 
 def test_nowhere(log):
-    # tried: each raise taken out in turn -> red
     with pytest.raises(
         DataError, match="criteo was not found. Searched: no folder was named. .*Display Advertising Challenge"
     ):
@@ -204,7 +193,6 @@ def test_nowhere(log):
 
 
 def test_the_fingerprint_sees_bins_lines_and_bytes(log, lines):
-    # tried: without the index -> red; without the bytes -> red
     def found(**options):
         with warnings.catch_warnings():
             warnings.simplefilter("error")

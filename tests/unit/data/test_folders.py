@@ -43,7 +43,6 @@ def colours(x):
 
 @pytest.mark.parametrize("name", ["imagenet", "imagefolder"])
 def test_pictures_get_the_class_of_their_folder(folder, name):
-    # tried: labels of the reversed list -> red; std of 1 -> red
     data = load_data(name, root=folder, size=24)
     assert (data.input_shape, data.classes, len(data.train), len(data.test)) == ((3, 24, 24), 3, 12, 12)
     for source in (data.train, data.test):
@@ -56,7 +55,6 @@ def test_pictures_get_the_class_of_their_folder(folder, name):
 
 
 def test_a_test_folder_serves_and_other_files_do_not_count(tmp_path):
-    # tried: HELD_OUT = ("val",) -> red; ENDINGS taken out -> red
     layout(tmp_path, ("train", "test"), each=2)
     (tmp_path / "train" / "n01" / "notes.txt").write_text("no picture")
     data = load_data("imagefolder", root=tmp_path, size=16)
@@ -64,7 +62,6 @@ def test_a_test_folder_serves_and_other_files_do_not_count(tmp_path):
 
 
 def test_any_batch_of_training_is_the_same_again(folder):
-    # tried: draws of the global generator -> red; the order of the first epoch kept -> red
     generator = np.random.default_rng(0)
     for file in folder.glob("train/*/*"):
         Image.fromarray(generator.integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(file, "jpeg")
@@ -79,7 +76,6 @@ def test_any_batch_of_training_is_the_same_again(folder):
 
 
 def test_nothing_is_decoded_before_it_is_read(folder, monkeypatch):
-    # tried: reading every file in the constructor -> red
     data = load_data("imagefolder", root=folder, size=16, workers=1)
     opened = []
     real = data.train._pillow.open
@@ -89,7 +85,6 @@ def test_nothing_is_decoded_before_it_is_read(folder, monkeypatch):
 
 
 def test_training_changes_pictures_and_testing_does_not(tmp_path):
-    # tried: generator ignored -> red; both sides cropped at random -> red
     noise = np.random.default_rng(0).integers(0, 256, (60, 50, 3), dtype=np.uint8)
     (tmp_path / "a").mkdir()
     Image.fromarray(noise).save(tmp_path / "a" / "noise.png")
@@ -102,7 +97,6 @@ def test_training_changes_pictures_and_testing_does_not(tmp_path):
 
 
 def test_the_middle_is_cut_out():
-    # tried: left and top swapped -> red
     rows = np.arange(300, dtype=np.uint16)[:, None].repeat(500, 1) // 2
     columns = np.arange(500, dtype=np.uint16)[None].repeat(300, 0) // 2
     image = Image.fromarray(np.stack([rows, columns, rows * 0], -1).astype(np.uint8))
@@ -115,7 +109,6 @@ def test_the_middle_is_cut_out():
 
 
 def test_shift_moves_whole_pixels_and_flips():
-    # tried: no flip -> red; reach of 0 -> red
     noise = np.random.default_rng(0).integers(1, 256, (32, 32, 3), dtype=np.uint8)
     image = Image.fromarray(noise)
     draws = [0.5] * DRAWS
@@ -128,7 +121,6 @@ def test_shift_moves_whole_pixels_and_flips():
 
 
 def test_a_part_of_a_narrow_picture_stays_inside():
-    # tried: corners without the check of the sides -> red (pillow refuses the box)
     generator = torch.Generator().manual_seed(1)
     image = Image.new("RGB", (3, 90), (9, 9, 9))
     for draws in torch.rand(50, DRAWS, generator=generator).tolist():
@@ -136,7 +128,6 @@ def test_a_part_of_a_narrow_picture_stays_inside():
 
 
 def test_every_mode_becomes_three_channels(tmp_path):
-    # tried: without convert -> red
     for mode in ("L", "CMYK", "P", "RGBA"):
         path = tmp_path / f"{mode}.{'jpg' if mode in ('L', 'CMYK') else 'png'}"
         Image.new(mode, (20, 20)).save(path)
@@ -150,7 +141,6 @@ def broken_files(folder, count):
 
 
 def test_the_first_broken_picture_is_refused_by_name(folder):
-    # tried: limit of one more -> red
     broken_files(folder, 1)
     data = load_data("imagefolder", root=folder, size=16)
     with pytest.raises(
@@ -161,7 +151,6 @@ def test_the_first_broken_picture_is_refused_by_name(folder):
 
 
 def test_broken_pictures_are_left_out_up_to_the_limit(folder):
-    # tried: zeros instead of leaving out -> red; counting the same file twice -> red
     broken_files(folder, 2)
     source = load_data("imagefolder", root=folder, size=16, broken=0.2).train
     with pytest.warns(UserWarning, match=r"n02_\d\.JPEG does not decode and is left out"):
@@ -191,7 +180,6 @@ def test_broken_pictures_are_left_out_up_to_the_limit(folder):
     ],
 )  # fmt: skip
 def test_a_wrong_folder_is_refused(folder, change, message):
-    # tried: each check taken out in turn -> red
     change(folder)
     with pytest.raises(DataError, match=message):
         load_data("imagenet", root=folder)
@@ -207,13 +195,11 @@ def test_a_wrong_folder_is_refused(folder, change, message):
     ],
 )
 def test_refused_options(folder, option, message):
-    # tried: each raise taken out in turn -> red
     with pytest.raises(DataError, match=message):
         load_data("imagefolder", root=folder, **option)
 
 
 def test_no_folder_and_no_pillow(folder, monkeypatch):
-    # tried: each raise taken out in turn -> red
     with pytest.raises(DataError, match="imagefolder was not found. Searched: no folder was named"):
         load_data("imagefolder")
     monkeypatch.setitem(sys.modules, "PIL", None)
@@ -239,7 +225,6 @@ def tiny(tmp_path, monkeypatch):
 
 
 def test_tiny_imagenet_reads_its_own_layout(tiny):
-    # tried: classes in the order of wnids.txt for one side only -> red
     for root in (tiny, tiny.parent):
         data = load_data("tiny-imagenet", root=root)
         assert (data.input_shape, data.classes, len(data.train)) == ((3, 64, 64), 3, 9)
@@ -260,14 +245,12 @@ def test_tiny_imagenet_reads_its_own_layout(tiny):
     ],
 )  # fmt: skip
 def test_a_wrong_tiny_imagenet_is_refused(tiny, change, message):
-    # tried: each raise taken out in turn -> red
     change(tiny)
     with pytest.raises(DataError, match=message):
         load_data("tiny-imagenet", root=tiny)
 
 
 def test_the_fingerprint_sees_names_classes_and_bytes(folder):
-    # tried: without the bytes -> red; without the names -> red
     def found():
         return load_data("imagefolder", root=folder, size=16).fingerprint()
 
@@ -280,7 +263,6 @@ def test_the_fingerprint_sees_names_classes_and_bytes(folder):
 
 
 def test_chunks_are_small_for_large_pictures():
-    # tried: three times the budget -> red
     def chunk(size):
         return PictureSource("own", [], torch.zeros(0).long(), size).chunk
 

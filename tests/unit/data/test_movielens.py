@@ -51,7 +51,6 @@ def nowhere(monkeypatch):
 
 @pytest.mark.parametrize("write", [official, atomic])
 def test_both_forms_give_the_same_columns(tmp_path, write):
-    # tried: age not grouped -> red; genres in the order of the film's line -> red; users sorted as text -> red
     root = write(tmp_path / "ml-100k")
     for place in (root, root.parent):
         data = load_data("movielens-100k", root=place, split="temporal", test=3 / 9)
@@ -70,7 +69,6 @@ def test_both_forms_give_the_same_columns(tmp_path, write):
 
 
 def test_a_random_split_depends_on_the_seed(tmp_path):
-    # tried: seed not passed on -> red
     root = official(tmp_path)
     found = {load_data("movielens-100k", root=root, seed=seed, test=0.4).fingerprint() for seed in range(6)}
     assert len(found) > 1
@@ -81,7 +79,6 @@ def test_a_random_split_depends_on_the_seed(tmp_path):
 
 
 def test_an_installed_package_is_searched_last(tmp_path, monkeypatch):
-    # tried: only root and the variable -> red
     home = tmp_path / "recbole"
     atomic(home / "dataset_example" / "ml-100k")
     (home / "__init__.py").write_text("raise RuntimeError('imported')")
@@ -129,7 +126,6 @@ def change(file, old, new):
     ],
 )
 def test_damaged_files_are_refused(tmp_path, write, damage, message):
-    # tried: each check taken out in turn -> red
     damage(write(tmp_path))
     with pytest.raises(DataError, match=message):
         load_data("movielens-100k", root=tmp_path)
@@ -144,7 +140,6 @@ def test_damaged_files_are_refused(tmp_path, write, damage, message):
     ],
 )
 def test_refused_options(tmp_path, option, message):
-    # tried: each raise taken out in turn -> red
     official(tmp_path)
     with pytest.raises(DataError, match=message):
         load_data("movielens-100k", root=tmp_path, **option)

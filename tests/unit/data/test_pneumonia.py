@@ -21,7 +21,6 @@ def small(tmp_path):
 
 
 def test_pictures_labels_and_parts(small):
-    # tried: validation pictures as test pictures -> red
     data = load_data("pneumonia-mnist", root=small)
     assert data.input_shape == (1, 28, 28)
     assert (data.y_train.tolist(), data.y_test.tolist()) == ([1, 0, 1, 1, 0, 1], [1, 1, 0])

@@ -42,7 +42,6 @@ class Numbers:
 
 
 def test_the_train_side_of_tensors_gives_the_batches_of_before():
-    # tried: another stream for the changes -> red; randperm of another generator -> red
     data = load_data("digits")
     data = dataclasses.replace(data, augment="shift-flip")
     batches = Batches.over(data.train, 50, seed=4)
@@ -57,7 +56,6 @@ def test_the_train_side_of_tensors_gives_the_batches_of_before():
 
 
 def test_a_source_may_leave_samples_as_they_are():
-    # tried: augment=False ignored -> red
     data = dataclasses.replace(load_data("digits"), augment="flip")
     plain = {tuple(row) for row in data.x_train.flatten(1).tolist()}
     for x, _ in Batches.over(data.train, 500, augment=False):
@@ -67,7 +65,6 @@ def test_a_source_may_leave_samples_as_they_are():
 
 
 def test_any_batch_of_a_source_directly():
-    # tried: the order of the first epoch kept for all -> red; order of no generator -> red
     batches = Batches.over(Numbers(10), 4, seed=2)
     epochs = [batch for _ in range(3) for batch in batches]
     assert [len(y) for _, y in epochs[:3]] == [4, 4, 2]
@@ -83,7 +80,6 @@ def test_any_batch_of_a_source_directly():
 
 
 def test_a_source_that_cannot_be_batched_is_refused():
-    # tried: each raise taken out in turn -> red
     for options, message in (
         ((Numbers(0), 4), "Batches needs at least one sample, got none"),
         ((Numbers(5), 0), "Batches: batch_size must be at least 1, got 0"),
@@ -94,7 +90,6 @@ def test_a_source_that_cannot_be_batched_is_refused():
 
 
 def test_a_streamed_set_is_a_data_set_without_tensors():
-    # tried: __getattr__ for every name -> red (copies fail)
     data = StreamedSet("own", Numbers(10), Numbers(4), classes=3, sizes=(4,))
     assert isinstance(data, DataSet)
     assert (data.input_shape, data.classes, data.sizes, data.augment) == ((2,), 3, (4,), None)
@@ -109,7 +104,6 @@ def test_a_streamed_set_is_a_data_set_without_tensors():
 
 
 def test_streamed_fingerprints_are_of_both_sides():
-    # tried: train only -> red
     found = {StreamedSet("own", Numbers(a), Numbers(b), 3).fingerprint() for a, b in ((8, 4), (4, 8), (8, 5))}
     assert len(found) == 3
     assert {len(f) for f in found} == {16}
@@ -119,7 +113,6 @@ def test_streamed_fingerprints_are_of_both_sides():
 
 
 def test_streamed_sides_must_fit():
-    # tried: each raise taken out in turn -> red
     with pytest.raises(DataError, match="own: train and test must hold samples, got 3 and 0"):
         StreamedSet("own", Numbers(3), Numbers(0), 3)
     with pytest.raises(DataError, match=r"own: train and test must give one shape of sample, got \(2,\), \(3,\)"):
@@ -135,7 +128,6 @@ def test_streamed_sides_must_fit():
     ],
 )
 def test_categories_must_lie_below_their_sizes(sizes, message):
-    # tried: columns counted from the left -> red
     train, test = X.clone(), X.clone()
     train[1, 2], test[0, 1], train[0, 0] = 2, 1, -0.5
     with pytest.raises(DataError, match=message):

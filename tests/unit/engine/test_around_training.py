@@ -45,7 +45,6 @@ def plain(recipe):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_averaged_weights_hold_the_masks(name):
-    # tried: the hold left out -> red, weights that were alive once are still in the average
     model = net()
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -89,7 +88,6 @@ def test_the_average_is_saved_like_any_model(tmp_path):
 @pytest.mark.parametrize("name", RECIPES)
 def test_mixed_precision_with_a_gradient_scaler(name):
     """An overflow makes the scaler skip a step; the clock stands still and the masks hold."""
-    # tried: the clock counted in scaler.step -> red
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     run = ow.attach(model, RECIPES[name], optimizer)

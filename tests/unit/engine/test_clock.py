@@ -20,7 +20,6 @@ def ticks(optimizer):
 
 @pytest.mark.parametrize("kind", [torch.optim.SGD, Nested])
 def test_a_step_counts_once(kind):
-    # tried: acted in every hook call -> Nested counted twice
     w = torch.ones(2, requires_grad=True)
     torch.optim.SGD([w], lr=0.1)  # torch decorates SGD.step at the first instance of SGD itself
     optimizer = kind([w], lr=0.1)
@@ -35,7 +34,6 @@ def test_a_step_counts_once(kind):
 
 
 def test_a_step_that_raises_does_not_stop_the_clock():
-    # tried: a plain depth counter -> the next step counted as inner
     w = torch.ones(2, requires_grad=True)
     optimizer = Nested([w], lr=0)
     calls, _ = ticks(optimizer)
@@ -50,7 +48,6 @@ def test_a_step_that_raises_does_not_stop_the_clock():
 @pytest.mark.parametrize("kind", [torch.optim.SGD, Nested])
 @pytest.mark.parametrize("by_name", [False, True])
 def test_a_closure_computes_the_gradients_first(kind, by_name):
-    # tried: before() at the beginning of the step -> it sees no gradient
     w = torch.ones(2, requires_grad=True)
     torch.optim.SGD([w], lr=0.1)
     optimizer = kind([w], lr=0.1)

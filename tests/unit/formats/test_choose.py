@@ -48,7 +48,6 @@ def test_the_layout_of_every_structure(structure, layout):
     ids=repr,
 )  # fmt: skip
 def test_pruned_layers_go_through_their_format(layer, structure):
-    # tried: grouped convolutions split along the wrong dimension -> red (shape), transposed groups unpermuted -> red
     if layer == "linear" and isinstance(structure, ow.Kernel):
         pytest.skip("kernels are of convolutions")
     model = nn.Sequential(type(LAYERS[layer])(**options(LAYERS[layer])))
@@ -134,7 +133,6 @@ def masks():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
 @pytest.mark.parametrize(("name", "mask", "kind"), list(masks()), ids=lambda v: v if isinstance(v, str) else "")
 def test_the_smallest_beats_every_other(name, mask, kind, dtype):
-    # tried: forgetting the row starts of Csr in `_csr_bytes` -> red
     weight = torch.randn(mask.shape) * mask
     best = smallest(weight, mask, dtype=dtype)
     others = [Csr.pack(weight, mask, dtype=dtype), Bitmap.pack(weight, mask, dtype=dtype)]

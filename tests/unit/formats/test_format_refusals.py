@@ -155,7 +155,6 @@ DAMAGE = [
 
 @pytest.mark.parametrize(("kind", "change", "message"), DAMAGE)
 def test_damaged_tensors(kind, change, message):
-    # tried: `check_columns` without the upper limit -> red
     whole = packed(kind)
     meta, tensors = whole.meta(), dict(whole.tensors())
     from_tensors(meta, tensors)

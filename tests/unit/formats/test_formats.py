@@ -69,7 +69,6 @@ def block_maxima(weight, height, width):
 @settings(max_examples=60, deadline=None)
 @given(problems(), st.integers(1, 40), st.integers(1, 40), st.sampled_from(DTYPES))
 def test_blocks_of_any_size(problem, height, width, dtype):
-    # tried: block columns taken from the wrong column of `at` -> red
     weight, mask = problem
     packed = BlockSparse.pack(weight, mask, height=height, width=width, dtype=dtype)
     small = height < 16 and height * width < 64  # a scale for each row

@@ -62,7 +62,6 @@ def compiled(tmp, kernel, dtype, capability, constants, config):
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize(("inner", "outer", "turned"), [(16, 16, False), (64, 64, False), (128, 128, True)])
 def test_product(capability, inner, outer, turned, tmp_path):
-    # tried: no hint of contiguity in `locate` -> red, no asynchronous copies
     from openwork.gpu.device import configs
     from openwork.gpu.device.product import product_kernel
 
@@ -108,7 +107,6 @@ def test_decode_and_combine(tmp_path):
 @pytest.mark.parametrize("tokens", [8, 64, 4096])
 @pytest.mark.parametrize("side", [16, 32, 64, 128])
 def test_every_call_has_a_few_configurations(size, tokens, side):
-    # tried: no limit of four -> red
     from openwork.gpu.device import configs
 
     x = torch.zeros(1, dtype={2: torch.bfloat16, 4: torch.float32, 8: torch.float64}[size])

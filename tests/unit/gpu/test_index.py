@@ -12,7 +12,6 @@ from openwork.gpu.schedule import chunks, limits, schedule
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (32, 128), (128, 64)])
 @pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
 def test_dense_and_values_are_inverse(height, width, density):
-    # tried: height and width of a block swapped -> red
     rows, cols = 3 * height - 5, 4 * width - 9
     kept = torch.rand(3, 4) < density
     index = BlockIndex.of_blocks(kept, rows, cols, height, width)
@@ -45,7 +44,6 @@ def test_turned_tables_list_the_blocks_by_column():
 
 @pytest.mark.parametrize("limit", [1, 3, 100])
 def test_items_cover_every_block_once(limit):
-    # tried: the remainder given to no piece; slots counted over all lines -> red each time
     counts = torch.tensor([0, 7, 1, 0, 30, 3])
     items, splits = schedule(counts, limit)
     starts = counts.cumsum(0) - counts

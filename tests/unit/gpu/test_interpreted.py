@@ -16,7 +16,6 @@ ROOT = Path(__file__).parents[3]
 @pytest.mark.slow
 @pytest.mark.parametrize(("file", "least"), [("test_products", 50), ("test_epilogues", 30), ("test_hostile", 10)])
 def test_kernels(file, least):
-    # tried: the strides of the values swapped -> red
     if importlib.util.find_spec("triton") is None:
         pytest.skip("Triton is not installed: pip install 'openwork[gpu]'")
     run = subprocess.run(

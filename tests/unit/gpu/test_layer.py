@@ -27,7 +27,6 @@ def loose(layer):
 @pytest.mark.parametrize("block", [16, (32, 16), (16, 64)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_from_linear_computes_the_masked_layer(block, bias):
-    # tried: the mask not applied inside kept blocks -> red
     linear, mask = dense(bias=bias)
     mask[:32] = False
     layer = BlockSparseLinear.from_linear(linear, mask, block, activation="relu")
@@ -74,7 +73,6 @@ def test_a_new_layer():
 
 def test_saved_and_loaded():
     """A state dict brings its pattern; the tables are rebuilt, in strict order, through a file."""
-    # tried: tables not rebuilt on load -> red
     kept = torch.zeros(5, 6, dtype=torch.bool)
     kept[0, 0], kept[1, 1], kept[4, 5] = True, True, True
     one = BlockSparseLinear(BlockIndex.of_blocks(kept, 70, 90, 16, 16))

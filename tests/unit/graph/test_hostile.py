@@ -17,7 +17,6 @@ EVERY = ("channels", "heads", "hidden", "experts")
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_network_becomes_smaller_and_stays_the_same(name):
-    # tried: pieces of a chunk on their own; no rewrite of norms without weights; slices that trust their bounds -> red
     net, given = build_hostile(name)
     groups = ow.build_graph(net, given).groups
     assert sorted(g.n_units for g in groups) == sorted(HOSTILE[name][1])
@@ -50,7 +49,6 @@ def test_the_small_network_takes_other_sizes(name, other):
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_control_flow_over_data_is_refused_quietly(name, capfd):
-    # tried: the graph that torch prints when it gives up let through -> red
     net, given = build_hostile(name)
     with pytest.raises(GraphRefused, match="cannot follow the forward pass"):
         ow.build_graph(net.train(), given)
@@ -85,6 +83,5 @@ def test_a_position_hidden_in_the_code():
     "activation", [F.hardswish, F.logsigmoid, F.relu6, torch.special.expit, lambda x: torch.multiply(x, x)]
 )
 def test_activations_that_torch_does_not_call_pointwise(activation):
-    # tried: without a rule for aten.hardswish, as MobileNetV3 has it -> red
     net = Net(lambda n, x: n.b(activation(n.a(x))), a=nn.Linear(4, 6), b=linear(6))
     assert [g.n_units for g in ow.build_graph(net, torch.zeros(2, 4)).groups] == [6]

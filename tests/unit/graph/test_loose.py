@@ -40,7 +40,6 @@ def net():
 
 
 def test_single_filters_are_masked_and_the_reason_is_said():
-    # tried: the last layers among the groups -> red; no hook on transposed layers -> red
     model = net()
     with pytest.warns(
         UserWarning, match=r"Branching: there is no graph, since torch.export cannot .* nothing can be cut"
@@ -64,7 +63,6 @@ def test_single_filters_are_masked_and_the_reason_is_said():
 
 
 def test_a_job_goes_on_with_zeros_in_place():
-    # tried: the error of the compaction passed on -> red
     model = net()
     with pytest.warns(UserWarning, match="there is no graph"):
         result = ow.prune(model, magnitude(density=0.5, structure=ow.channels(example=X)))

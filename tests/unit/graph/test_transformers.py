@@ -95,7 +95,6 @@ def reloaded(small, folder):
     ("name", "field"), [("Llama", "num_hidden_layers"), ("GPT-2", "n_layer"), ("ViT", "num_hidden_layers")]
 )
 def test_a_model_without_some_blocks_loads_without_us(name, field, tmp_path):
-    # tried: blocks not numbered anew -> the config has no such shapes
     model, example = build(name)
     result = ow.prune(model, random(density=0.5, structure=ow.layers(example=example)))
     before = getattr(model.config, field)
@@ -113,7 +112,6 @@ def test_a_model_without_some_blocks_loads_without_us(name, field, tmp_path):
 
 @pytest.mark.parametrize("name", ["Llama", "GPT-2"])
 def test_a_model_with_fewer_tokens_loads_without_us(name, tmp_path):
-    # tried: the ids of special tokens left as they were -> eos names a token that is gone
     model, example = build(name)
     result = ow.prune(model, random(density=0.5, structure=ow.vocabulary(example=example)))
     old_end = model.config.eos_token_id

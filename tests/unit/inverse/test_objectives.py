@@ -18,7 +18,6 @@ def labelled(seed=0, rows=200, n=6):
 
 
 def test_labels_and_index_lists_say_the_same():
-    # tried: indices split without the stable sort -> red
     for given in ([0, 1, 0, 2], torch.tensor([0, 1, 0, 2]), np.array([0.0, 1.0, 0.0, 2.0]), [[2, 0], [1], [3]]):
         found = as_groups(given, 4)
         assert [i.tolist() for i in found.indices] == [[0, 2], [1], [3]]
@@ -63,7 +62,6 @@ def losses():
 
 @pytest.mark.parametrize("name", ["quadratic", "two outputs", "logistic"])
 def test_gradient_curvature_and_lipschitz_constant(name):
-    # tried: ridge left out of Logistic.grad; p instead of p (1 - p) in its curvature -> red
     loss = losses()[name]
     beta = 0.3 * torch.randn(loss.shape, dtype=torch.float64)
     n = loss.shape[0]
@@ -87,7 +85,6 @@ def test_gradient_curvature_and_lipschitz_constant(name):
 
 @pytest.mark.parametrize("name", ["quadratic", "two outputs", "logistic"])
 def test_after_a_refit_the_gradient_on_the_support_is_zero(name):
-    # tried: no refinement and a ridge of 1e-6 in solve -> red
     loss = losses()[name]
     support = torch.zeros(loss.shape[0], dtype=torch.bool)
     assert not loss.refit(support).any()
@@ -98,7 +95,6 @@ def test_after_a_refit_the_gradient_on_the_support_is_zero(name):
 
 
 def test_least_squares_from_its_gram_matrix():
-    # tried: total not halved -> red
     loss, _, _, x, y = regression(1, outputs=(3,))
     gram = LeastSquares.from_gram(x.T @ x, x.T @ y, float(y.square().sum()))
     beta = torch.randn(24, 3, dtype=torch.float64)
@@ -108,7 +104,6 @@ def test_least_squares_from_its_gram_matrix():
 
 
 def test_singular_systems_get_the_smallest_solution():
-    # tried: Cholesky alone -> red
     a = torch.ones(2, 2, dtype=torch.float64)
     torch.testing.assert_close(solve(a, torch.tensor([2.0, 2.0], dtype=torch.float64)), torch.ones(2).double())
     torch.testing.assert_close(solve(0 * a, torch.zeros(2, 1).double()), torch.zeros(2, 1).double())

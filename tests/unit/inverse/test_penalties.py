@@ -41,7 +41,6 @@ def least(function, low, high):
 
 
 def test_lambert_w():
-    # tried: Newton's step without the second derivative's sign; three iterations -> red
     x = torch.tensor([0.0, 1e-300, 1e-9, 0.1, 1.0, 2.7, 2.8, 50.0, 1e8, 1e300, -0.1, -0.3, -0.36], dtype=torch.float64)
     w = lambert_w(x)
     torch.testing.assert_close(w * torch.exp(w), x, rtol=1e-12, atol=1e-15)
@@ -53,7 +52,6 @@ def test_lambert_w():
 
 
 def test_lemma_2_1_a_softmax_mask():
-    # tried: W(a^2) for W(2 a^2) -> red
     value, at = least(lambda w: w.square() + SIZES.square() * torch.exp(-2 * w), -1.0, 10.0)
     torch.testing.assert_close(attention_penalty(SIZES), value, rtol=1e-12, atol=1e-15)
     torch.testing.assert_close(attention_minimiser(SIZES), at, rtol=0, atol=1e-6)
@@ -72,7 +70,6 @@ def test_the_penalty_of_lemma_2_1_is_not_subadditive():
 
 
 def test_lemma_2_2_an_l1_penalty_on_the_mask():
-    # tried: the exponent 1/2 for 1/3 -> red
     value, at = least(lambda w: w + SIZES.square() / w.square(), 1e-9, 60.0)
     torch.testing.assert_close(l1_mask_penalty(SIZES), value, rtol=1e-10, atol=0)
     torch.testing.assert_close(l1_mask_penalty(SIZES), 1.5 * 2 ** (1 / 3) * SIZES ** (2 / 3), rtol=1e-14, atol=0)
@@ -80,7 +77,6 @@ def test_lemma_2_2_an_l1_penalty_on_the_mask():
 
 
 def test_masked_ridge_is_the_group_lasso():
-    # tried: a^2 for a -> red
     value, at = least(lambda w: (w.square() + SIZES.square() / w.square()) / 2, 1e-9, 60.0)
     torch.testing.assert_close(ridge_mask_penalty(SIZES), value, rtol=1e-10, atol=0)
     torch.testing.assert_close(ridge_mask_minimiser(SIZES), at, rtol=1e-5, atol=0)
@@ -88,7 +84,6 @@ def test_masked_ridge_is_the_group_lasso():
 
 def test_masked_ridge_is_the_group_lasso_on_a_whole_problem():
     """``min_{w, b} L(w b) + lam/2 (|w|^2 + |b|^2)`` by descent ends at the group LASSO's optimum."""
-    # tried: lam instead of lam / 2 in the masked problem -> red
     objective, labels = quadratic(0)
     lam = 0.3 * tau(objective, labels)
     u = group_lasso(objective, labels, lam)
@@ -122,7 +117,6 @@ def descend(leaves, loss, steps=3000):
 
 
 def test_lemma_2_3_group_powerpropagation():
-    # tried: the square root of the norm -> red
     labels = [0, 0, 1, 2, 2, 2]
     for b in (torch.randn(6, dtype=torch.float64), torch.randn(6, 3, dtype=torch.float64)):
         u = group_power(b, labels)
@@ -133,7 +127,6 @@ def test_lemma_2_3_group_powerpropagation():
 
 @pytest.mark.parametrize("q", [*CLASS, SQUARE, ATTENTION], ids=lambda q: q.name)
 def test_penalties_rise_are_inverted_and_say_whether_they_are_subadditive(q):
-    # tried: p <= 2 counted as subadditive; log for log1p -> red
     x = torch.linspace(0, 3, 61, dtype=torch.float64)
     values = q.q(x)
     assert float(values[0]) == 0
@@ -176,7 +169,6 @@ def multistart(objective, labels, q, lam, starts=4):
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("q", CLASS, ids=lambda q: q.name)
 def test_theorem_1_1(q, seed):
-    # tried: SQUARE among the penalties -> red
     objective, labels = quadratic(seed)
     lam = 0.97 * tau(objective, labels)
     u = group_lasso(objective, labels, lam)
@@ -200,7 +192,6 @@ def test_theorem_1_1_needs_subadditivity():
 
 
 def test_algorithm_2_is_ompr():
-    # tried: the largest group inside dropped; the last set returned -> red
     hits = {"omp": 0, "ompr": 0, "algorithm 2": 0}
     for seed in range(20):
         objective, labels, _, _, _ = regression(seed, rows=16, groups=7, size=2, noise=0.5)

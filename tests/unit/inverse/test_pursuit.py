@@ -22,7 +22,6 @@ from openwork.inverse import (
 
 @pytest.mark.parametrize("score", ["grad", "ortho", "gain"])
 def test_orthonormal_designs_are_solved_exactly(score):
-    # tried: argmin instead of argmax of the scores -> red
     for seed in range(10):
         rng = torch.Generator().manual_seed(seed)
         x = torch.linalg.qr(torch.randn(30, 16, generator=rng, dtype=torch.float64))[0]
@@ -36,7 +35,6 @@ def test_orthonormal_designs_are_solved_exactly(score):
 
 @pytest.mark.parametrize("score", ["grad", "ortho", "gain"])
 def test_losses_fall_and_the_residual_is_orthogonal_to_the_selected_columns(score):
-    # tried: refit on the newest group only -> red
     objective, labels, _, x, y = regression(0)
     found = group_omp(objective, labels, 8, score)
     assert sorted(found.order) == list(range(8))
@@ -51,7 +49,6 @@ def test_losses_fall_and_the_residual_is_orthogonal_to_the_selected_columns(scor
 
 
 def test_the_scores_are_what_they_say():
-    # tried: ortho without the square root; gain measured from the loss at zero -> red
     objective, labels, _, x, y = regression(1, rows=40, noise=2.0)
     first = group_omp(objective, labels, 1, "grad").order[0]
     assert first == max(range(8), key=lambda i: float((x[:, labels == i].T @ y).norm()))
@@ -75,7 +72,6 @@ def brute_pair(objective, labels, one, other):
 
 def test_the_guarantee_of_group_omp_holds_at_every_pick():
     """After R picks the gap to the best k groups is at most ``(1 - mu / (k L_1))^R`` of the gap at zero."""
-    # tried: order reversed by argmin -> red
     for seed in range(6):
         objective, labels, _, _, _ = regression(seed, rows=60, groups=10, size=2, noise=1.0)
         parts = as_groups(labels, 20)
@@ -92,7 +88,6 @@ def test_the_guarantee_of_group_omp_holds_at_every_pick():
 
 
 def test_ompr_is_never_worse_than_omp_and_more_often_the_best():
-    # tried: the last set instead of the best; no swap at all -> red
     hits = {"omp": 0, "ompr": 0, "always": 0}
     for seed in range(100):
         objective, labels, _, _, _ = regression(seed, rows=16, groups=7, size=2, noise=0.5)
@@ -110,7 +105,6 @@ def test_ompr_is_never_worse_than_omp_and_more_often_the_best():
 
 
 def test_planted_groups_are_recovered():
-    # tried: the largest group inside dropped -> red
     for seed in range(20):
         objective, labels, planted, _, _ = regression(seed, rows=40, noise=0.01)
         assert set(group_ompr(objective, labels, 3).order) == planted
@@ -121,7 +115,6 @@ def test_planted_groups_are_recovered():
 
 def test_a_swap_repairs_a_wrong_first_pick():
     """A long column near the sum of two others comes in first; its small coefficient then gives it away."""
-    # tried: no swap at all -> red
     rng = torch.Generator().manual_seed(0)
     a, b, c = torch.linalg.qr(torch.randn(20, 3, generator=rng, dtype=torch.float64))[0].T
     objective = LeastSquares(torch.stack([10 * (a + b + 0.3 * c), a, b], 1), a + 1.6 * b)
@@ -132,7 +125,6 @@ def test_a_swap_repairs_a_wrong_first_pick():
 
 
 def test_groups_in_the_span_are_not_picked():
-    # tried: the floor under the gradients removed -> red
     _, _, _, x, y = regression(5, groups=3)
     objective = LeastSquares(torch.cat([x, x[:, :3]], 1), y)
     labels = torch.arange(4).repeat_interleave(3)
@@ -151,7 +143,6 @@ def test_groups_in_the_span_are_not_picked():
 
 
 def test_ties_take_the_lowest_index():
-    # tried: the highest index in next_group; argmax from behind in group_omp -> red
     objective = Quadratic(torch.eye(4), torch.ones(4))
     for score in ("grad", "ortho", "gain"):
         assert group_omp(objective, [0, 1, 2, 3], 3, score).order == (0, 1, 2)
@@ -176,7 +167,6 @@ def test_several_outputs_and_general_losses():
 
 
 def test_sequential_group_lasso_picks_what_omp_picks():
-    # tried: lam halfway to zero instead of just below tau; the selected groups not free -> red
     for seed in range(5):
         objective, labels, _, _, _ = regression(seed)
         omp, lasso = group_omp(objective, labels, 5), sequential_group_lasso(objective, labels, 5)
@@ -191,7 +181,6 @@ def test_sequential_group_lasso_picks_what_omp_picks():
 
 
 def test_at_tau_nothing_is_active_and_just_below_one_group():
-    # tried: tau from the gradient's largest entry instead of its norm -> red
     counted = 0
     for seed in range(30):
         objective, labels = quadratic(seed, groups=4)
@@ -213,7 +202,6 @@ def test_at_tau_nothing_is_active_and_just_below_one_group():
 
 @pytest.mark.parametrize("outputs", [(), (3,)])
 def test_group_lasso_fulfils_its_optimality_conditions(outputs):
-    # tried: no division of lam by the Lipschitz constant -> red
     objective, labels, _, _, _ = regression(2, outputs=outputs)
     parts = as_groups(labels, 24)
     edge = tau(objective, labels)

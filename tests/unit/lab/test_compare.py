@@ -24,7 +24,6 @@ from openwork.report.suite_page import suite_html
 
 
 def test_every_cell_has_a_result(done):
-    # tried: the small dense model left out of the lines -> red
     out, results = done
     suite = read_suite(TINY)
     cells = cells_of(suite, facts_of(suite))
@@ -48,7 +47,6 @@ def test_every_cell_has_a_result(done):
 
 
 def test_dense_training_is_shared(done):
-    # tried: one-shot runs without a start -> red
     runs = by_key(done[1])
     assert {r["pretrained"] for r in done[1]["rows"] if r["method"] == "magnitude"} == {True}
     for seed in (0, 1):
@@ -59,7 +57,6 @@ def test_dense_training_is_shared(done):
 
 
 def test_learning_rates_are_chosen_on_the_validation_split(done):
-    # tried: tuning on the test set -> red; the worst rate chosen -> red; the rate of the budget taken -> red
     runs, data = by_key(done[1]), load_data("digits")
     for density in (0.5, 0.05):
         tried = {lr: runs[f"digits | gradual | {density} | tune lr {lr}"] for lr in (0.001, 0.2)}
@@ -72,7 +69,6 @@ def test_learning_rates_are_chosen_on_the_validation_split(done):
 
 
 def test_ties_of_learning_rates_are_settled():
-    # tried: max over accuracy alone -> red
     def tried(lr, accuracy, loss, status="done"):
         return {"lr": lr, "status": status, "metrics": {"finetuned": {"accuracy": accuracy, "loss": loss}}}
 
@@ -83,7 +79,6 @@ def test_ties_of_learning_rates_are_settled():
 
 
 def test_the_database_is_made_from_the_files(done, tmp_path):
-    # tried: rebuild without its inserts -> red
     out, results = done
     shutil.copytree(out, tmp_path / "o")
     (tmp_path / "o" / "results.sqlite").write_bytes(b"junk")
@@ -100,7 +95,6 @@ def test_the_database_is_made_from_the_files(done, tmp_path):
 
 
 def test_killing_the_parent_loses_and_repeats_nothing(done, tmp_path):
-    # tried: finished cells run again -> red
     (tmp_path / "suite.yaml").write_text(yaml.safe_dump(TINY, sort_keys=False))
     command = [sys.executable, "-m", "openwork", "compare", str(tmp_path / "suite.yaml"), "--out", str(tmp_path / "o")]
     command += ["--resume", "--jobs", "1", "--quiet", "--save-every", "0.2"]
@@ -132,7 +126,6 @@ def test_killing_the_parent_loses_and_repeats_nothing(done, tmp_path):
 
 
 def test_killing_a_worker_loses_nothing(done, tmp_path):
-    # tried: the cell of a dead process not queued again -> hangs; no end to trying -> hangs
     lost, victim, hopeless = [], "digits | dense | 1 | seed 0", "digits | gradual | 0.05 | seed 1"
 
     def watch(event, what):
@@ -177,7 +170,6 @@ def silent():
 
 
 def test_failed_and_collapsed_cells_are_counted(local, tmp_path, monkeypatch):
-    # tried: DivergedError counted as failed -> red; chance not compared -> red; failures raised -> red
     (tmp_path / "broken_models.py").write_text(BROKEN)
     monkeypatch.syspath_prepend(tmp_path)
     budget = {"epochs": 0.1, "finetune_epochs": 0.1}

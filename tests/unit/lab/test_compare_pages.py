@@ -16,7 +16,6 @@ from openwork.report.suite_page import compare_table, suite_html
 
 
 def test_the_page_says_what_is_missing(done):
-    # tried: the label without "incomplete" -> red; rules_of without its counts -> red
     results = done[1]
     page = suite_html(results)
     broken = [r["rule"] for r in results["rules"] if not r["met"]]
@@ -30,7 +29,6 @@ def test_the_page_says_what_is_missing(done):
 
 
 def test_the_table_is_markdown(done):
-    # tried: the drop with the other sign -> red
     lines = compare_table(done[1]).splitlines()
     assert lines[0].startswith("| method | density | after pruning | recalibrated | fine-tuned | drop |")
     assert len(lines) == 2 + len(done[1]["rows"])
@@ -42,7 +40,6 @@ def test_the_table_is_markdown(done):
 
 
 def test_small_dense_models_fit():
-    # tried: width + 1 -> red
     for model, shape in (("mlp", (1, 8, 8)), ("lenet", (1, 28, 28)), ("resnet8", (3, 32, 32)), ("vit", (3, 32, 32))):
         found = small_dense(model, {}, shape, 10, 20_000)
         assert not isinstance(found, str)
@@ -66,7 +63,6 @@ def streamed():
 
 
 def test_streamed_data_are_compared_without_tuning(tmp_path, local, monkeypatch):
-    # tried: the refusal left out -> red
     (tmp_path / "streamed_data.py").write_text(STREAMED)
     monkeypatch.syspath_prepend(tmp_path)
     setting = {"model": "mlp", "data": "streamed_data:streamed", "budget": {"epochs": 1, "finetune_epochs": 1}}
@@ -79,7 +75,6 @@ def test_streamed_data_are_compared_without_tuning(tmp_path, local, monkeypatch)
 
 
 def test_given_weights_replace_dense_training(local, done, tmp_path):
-    # tried: a dense cell that trains although weights are given -> red
     weights = next((done[0] / "dense").glob("*dense-1-seed-1*.safetensors"))
     setting = {**TINY["settings"]["digits"], "checkpoint": str(weights)}
     small = {**TINY, "settings": {"digits": setting}, "methods": {"magnitude": None}, "controls": ["dense"]}
@@ -92,7 +87,6 @@ def test_given_weights_replace_dense_training(local, done, tmp_path):
 
 
 def test_a_plan_counts_steps_and_writes_nothing(tmp_path, monkeypatch):
-    # tried: the rounds of a rewinding method left out -> red
     monkeypatch.chdir(tmp_path)
     found = plan(read_suite({**TINY, "methods": {"imp": {"options": {"rounds": 2}}, "magnitude": {}}}), 1)
     steps = {c["key"]: c["steps"] for c in found["cells"]}
@@ -104,7 +98,6 @@ def test_a_plan_counts_steps_and_writes_nothing(tmp_path, monkeypatch):
 
 
 def test_folders_in_the_way_are_left_alone(done, tmp_path, monkeypatch):
-    # tried: each check taken out in turn -> red
     suite, other = read_suite(TINY), read_suite({**TINY, "seeds": [7]})
     with pytest.raises(RecipeError, match="--jobs must be at least 1, got 0"):
         compare(suite, tmp_path / "o", 0)
@@ -135,7 +128,6 @@ def test_folders_in_the_way_are_left_alone(done, tmp_path, monkeypatch):
 
 
 def test_overwriting_begins_anew_and_keeps_foreign_files(local, tmp_path):
-    # tried: rmtree of the whole folder -> red
     tiny = {**TINY, "densities": [0.5], "seeds": [0], "tune": {}, "controls": [], "methods": {"magnitude": None}}
     compare(read_suite(tiny), tmp_path / "o", 1)
     (tmp_path / "o" / "notes.txt").write_text("mine")
@@ -150,7 +142,6 @@ def test_overwriting_begins_anew_and_keeps_foreign_files(local, tmp_path):
 
 
 def test_damaged_records_are_named(tmp_path):
-    # tried: damaged files skipped -> red
     (tmp_path / "cells").mkdir()
     (tmp_path / "cells" / "a.json").write_text("{")
     with pytest.raises(FileError, match="a.json: cannot be read .*delete it and run again with --resume"):

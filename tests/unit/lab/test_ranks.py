@@ -32,7 +32,6 @@ def launch(arguments, processes):
 
 @pytest.mark.parametrize("method", ["spode", "rigl"])
 def test_two_processes_end_with_the_masks_of_one(method, tmp_path):
-    # tried: every rank its own order of batches; ranks left to their own gradients -> red
     launch(command(tmp_path / "one", method), 1)
     run = launch(command(tmp_path / "two", method, "--json", str(tmp_path / "two.json")), 2)
     assert run.stdout.count("saved in") == 1
@@ -48,7 +47,6 @@ def test_two_processes_end_with_the_masks_of_one(method, tmp_path):
 
 
 def test_parts_of_a_batch_are_the_batch():
-    # tried: both parts from the first sample on -> red
     source = load_data("digits").train
     whole = Batches.over(source, 50, seed=3)
     parts = [Batches.over(source, 50, seed=3, part=(i, 3)) for i in range(3)]

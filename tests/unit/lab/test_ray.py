@@ -22,7 +22,6 @@ SMALL = {**TINY, "methods": {"magnitude": None}, "controls": [], "tune": {}}
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_killed_actor_loses_nothing(done, tmp_path):
-    # tried: the reader of messages that does not end with its actor -> hangs; actors started again by Ray -> red
     pytest.importorskip("ray")
     lost, files, victim = [], {}, "digits | magnitude | 0.05 | seed 0"
 
@@ -78,7 +77,6 @@ class Fake(SimpleNamespace):
 
 
 def test_bad_clusters_are_refused(monkeypatch, tmp_path, capsys):
-    # tried: the environment left changed -> red; a cluster left open after a refusal -> red
     with pytest.raises(RecipeError, match="--jobs must be at least 1, got 0"):
         RayCluster(0)
     before = dict(os.environ)

@@ -43,7 +43,6 @@ def finish(job, data, work=None, resume=False, stop_after=None):
 
 @pytest.mark.parametrize("name", JOBS)
 def test_stopping_and_resuming_changes_nothing(name, digits, tmp_path):
-    # tried: dropped the optimiser state from the checkpoint -> red; dropped the run state -> red
     (model, result), total = finish(JOBS[name], digits)
     for i, stop in enumerate({1, total // 3, total // 2 + 1, total - 1}):
         work = tmp_path / str(i)
@@ -169,14 +168,12 @@ def test_learning_rate_warms_up_and_ends_at_zero():
 
 
 def test_open_ended_options_reach_the_method():
-    # tried: only named parameters accepted -> red
     job = Job("mlp", "digits", "spode", 0.1, options={"radius_path": "search"})
     assert job.build_recipe(10).rule.radius_path == "search"
 
 
 def test_checkpoints_without_the_counters_of_norms_fit(tmp_path):
     """Older files and other frameworks have no ``num_batches_tracked``."""
-    # tried: every name required -> red
     from safetensors.torch import save_file
 
     from openwork.lab.runner import _load_dense

@@ -49,7 +49,6 @@ def checked(tmp_path_factory):
 
 
 def test_shuffled_masks_keep_the_counts_and_new_weights_the_mask(checked):
-    # tried: Given.shuffled ignored -> the second half red; the seed of new weights left as it was -> red
     out, results = checked
     runs = by_key(results)
     assert {r["status"] for r in runs.values()} <= {"done", "collapsed"}
@@ -69,7 +68,6 @@ def test_shuffled_masks_keep_the_counts_and_new_weights_the_mask(checked):
 
 
 def test_costs_are_counted_and_times_measured(checked):
-    # tried: dense products counted for zeros -> red; the bits of the mask left out -> red
     runs = by_key(checked[1])
     dense, own = runs["digits | dense | 1 | seed 0"], runs["digits | magnitude | 0.2 | seed 0"]
     weights = 64 * 16 + 16 * 10
@@ -85,7 +83,6 @@ def test_costs_are_counted_and_times_measured(checked):
 
 
 def test_gains_are_paired_by_seed(checked):
-    # tried: the gain with the other sign -> red; seeds not paired -> red
     suite, results = read_suite(GRID), checked[1]
     found = next(s for s in results["sanity"] if (s["method"], s["check"]) == ("magnitude", "mask shuffled"))
     runs = by_key(results)
@@ -105,7 +102,6 @@ def test_gains_are_paired_by_seed(checked):
 
 
 def test_a_failed_mask_fails_its_controls(local, tmp_path):
-    # tried: the control run without a mask -> red
     grid = {**GRID, "methods": {"magnitude": None}, "seeds": [0], "controls": []}
     results = compare(read_suite(grid), tmp_path / "o", 1)
     record = next(f for f in (tmp_path / "o" / "cells").glob("digits-magnitude-0.2-seed*.json"))
@@ -124,7 +120,6 @@ def test_a_failed_mask_fails_its_controls(local, tmp_path):
 
 
 def test_growth_keeps_its_over_parameterisation():
-    # tried: the first entry of the log instead of the last -> red
     budget = Budget(epochs=2, finetune_epochs=0, batch_size=64, lr=0.1, finetune_lr=0.1)
     job = Job("mlp", "digits", "set", 0.2, options={"every": 5}, budget=budget, model_options={"hidden": [16]})
     _, result = Runner(job).run()
@@ -134,7 +129,6 @@ def test_growth_keeps_its_over_parameterisation():
 
 
 def test_given_masks(tmp_path):
-    # tried: keep_top without its scope -> the groups of N:M are broken
     model = ow.build_model("mlp", (1, 8, 8), 10, hidden=[16])
     for structure in (ow.NM(2, 4), ow.Block(4, 4), ow.Element(per="row")):
         result = ow.prune(
@@ -195,7 +189,6 @@ def test_refused_suites(part, message):
 
 
 def test_gaps_are_named_by_structure_and_start():
-    # tried: controls of one start accepted for the other -> red; a small network that cannot be counted as a gap -> red
     def row(method, role="method", density=0.5, structure="element", pretrained=True, missing=None):
         told = None if missing else {"mean": 0.5, "std": None, "values": [0.5]}
         place = {"setting": "digits", "method": method, "role": role, "structure": structure, "density": density}

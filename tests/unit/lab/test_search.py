@@ -25,7 +25,6 @@ optuna = pytest.importorskip("optuna")
 
 
 def test_a_search_finds_what_pays():
-    # tried: the earlier trials not told to the sampler -> red; minimising -> red
     late, search = [], Search("tpe", 24, {"lr": (1e-4, 1.0)})
     for line in ("line", "second"):
         tried = []
@@ -44,7 +43,6 @@ def test_a_search_finds_what_pays():
 
 
 def test_a_suite_is_tuned_by_trials_and_resumed(local, tmp_path):
-    # tried: trials in parallel -> red; weight decay dropped from the runs -> red
     suite = read_suite(GRID)
     trials = [c for c in cells_of(suite, facts_of(suite)) if c.kind == "tune"]
     assert [len(c.tuned) for c in trials] == [0, 1, 2]

@@ -78,7 +78,6 @@ def check_resume(job, folder):
 
 
 def test_pictures_in_folders_from_end_to_end(pictures, tmp_path):
-    # tried: crops drawn from the global generator -> red (the resumed model differs)
     budget = Budget(epochs=8, finetune_epochs=4, batch_size=6, lr=0.05)
     options = {"size": 16, "workers": 1}
     job = Job("resnet8", "imagefolder", density=0.3, budget=budget, root=str(pictures), data_options=options,
@@ -88,7 +87,6 @@ def test_pictures_in_folders_from_end_to_end(pictures, tmp_path):
 
 
 def test_click_logs_from_end_to_end(clicks, tmp_path):
-    # tried: table_options not passed on -> red (no embedding, chance accuracy)
     budget = Budget(epochs=6, finetune_epochs=2, batch_size=64, lr=3e-3, finetune_lr=1e-3, optimizer="adamw")
     job = Job("click_mlp", "criteo", density=0.5, budget=budget, root=str(clicks), data_options={"bins": 50},
               model_options={"hidden": [32, 32]}, where=Select(include=("layers.0.weight",)))  # fmt: skip
@@ -99,7 +97,6 @@ def test_click_logs_from_end_to_end(clicks, tmp_path):
 
 
 def test_chunks_do_not_change_the_measurement(clicks):
-    # tried: the mean over chunks of unequal length -> red
     data = load_data("criteo", root=clicks, bins=50)
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(39, 2), torch.nn.Dropout(0.5))
@@ -115,7 +112,6 @@ def test_chunks_do_not_change_the_measurement(clicks):
 
 
 def test_what_is_left_out_is_not_measured(pictures):
-    # tried: divided by the length of the source -> red
     for index in (1, 3):
         (pictures / "val" / "red" / f"{index}.jpg").write_bytes(b"")
     data = load_data("imagefolder", root=pictures, size=8, broken=0.3, workers=1)
@@ -131,7 +127,6 @@ def test_what_is_left_out_is_not_measured(pictures):
 
 
 def test_every_known_data_set_but_the_general_folder_has_a_budget():
-    # tried: a name misspelt -> red
     assert set(DEFAULTS) == set(LOADERS) - {"imagefolder"}
     imagenet = default_budget("imagenet")
     assert (imagenet.epochs, imagenet.batch_size, imagenet.lr) == (90, 2048, 0.8)

@@ -21,7 +21,6 @@ def changed(**parts):
 
 
 def test_a_suite_is_read(tmp_path):
-    # tried: densities left in the order of the file -> red; default_budget replaced by Budget() -> red
     (tmp_path / "s.yaml").write_text(yaml.safe_dump({**GOOD, "tune": {"lr": [0.1, 0.01], "validation": 0.3}}))
     suite = load_suite(tmp_path / "s.yaml")
     (setting,) = suite.settings
@@ -35,7 +34,6 @@ def test_a_suite_is_read(tmp_path):
 
 
 def test_settings_and_methods_may_have_structures_and_selections(tmp_path):
-    # tried: the structure of a method ignored -> red
     suite = read_suite(
         changed(
             settings={
@@ -56,7 +54,6 @@ def test_settings_and_methods_may_have_structures_and_selections(tmp_path):
 
 
 def test_a_rehearsal_is_short():
-    # tried: the budget left as it is -> red
     suite = read_suite(changed(densities=[0.5, 0.2, 0.1], settings={"d": {"model": "mlp", "data": "digits"}})).quick()
     assert (suite.seeds, suite.densities) == ((0,), (0.5, 0.2))
     assert (suite.settings[0].budget.epochs, suite.settings[0].budget.finetune_epochs) == (1, 1)
@@ -107,13 +104,11 @@ DIGITS = GOOD["settings"]["digits"]
     ],
 )
 def test_a_bad_suite_is_refused(data, message):
-    # tried: check_recipes dropped -> the last two red; _mapping without its check of keys -> five red
     with pytest.raises(OpenworkError, match=message):
         read_suite(data)
 
 
 def test_a_bad_file_is_refused(tmp_path):
-    # tried: SafeLoader instead of _Strict -> red
     with pytest.raises(FileError, match="no such suite file"):
         load_suite(tmp_path / "nowhere.yaml")
     (tmp_path / "bad.yaml").write_text("settings: {a: [")
@@ -125,7 +120,6 @@ def test_a_bad_file_is_refused(tmp_path):
 
 
 def test_one_setting_of_a_file(tmp_path, monkeypatch):
-    # tried: settings read before they are chosen -> the unset variable of the other refuses the file
     settings = {
         **GOOD["settings"],
         "other": {"model": "mlp", "data": "digits", "checkpoint": "$NO_SUCH_PLACE/w.safetensors"},

@@ -60,7 +60,6 @@ def refused(root, tmp_path, capsys):
     ],
 )
 def test_wrong_options(refused, options, message):
-    # tried: the evaluation text read behind the work -> a result is left behind
     assert message in refused(*options)
 
 
@@ -71,7 +70,6 @@ def test_a_device_that_is_not_here(refused):
 
 
 def test_positions_that_a_model_does_not_have(refused):
-    # tried: no check -> IndexError inside the embedding of positions, and a folder is left behind
     assert "longer than the model's context of 64" in refused("text=long.npy", model="gpt2")
     refuse_long_windows(10**6, object())  # a config that names no context has none
 

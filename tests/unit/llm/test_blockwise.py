@@ -48,7 +48,6 @@ def by_hand(model, ids, method, density):
 
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
 def test_a_loop_written_by_hand_finds_the_same(method):
-    # tried: dense blocks run on instead of pruned ones; statistics of the next block -> red each time
     model, ids = tiny.build("llama").double(), tiny.ids(2)
     want, masks = by_hand(model, ids, method, 0.5)
     recipe = wanda(0.5) if method == "wanda" else sparsegpt(0.5, block=16, double=True)
@@ -62,7 +61,6 @@ def test_a_loop_written_by_hand_finds_the_same(method):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_from_a_folder_and_in_memory(family, root, tmp_path):
-    # tried: fused experts split in the wrong order; the head left out of the files -> red
     source, out = tiny.saved(family, root), tmp_path / "out"
     recipe = sparsegpt(0.5)
     result = prune_blockwise(source, recipe, tiny.ids(), out=out, batch=4)
@@ -156,7 +154,6 @@ def test_activations_on_disk_change_nothing(root, tmp_path):
 
 
 def test_shares_make_layers_unequal(root, tmp_path):
-    # tried: shares of blocks ignored -> red
     name = "model.layers.0.mlp.up_proj.weight"
     shares = {"model.layers.0": 0.75, "model.layers.1": 0.25, name: 1.0}
     result = prune_blockwise(tiny.saved("llama", root), sparsegpt(0.5), tiny.ids(), out=tmp_path / "o", shares=shares)
@@ -213,7 +210,6 @@ def test_a_model_in_memory_keeps_its_form_and_can_be_saved(tmp_path):
 
 
 def test_a_model_pruned_in_blocks_runs_packed():
-    # tried: blocks pruned to another size than they are packed in -> red
     model = tiny.build("llama")
     prune_blockwise(model, sparsegpt(0.25, ow.Block(16, 16)), tiny.ids())
     packed = ow.pack(model, ow.Block(16, 16), plan="always")

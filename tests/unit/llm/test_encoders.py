@@ -36,7 +36,6 @@ def folder_of(kind, root):
 
 @pytest.mark.parametrize("kind", list(CONFIGS))
 def test_a_folder_and_the_model_in_memory_are_pruned_alike(kind, root, tmp_path):
-    # tried: always AutoModelForCausalLM -> the head is in none of the files; positions written as floats -> red
     source, model = folder_of(kind, root)
     stored = load_file(f"{source}/model.safetensors")
     table = "embeddings.position_ids"  # a table of integers, as folders of older releases hold it
@@ -53,7 +52,6 @@ def test_a_folder_and_the_model_in_memory_are_pruned_alike(kind, root, tmp_path)
 
 
 def test_an_encoder_has_no_perplexity(root, tmp_path, capsys):
-    # tried: the refusal only for AutoModel -> a number comes out for BertForMaskedLM
     ids = tmp_path / "ids.npy"
     with pytest.raises(
         FileError, match="absent: is no folder; models are never downloaded, pass the folder of a model"
@@ -93,7 +91,6 @@ class Listener(nn.Module):
 
 
 def test_every_batch_goes_with_what_its_encoder_said():
-    # tried: the arguments of the first batch for all of equal shape -> other masks, silently
     ids = tiny.ids(4)
     one, all_at_once = Listener(ids), Listener(ids)
     apart = ow.prune_blockwise(one, wanda(0.5), ids, batch=1)

@@ -49,7 +49,6 @@ def test_the_tokenizer_is_that_of_llama2c(stories, assets):
 
 
 def test_the_converted_model_has_its_known_perplexity(stories, assets):
-    # tried: rows of queries and keys not permuted -> far off
     documents = documents_of(assets / "tinystories_sample.txt", load_tokenizer(stories))
     found = perplexity(tiny.load(stories), documents, 512)
     assert (found.targets, found.tokens) == (1804, 1809)

@@ -83,7 +83,6 @@ def both(root, tmp_path_factory):
 
 
 def test_gram_matrices_and_tokens_add_up(both):
-    # tried: the sum left out -> red
     alone = grams(tiny.ids())
     assert len(alone) == 14  # four of attention, two of experts, the router; twice
     for name, (matrices, tokens) in alone.items():
@@ -93,7 +92,6 @@ def test_gram_matrices_and_tokens_add_up(both):
 
 
 def test_masks_are_those_of_one_process(both):
-    # tried: the sequences behind the moments not added up -> red for dsnot
     alone = masks_of(tiny.ids())
     for name, masks in alone.items():
         for tensor, mask in masks.items():

@@ -35,7 +35,6 @@ def by_magnitude(structure):
 
 
 def test_spode_moves_the_mask_of_every_block_and_no_weight():
-    # tried: the loss of the first block for all of them -> red
     dense, model = tiny.build("llama"), tiny.build("llama")
     result = prune_blockwise(model, spode(0.5, steps=20), tiny.ids(), reconstruction=Reconstruction(), batch=3)
     assert result.density == pytest.approx(0.5, abs=0.01)
@@ -48,7 +47,6 @@ def test_spode_moves_the_mask_of_every_block_and_no_weight():
 
 
 def test_attention_trains_each_block_to_the_density_and_recovers():
-    # tried: targets of the pruned block -> the loss is zero from the start
     model = tiny.build("llama")
     result = prune_blockwise(model, attention(), tiny.ids(), reconstruction=Reconstruction(3e-3))
     assert result.density == 0.5

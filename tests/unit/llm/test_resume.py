@@ -38,7 +38,6 @@ def files(folder):
 
 @pytest.mark.parametrize("stop", [1, 2, 3])
 def test_stopping_after_a_block_and_going_on_equals_not_stopping(stop, root, tmp_path):
-    # tried: finished blocks run on with dense weights; their rows lost -> red
     source = tiny.saved("tied", root)
     whole = run(source, tmp_path / "whole")
     with pytest.raises(Stopped):

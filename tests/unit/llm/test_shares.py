@@ -19,7 +19,6 @@ def with_outliers():
 
 
 def test_blocks_with_outliers_stay_denser(root, tmp_path):
-    # tried: ratios turned round -> red
     model = with_outliers()
     before = {n: p.clone() for n, p in model.named_parameters()}
     shares = outlier_shares(model, 0.5, tiny.ids(), spread=0.1)

@@ -36,7 +36,6 @@ def pruned(root, tmp_path_factory):
 
 
 def test_load_gives_model_and_result(pruned):
-    # tried: masks from everything, not from what was targeted -> red
     model, result = ow.load(pruned)
     told = json.loads((pruned / "openwork.json").read_text())
     assert result.counts.kept == told["density"]["kept"]
@@ -48,7 +47,6 @@ def test_load_gives_model_and_result(pruned):
 
 
 def test_export_runs_in_a_fresh_process_and_gives_the_same_answers(pruned, tmp_path, capsys):
-    # tried: the index of the shards copied too -> red
     out = tmp_path / "packed"
     assert main(["export", str(pruned), "--out", str(out), "--plan", "always", "--threads", "1"]) == 0
     assert f"instead of {dense_bytes(pruned):,}" in capsys.readouterr().out
@@ -83,7 +81,6 @@ def test_bench_and_inspect_read_it(pruned, tmp_path, capsys):
 
 
 def test_a_model_in_bfloat16_is_compared_with_the_fastest_dense_one(root, tmp_path, capsys):
-    # tried: the dense model left in bfloat16 -> a product without oneDNN's order counts as the fastest
     source = tiny.saved("llama", root, torch.bfloat16)
     prune_blockwise(source, sparsegpt(0.25, ow.Block(8, 8)), tiny.ids(), out=tmp_path / "p")
     model, result = ow.load(tmp_path / "p")

@@ -14,7 +14,6 @@ from openwork.schedules import Phases, Stretch
 
 def test_the_table_is_that_of_the_paper():
     """100 epochs: compress at 10, 20, ..., 70 and 85; decompress at 15, 25, ..., 65 and 75."""
-    # tried: the last dense phase without its extension -> red
     schedule = acdc(0.1, steps=100).schedule
     begins = {
         kind: [a for (a, _), s in zip(schedule.bounds, IMAGENET, strict=True) if s.phase == kind]
@@ -49,7 +48,6 @@ OPTIMISERS = [
 
 @pytest.mark.parametrize("optimise", OPTIMISERS, ids=["sgd", "adamw"])
 def test_compressed_phases_hold_and_decompression_restarts(optimise):
-    # tried: no reset of the moments -> red
     model, steps, total = net(), 60, 256
     optimizer = optimise(model)
     run = ow.attach(model, acdc(0.2, steps=steps), optimizer)
@@ -92,7 +90,6 @@ def test_decompression_does_not_change_the_function():
 
 
 def test_keeping_brings_the_old_values_back():
-    # tried: on_decompress ignored -> red
     kept, zeroed = net(), net()
     for model, word in ((kept, "keep"), (zeroed, "zero")):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -106,7 +103,6 @@ def test_keeping_brings_the_old_values_back():
 
 def test_it_is_iterative_hard_thresholding():
     """Quadratic loss, full gradient, one dense step and one sparse step of rate 0: w <- H_k(w - lr grad) exactly."""
-    # tried: masks that dense phases do not open -> red
     n, keep, rate, rounds = 12, 4, 0.07, 12
     torch.manual_seed(1)
     root, target = torch.randn(n, n, dtype=torch.float64), torch.randn(n, dtype=torch.float64)

@@ -51,7 +51,6 @@ def test_autocast_keeps_the_attention_in_float32():
 
 
 def test_a_compiled_step_follows_the_masks():
-    # tried: a mask buffer that is replaced instead of written -> the compiled step keeps the old one under some guards
     results = []
     for compiled in (False, True):
         model = net()
@@ -69,7 +68,6 @@ def test_a_compiled_step_follows_the_masks():
 
 @pytest.mark.parametrize("decay", [True, False])
 def test_weight_decay_of_the_logits(decay):
-    # tried: the option ignored -> red
     model = net()
     optimizer, run = begin(model, decay_logits=decay)
     with torch.no_grad():

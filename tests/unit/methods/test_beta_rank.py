@@ -54,7 +54,6 @@ def by_hand(layer, x, ratio):
     ("stride", "pad", "groups", "shift"), [(1, 0, 1, 0), (1, 1, 1, 5), (2, 1, 2, 0), (2, 0, 1, 100)]
 )
 def test_scores_are_those_of_explicit_patches(ratio, stride, pad, groups, shift):
-    # tried: no correction for the zeros of the padding -> red at (1, 1, 1, 5); groups ignored -> red
     torch.manual_seed(0)
     layer = nn.Conv2d(4, 6, 3, stride, pad, groups=groups).double()
     x = torch.randn(10, 4, 7, 7, dtype=torch.float64) + shift
@@ -107,7 +106,6 @@ class Net(nn.Module):
 
 
 def test_a_constant_filter_goes_first_though_its_norm_is_largest():
-    # tried: scored by the norm alone -> red
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Conv2d(2, 5, 1), nn.ReLU(), nn.Conv2d(5, 4, 1)).eval(), torch.randn(32, 2, 4, 4)
     with torch.no_grad():

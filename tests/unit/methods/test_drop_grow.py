@@ -32,7 +32,6 @@ def step(model, optimizer, seed):
 @pytest.mark.parametrize("method", [set_, rigl], ids=["set", "rigl"])
 @pytest.mark.parametrize("structure", [ow.Element(), ow.Row(), ow.Block(3, 4)], ids=repr)
 def test_layer_counts_never_change(method, structure):
-    # tried: grew one unit more than was dropped -> red
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     run = ow.attach(model, method(0.4, structure, steps=40, every=3, alpha=0.5), optimizer)
@@ -51,7 +50,6 @@ def test_layer_counts_never_change(method, structure):
 
 def test_rigl_moves_what_brute_force_moves():
     """Active after an update: the largest |w| of the active, then the largest |g| of all others."""
-    # tried: grew among inactive units only; dropped among the wrong ones; the gradient after masking -> red each time
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     run = ow.attach(model, rigl(0.3, steps=100, every=4, alpha=0.4, scope="layer"), optimizer)
@@ -137,7 +135,6 @@ def explore(density, fraction, updates, n=100_000, seed=0):
 
 def test_exploration_follows_the_closed_form():
     """E[1 - R] = (1 - d) prod_t (1 - f_t d / (1 - (1 - f_t) d)) for random growth."""
-    # tried: dropped among all units; grew among inactive ones only -> red each time
     d, updates = 0.05, 40
     fraction = CosineFraction(0.5, updates)
     rates = explore(d, fraction, updates)

@@ -25,7 +25,6 @@ def values(model):
 
 @pytest.mark.parametrize("density", [0.9, 0.5, 0.1, 0.013])
 def test_zeros_are_exact_and_no_kept_weight_is_smaller_than_a_pruned_one(density):
-    # tried: ceil instead of nearest -> red at 0.013
     model = uneven(0.5)
     size = values(model)
     result = ow.prune(model, global_mp(density, minimum=0.0))
@@ -51,7 +50,6 @@ def test_without_a_floor_it_is_plain_global_magnitude():
 
 @pytest.mark.parametrize("density", [0.5, 0.2, 0.1])
 def test_every_layer_keeps_its_floor_and_the_total_is_exact(density):
-    # tried: no floor; the smallest weights as the floor -> red each time
     model = uneven(1e-3)
     floor = int(0.03 * 940)
     size = [m.weight.detach().abs().flatten().tolist() for m in model]

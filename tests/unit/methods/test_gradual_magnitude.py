@@ -18,7 +18,6 @@ def descend(model, run, optimizer, steps, target=0.3):
 
 
 def test_the_curve_has_the_values_of_the_paper():
-    # tried: power 2 -> red
     schedule = gradual_magnitude(0.1, begin=40, end=140, every=10).schedule
     assert [round(1 - schedule(t).share, 4) for t in range(40, 141, 10)] == list(TABLE)
     assert all(schedule(t).update == (40 <= t <= 140 and t % 10 == 0) for t in range(300))
@@ -34,7 +33,6 @@ def test_the_last_update_comes_even_when_the_steps_do_not_divide():
 
 
 def test_layer_counts_are_rounded_to_the_nearest_and_at_least_one():
-    # tried: ceil instead of nearest -> red
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 3), nn.Linear(3, 11), nn.Linear(11, 1))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
@@ -64,7 +62,6 @@ def test_zeroed_weights_stay_zero_between_updates_and_get_no_gradient():
 
 
 def test_frozen_weights_keep_their_value_and_may_return():
-    # tried: zeroed the underlying weights in freeze mode -> red
     model = nn.Linear(4, 1, bias=False)
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[4.0, 3.0, 2.0, 1.0]]))

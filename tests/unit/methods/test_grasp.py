@@ -33,7 +33,6 @@ def made(temperature=1.0):
 
 
 def test_the_product_is_the_central_difference_of_gradients():
-    # tried: H g of the first half only -> red
     for temperature in (1.0, 200.0):
         model, batch, weights, g, hg = made(temperature)
         for n, want in gradient(model, batch, weights, temperature).items():
@@ -48,7 +47,6 @@ def test_the_product_is_the_central_difference_of_gradients():
 
 def test_shrinking_a_weight_changes_the_gradient_norm_as_the_score_says():
     """d|g|^2 for w_q -> (1 - t) w_q is -2 t w_q (H g)_q."""
-    # tried: the opposite sign -> red
     model, batch, weights, g, hg = made()
     t, before = 1e-3, square(g)
     for name, where in (("0.weight", (2, 3)), ("2.weight", (1, 4)), ("4.weight", (0, 2))):
@@ -61,7 +59,6 @@ def test_shrinking_a_weight_changes_the_gradient_norm_as_the_score_says():
 
 def test_both_sign_conventions_of_the_two_ports_give_the_same_mask():
     """Prune the largest of -w H g / (|sum| + 1e-10), or the smallest of w H g."""
-    # tried: |S| as the score -> red
     model, batch, weights, _, hg = made(200.0)
     signed = torch.cat([(-w * hg[n]).flatten() for n, w in weights.items()])
     normalised = signed / (signed.sum().abs() + 1e-10)

@@ -142,7 +142,6 @@ def test_the_diagonal_of_the_fisher_and_what_it_says_of_channels():
 
 
 def test_taylor_squares_every_batch_of_whole_units_by_itself():
-    # tried: gradients summed over the batches -> opposite batches cancel; slices asked one by one -> KeyError
     model = net().eval()
     x, y = torch.randn(8, 2, 4, 4), torch.arange(8) % 2
     batches = [(x, y), (x, 1 - y)]  # for equal outputs the second undoes what the first asks for

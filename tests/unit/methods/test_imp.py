@@ -31,7 +31,6 @@ def train(model, steps=6, seed=0):
 
 @pytest.mark.parametrize("rewind", ["weights", "lr", "none"])
 def test_rounds(rewind):
-    # tried: no rewinding of buffers -> red
     model = net()
     point = copy.deepcopy(model.state_dict())
     train(model, seed=9)
@@ -84,7 +83,6 @@ def test_rewinding_needs_a_point_of_this_model():
 
 
 def test_the_rewind_point_is_a_copy():
-    # tried: kept the caller's tensors -> red, since training writes into them
     model = net()
     point = model.state_dict()  # the live tensors
     want = copy.deepcopy(point)

@@ -13,7 +13,6 @@ from openwork.structure import NM, Element
 
 @pytest.mark.parametrize("entry", methods.METHODS, ids=lambda e: e.name)
 def test_an_entry_and_its_function_agree(entry):
-    # tried: swapped two functions in methods/__init__.py -> red
     function = methods.get(entry.name)
     assert getattr(methods, entry.name) is function
     recipe = function(0.2)
@@ -53,7 +52,6 @@ DEFAULTED = [n for n in methods.names() if n not in UNEVEN]
 @pytest.mark.parametrize("name", DEFAULTED)
 @pytest.mark.parametrize("structure", [NM(2, 4), Element(per="row")], ids=repr)
 def test_structures_with_quotas_get_a_scope_that_serves_them(name, structure):
-    # tried: N:M not recognised as a structure with quotas -> red
     recipe = methods.get(name)(structure=structure)
     assert recipe.density == (0.5 if structure == NM(2, 4) else methods.get(name)().density)
 
@@ -71,7 +69,6 @@ def test_structures_with_quotas_get_a_scope_that_serves_them(name, structure):
 )
 def test_a_scope_over_tensors_is_refused_for_quotas_at_once(name, scope):
     """AC/DC would otherwise say it at its first sparse phase, a tenth of the training later."""
-    # tried: no check in allocation_of -> red
     message = rf"NM\(keep=2, of=4, dim=1\) has quotas of its own, so scope must be 'layer', got '{scope}'"
     with pytest.raises(RecipeError, match=message):
         methods.get(name)(structure=NM(2, 4), scope=scope)

@@ -11,7 +11,6 @@ from openwork.schedules import Cubic
 
 def test_counts_follow_the_rule_of_the_sheet():
     """kept = n - floor(s n), with 1e-9 against (1 - 0.9) * 10 = 0.99999."""
-    # tried: kept = ceil without the slack -> red at 0.1 of 10
     for n in (1, 7, 10, 97):
         for percent in range(1, 100):
             model = nn.Linear(n, 1, bias=False)
@@ -38,7 +37,6 @@ def test_blocks_of_one_weight_are_single_weights():
 
 
 def test_blocks_of_equal_weights_are_pruned_like_single_weights():
-    # tried: tiles over rows and columns exchanged -> red
     torch.manual_seed(0)
     model = nn.Linear(12, 8, bias=False)
     with torch.no_grad():

@@ -68,7 +68,6 @@ SCALES = ("n0.weight", "n1.weight", "n2.weight")
 
 
 def test_slimming_is_the_penalty_on_every_scale_bit_for_bit():
-    # tried: the penalty added before the gradient is there -> red
     plain, model = net(), net()
     params = dict(plain.named_parameters())
     every = MaskedScalePenalty({n: torch.ones_like(params[n], dtype=torch.bool) for n in SCALES}, 0.01)
@@ -103,7 +102,6 @@ def test_only_chosen_scales_shrink_and_go():
 
 
 def test_weights_return_to_what_they_were_before_slimming():
-    # tried: no edits at the choice -> red
     model, seen = net(), {}
     options = dict(slim=0.25, choose=0.5, remove=0.75)
     run_of = lambda o: ow.attach(model, recipe(**options, lam=0.3), o)  # noqa: E731
@@ -151,7 +149,6 @@ def test_the_proximal_step_converges_and_the_subgradient_swings():
 
 
 def test_the_vote_is_the_brute_force_one():
-    # tried: the least number of removals replaced by the largest -> red
     rng = torch.Generator().manual_seed(0)
     for _ in range(300):
         members, channels = (
@@ -230,7 +227,6 @@ def test_what_cannot_be_done_is_refused():
 
 @pytest.mark.parametrize(("unit", "share", "scope"), [("macs", 0.61, "layer"), ("params", 0.5, "vote")])
 def test_a_budget_counts_the_channels_that_will_go(unit, share, scope):
-    # tried: the units alive at the choice counted -> the search ends at a hundredth of the budget
     model, x = net(), X[:1]
     recipe = masksparsity(0.5, ow.channels(example=x), steps=20, lam=0.01, scope=scope)
     result = train(model, 20, lambda o: ow.attach(model, recipe, o, target={unit: share})).finish()

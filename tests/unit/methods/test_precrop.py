@@ -22,7 +22,6 @@ SIZES = {"a": 100, "b": 1000, "c": 5000, "d": 20000, "e": 400}
 
 
 def test_the_closed_form_meets_the_budget_and_beats_random_allocations():
-    # tried: c without the layers that stay whole taken out -> red
     found = equal_numbers(SIZES, 0.2)
     total = sum(SIZES.values())
     assert sum(n * found[k] for k, n in SIZES.items()) == pytest.approx(0.2 * total, abs=1e-6)
@@ -41,7 +40,6 @@ def test_the_closed_form_meets_the_budget_and_beats_random_allocations():
 
 def test_widths_of_a_consistent_chain_are_found():
     """p_l = r_(l-1) r_l with the ends whole: the least squares are zero."""
-    # tried: without the square root of the weights -> green here, red below
     r = torch.tensor([0.5, 0.8, 0.25], dtype=torch.float64)
     ends = torch.cat([torch.ones(1), r, torch.ones(1)]).double()
     exponents = torch.zeros(4, 3)
@@ -99,7 +97,6 @@ def cropped():
 
 
 def test_budget_in_parameters_is_met_and_large_layers_are_cut_most(cropped):
-    # tried: widths from the densities of the outputs alone -> red
     model, x, result, small = cropped
     before, after = (sum(p.numel() for p in m.parameters()) for m in (model, small))
     assert after / before == pytest.approx(0.2, rel=0.01)
@@ -158,7 +155,6 @@ def test_other_sources_give_other_widths_at_the_same_total(source):
 
 
 def test_cropped_weights_have_the_scale_of_a_fresh_layer():
-    # tried: no rescaling -> red
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 2000), nn.ReLU(), nn.Linear(2000, 50))
     result = ow.prune(model, precrop(0.1, ow.channels(example=torch.zeros(2, 16))))

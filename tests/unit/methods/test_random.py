@@ -29,7 +29,6 @@ def total(shapes, densities):
 @pytest.mark.parametrize("kernel", [True, False], ids=["erk", "er"])
 @pytest.mark.parametrize("density", [0.01, 0.05, 0.2, 0.5, 0.9, 1.0])
 def test_the_budget_is_met(density, kernel):
-    # tried: layers above 1 cut to 1 and the rest not solved again -> red
     found = erk_densities(RESNET20, density, kernel=kernel)
     size = sum(math.prod(s) for s in RESNET20.values())
     assert total(RESNET20, found) == pytest.approx(density * size, rel=1e-9)
@@ -70,7 +69,6 @@ def test_the_worked_example_of_rigl(sparsity, want):
 
 
 def test_the_fixed_point_is_min_one_and_eps_by_bisection():
-    # tried: layers above 1 cut to 1 and the rest not solved again -> red
     rng = torch.Generator().manual_seed(0)
     for case in range(100):
         draw = torch.randint(1, 40, (4, 4), generator=rng).tolist()
@@ -103,7 +101,6 @@ def test_masks_have_the_shares_of_the_allocation():
 
 def test_positions_are_uniform():
     """Each of 40 weights is kept in a quarter of 400 draws: 100, standard deviation 8.7; five of them are 43."""
-    # tried: scores that grow with the index -> red
     counts = torch.zeros(40)
     for seed in range(400):
         counts += ow.prune(nn.Linear(40, 1), random(0.25, scope="layer"), seed=seed, dry_run=True).masks["weight"][0]

@@ -29,7 +29,6 @@ def search(model, **options):
 
 
 def test_the_mask_is_the_one_of_the_lowest_loss():
-    # tried: the last draw instead of the best -> red
     model = small()
     result = search(model, draws=5, density=0.25)
     told = result.log[-1]["search"]
@@ -39,7 +38,6 @@ def test_the_mask_is_the_one_of_the_lowest_loss():
 
 
 def test_a_small_space_is_tried_whole():
-    # tried: draws with repetition -> not the 6 choices of 2 rows of 4
     model, (x, y) = small(), batch()
     weight = model[0].weight.detach().clone()
     result = search(model, draws=6)
@@ -92,7 +90,6 @@ def test_refusals():
 
 @pytest.mark.parametrize("budget", [1, 2, 5, 7])
 def test_expected_best_equals_enumeration(budget):
-    # tried: draws with replacement -> red
     from itertools import combinations
 
     losses = torch.rand(7, generator=torch.Generator().manual_seed(3)).tolist()

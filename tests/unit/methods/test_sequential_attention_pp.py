@@ -54,7 +54,6 @@ def gates(model):
 
 
 def test_the_start_is_the_dense_network():
-    # tried: a softmax without the factor T; T * softmax(L), which rounds at T = 115 -> red
     plain, model = net(), net()
     begin(model)
     x = torch.randn(4, 3, 5, 5)
@@ -89,7 +88,6 @@ def test_the_matrix_of_a_convolution_comes_back(shape):
 
 @pytest.mark.parametrize("every", [1, 3])
 def test_phases_blocks_and_restarts(every):
-    # tried: ceil instead of floor; no nesting -> red each time
     model = net()
     optimizer, run = begin(model, steps=90, density=0.3, every=every)
     schedule, blocks = run.recipe.schedule, {"conv.weight": 3 * 7, "fc.weight": 5 * 23}
@@ -132,7 +130,6 @@ def test_the_sparsity_curve():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_folding_keeps_the_outputs_and_leaves_nothing(dtype):
-    # tried: folded W * A without the mask -> red
     model = net(dtype)
     names = [n for n, _ in model.named_parameters()]
     optimizer, run = begin(model)
@@ -153,7 +150,6 @@ def test_folding_keeps_the_outputs_and_leaves_nothing(dtype):
 
 
 def test_selection_follows_the_logits_and_not_the_weights():
-    # tried: Magnitude as the criterion; logits with the other sign -> red each time
     model = nn.Linear(40, 8, bias=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     recipe = sequential_attention_pp(0.25, ow.Block(4, 4), steps=40, min_blocks=2, clip=False)
@@ -233,7 +229,6 @@ def kinds(recipe):
 
 
 def test_the_tables_of_the_paper():
-    # tried: nine cycles for Criteo -> the fractions do not sum to one -> red
     imagenet = kinds(sequential_attention_pp(0.1, steps=300))
     assert imagenet == [("dense", 30)] + [(k, 10) for _ in range(6) for k in ("soften", "sparse", "dense")] + [
         ("soften", 45),
@@ -297,7 +292,6 @@ def resnet50():
 )
 def test_resnet50_realises_the_sparsities_of_the_paper(size, pruned, realised):
     """Layers with fewer than 100 blocks stay dense; all weights in the denominator."""
-    # tried: the classifier left dense -> red
     tiles = [Tiles("w", view, (size, size)) for _, view in resnet50()]
     used = [t for t in tiles if t.n_units >= 100]
     assert len(tiles) == 54

@@ -22,7 +22,6 @@ def mask_slopes(model, batch, shapes):
 
 @pytest.mark.parametrize("method", [snip, taylor], ids=["snip", "taylor"])
 def test_the_score_of_a_weight_is_the_slope_of_its_mask(method):
-    # tried: |g| instead of |w g| -> red
     model, batch = plain_net(7, 9, 5, 3, bias=True), labelled(7, 3)
     found = scores(model, method(0.5, batches=1), [batch], F.cross_entropy)
     weights = {n: p.shape for n, p in model.named_parameters() if p.ndim == 2}
@@ -33,7 +32,6 @@ def test_the_score_of_a_weight_is_the_slope_of_its_mask(method):
 
 @pytest.mark.parametrize("structure", [ow.Row(), ow.Column()], ids=repr)
 def test_the_score_of_a_unit_is_the_slope_of_the_mask_of_the_unit(structure):
-    # tried: sum of absolute values over the unit -> red
     model, batch = plain_net(7, 9, 5, 3), labelled(7, 3)
     found = scores(model, snip(0.5, structure), [batch], F.cross_entropy)
     shapes = {n: (p.shape[0], 1) if structure == ow.Row() else (1, p.shape[1]) for n, p in model.named_parameters()}
@@ -96,7 +94,6 @@ def test_batches_may_cancel_unless_they_are_summed_by_size():
 
 
 def test_rounds_score_the_pruned_network():
-    # tried: scored the dense network in every round -> red
     model, batch = plain_net(8, 16, 16, 4), labelled(8, 4)
     given = {"data": [batch], "loss": F.cross_entropy, "dry_run": True}
     once, often = (ow.prune(model, snip(0.05, rounds=r), **given).masks for r in (1, 20))
@@ -113,7 +110,6 @@ def test_a_dead_layer_is_named():
 
 
 def test_taylor_squares_every_batch_by_itself():
-    # tried: gradients summed before they are squared, as SNIP does -> red
     model, one, other = plain_net(7, 9, 5, 3), labelled(7, 3), labelled(7, 3, seed=5)
     apart = [scores(model, taylor(0.5, ow.Row(), batches=1), [b], F.cross_entropy) for b in (one, other)]
     both = scores(model, taylor(0.5, ow.Row(), batches=2), [one, other], F.cross_entropy)

@@ -27,7 +27,6 @@ def batches(n):
 
 
 def test_several_batches_are_their_mean():
-    # tried: summed without dividing -> the energies double
     data = batches(6)
     joined = [(torch.cat([a[0], b[0]]), torch.cat([a[1], b[1]])) for a, b in zip(data[::2], data[1::2], strict=True)]
     two = ow.prune(net(), spode(0.3, steps=3, batches=2), data=data, loss=F.cross_entropy)
@@ -51,7 +50,6 @@ def test_input_channels_of_the_paper():
 
 
 def test_the_search_takes_the_best_radius_of_its_step():
-    # tried: took the largest loss; searched on a fresh batch -> red
     data = batches(4)
     result = ow.prune(net(), spode(0.3, steps=4, radius_path="search"), data=data, loss=F.cross_entropy)
     radii = [row["radius"] for row in result.log[0]["path"]]

@@ -34,7 +34,6 @@ def conv_net():
     ("model", "shape"), [(plain_net(8, 12, 9, 4), (8,)), (conv_net(), (2, 8, 8))], ids=["mlp", "conv"]
 )
 def test_every_layer_carries_the_whole_flow(model, shape):
-    # tried: signed weights; an input of two samples -> red each time
     total = flow(model, *shape)
     for score in scores(model, synflow(0.5, input_shape=shape)).values():
         assert float(score.sum()) == pytest.approx(total, rel=1e-12)
@@ -67,7 +66,6 @@ def test_what_flows_into_a_unit_flows_out_of_it():
 
 
 def test_neither_data_nor_signs_matter():
-    # tried: the first batch as the input instead of ones -> red
     model = plain_net(8, 12, 9, 4)
     want = ow.prune(model, synflow(0.1, rounds=10, input_shape=(8,)), dry_run=True).masks
     again = ow.prune(model, synflow(0.1, rounds=10, input_shape=(8,)), dry_run=True).masks
@@ -86,7 +84,6 @@ def test_neither_data_nor_signs_matter():
 @pytest.mark.parametrize("sizes", [(64, 100, 50, 80, 30, 10), (64, 20, 200, 20, 100, 10)], ids=str)
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_last_five_weights_form_one_path(sizes, seed):
-    # tried: one round for the first claim -> red; scores without the masks in the forward pass -> red
     total = sum(a * b for a, b in zip(sizes, sizes[1:], strict=False))
     model = plain_net(*sizes, seed=seed)
     result = ow.prune(model, synflow(5 / total, rounds=100, input_shape=(64,)))

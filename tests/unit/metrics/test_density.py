@@ -26,7 +26,6 @@ def masks(model, **kept):
 
 
 def test_three_denominators_by_hand():
-    # tried: tied weights counted twice; embedding left out of its own denominator -> red
     model = Tied()
     d = densities(model, masks(model, fc=4))
     assert d == Densities(kept=4, targeted_numel=16, prunable_numel=16, total_numel=20 + 16 + 4)

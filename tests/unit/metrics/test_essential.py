@@ -21,7 +21,6 @@ def broken(at, slope=2.0):
 
 @pytest.mark.parametrize("at", [0.3, 0.5, 0.7])
 def test_all_three_estimates_return_the_break(at):
-    # tried: the first instead of the last free level; height below the chord -> red
     found = essential_sparsity(broken(at))
     assert (found.tolerance, found.chord, found.segments) == (at, at, at)
     assert found.knee

@@ -22,7 +22,6 @@ def tensor(values):
 @given(values=vectors, scale=st.floats(1e-3, 1e3))
 @settings(max_examples=50, deadline=None)
 def test_scale_and_clones_change_nothing_and_the_range_holds(p, q, values, scale):
-    # tried: sums instead of means -> clones change it
     w = tensor(values)
     index = pq_index(w, p=p, q=q)
     assert float(pq_index(scale * w, p=p, q=q)) == pytest.approx(float(index), abs=1e-12)
@@ -51,7 +50,6 @@ def test_axioms_of_inequality(p, q, values, data):
 
 @pytest.mark.parametrize(("p", "q"), PAIRS)
 def test_the_bound_holds_for_every_number_of_entries(p, q):
-    # tried: the exponents of p and q exchanged -> red
     rng = torch.Generator().manual_seed(0)
     for law in range(30):
         w = torch.randn(40, generator=rng, dtype=torch.float64).abs() ** (1 + law % 5)

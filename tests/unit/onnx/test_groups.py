@@ -26,7 +26,6 @@ def some(graph, seed):
 
 @pytest.mark.parametrize("name", MADE)
 def test_groups_and_equality(name, tmp_path):
-    # tried: pieces of a Split on their own; starts of slices left as they are; Change of a group forgotten -> red
     model, sizes = build(name)
     model = read(model, tmp_path)
     graph = onnx_graph(model)

@@ -24,7 +24,6 @@ def factors(rank=2):
 
 
 def test_the_product_lands_on_kept_weights_only():
-    # tried: the mask left out -> red
     model, masks = pruned()
     before, (down, up) = model[0].weight.detach().clone(), factors()["0.weight"]
     lost = merge_low_rank(model, masks, factors(), 0.5)

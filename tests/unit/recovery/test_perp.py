@@ -42,7 +42,6 @@ def rooted(masks):
 
 @pytest.mark.parametrize("kind", ["mask_lora", "scale_lora", "lora_prune"])
 def test_adapters_begin_as_nothing_and_merge_as_promised(kind):
-    # tried: B drawn like A; the mask left out of the merge -> red
     torch.manual_seed(0)
     mask = torch.rand(6, 5) < 0.5
     weight = torch.randn(6, 5) * mask
@@ -93,7 +92,6 @@ def test_with_full_rank_it_reaches_the_masked_least_squares_optimum():
 
 
 def test_a_kept_weight_that_is_zero_may_move():
-    # tried: the mask read from W != 0 -> red
     model, mask = nn.Linear(4, 4, bias=False), torch.ones(4, 4, dtype=torch.bool)
     model.weight.data.zero_()
     x = torch.randn(32, 4)

@@ -47,7 +47,6 @@ def score(model):
 
 @pytest.mark.parametrize("norm", [False, True])
 def test_the_soup_is_the_mean_and_as_sparse_as_its_members(norm):
-    # tried: masks not held in the copies; batches of recalibration not used -> red
     model, masks = pruned(norm)
     start = copy.deepcopy(model)
     data = [(X, Y)] if norm else None
@@ -89,7 +88,6 @@ def test_copies_of_one_state_average_to_it_and_counters_stay_integers():
 
 
 def test_a_greedy_soup_is_no_worse_than_its_best_member():
-    # tried: candidates accepted without a look at their score -> red
     for seed in range(4):
         model, masks = pruned()
 

@@ -19,7 +19,6 @@ SINGLE, BLOCKS = (Tiles("w", views.linear_view((4, 6)), b) for b in ((1, 1), (2,
 @pytest.mark.parametrize("alpha", [1.0, 1.375, 2.0, 4.0])
 @pytest.mark.parametrize("part", [SINGLE, BLOCKS])
 def test_the_start_is_the_ordinary_network(part, alpha):
-    # tried: exponent 1 / alpha without the sign -> red
     gate = Power(alpha).gate(part, 0.1)
     torch.testing.assert_close(gate(gate.invert(W)), W, rtol=1e-12, atol=0)
     assert bool((gate.invert(torch.zeros_like(W)) == 0).all())
@@ -27,7 +26,6 @@ def test_the_start_is_the_ordinary_network(part, alpha):
 
 @pytest.mark.parametrize("alpha", [1.375, 2.0, 3.0])
 def test_gradient_of_single_weights(alpha):
-    # tried: a derivative of |v|^(alpha - 1) alone -> red
     gate = Power(alpha).gate(SINGLE, 0.1)
     v = W.clone().requires_grad_()
     out = torch.randn_like(W)
@@ -69,7 +67,6 @@ def test_masks_hide_and_the_fold_is_exact():
 
 
 def test_detaching_keeps_the_weights_of_now():
-    # tried: kept the root -> red
     model = nn.Linear(6, 4)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     run = ow.attach(model, powerpropagation(density=0.5, steps=6, alpha=2.0), optimizer)

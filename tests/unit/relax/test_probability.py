@@ -32,7 +32,6 @@ def by_breakpoints(values, budget):
 @given(st.lists(st.floats(-2, 3), min_size=1, max_size=30), st.floats(0.05, 1))
 @settings(max_examples=200, deadline=None)
 def test_projection(values, share):
-    # tried: 20 bisection steps; only from above -> red
     s = torch.tensor(values, dtype=torch.float64)
     budget = share * len(values)
     got = project_budget(s, budget)
@@ -77,7 +76,6 @@ def test_budget_and_temperature():
 
 
 def test_only_adam_moves_the_probabilities():
-    # tried: left the gradients to the user's optimiser -> weight decay shrinks s in a step without a gradient
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 4))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5, weight_decay=0.5)

@@ -21,7 +21,6 @@ def test_attention_starts_as_the_dense_network():
 
 
 def test_attention_is_t_times_the_softmax():
-    # tried: softmax over the living blocks only; no factor T -> red
     g = gate(clip=False)
     with torch.no_grad():
         g.logits.copy_(torch.linspace(-1, 1, 6))

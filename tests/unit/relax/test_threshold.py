@@ -25,7 +25,6 @@ def gate(s, **options):
 
 
 def test_both_gradients():
-    # tried: gradient of s without the sign of W -> red
     g, w, out = gate(-0.5), W.clone().requires_grad_(), torch.randn_like(W)
     (g(w) * out).sum().backward()
     f = 1 / (1 + math.exp(0.5))
@@ -66,7 +65,6 @@ def test_decay_alone_moves_s_as_computed():
 
 @pytest.mark.parametrize("density", [0.5, 0.11])
 def test_budget_control_meets_the_density_and_layers_differ(density):
-    # tried: scaled only the first threshold; never lowered one -> red
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(20, 40), nn.ReLU(), nn.Linear(40, 5))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)

@@ -108,7 +108,6 @@ def test_the_page_says_everything(data, masks):
 
 
 def test_a_dense_control_is_not_the_headline(data):
-    # tried: the last stage of metrics as headline -> red (it said 95.00 %)
     text = Page(report_html(data)).text.replace("\xa0", " ")
     card = re.search(
         r"Accuracy, after fine-tuning(.*?)dense$", text.split("On the test set")[0].rsplit("Accuracy", 1)[0]
@@ -144,7 +143,6 @@ def poisoned(value):
 
 
 def test_hostile_text_stays_text(data, masks):
-    # tried: clean() without escape -> red; figcaption without clean -> red; alt without clean -> red
     bad = poisoned(copy.deepcopy(data))
     bad["metrics"] |= {EVIL: {"accuracy": 0.5, EVIL: 1.0}}
     bad["log"] = [row | {EVIL: 1.0} for row in bad["log"]]
@@ -161,7 +159,6 @@ def test_hostile_text_stays_text(data, masks):
 
 
 def test_hostile_text_does_not_break_the_terminal(data):
-    # tried: no printable() in text_table -> red
     bad = poisoned(data)
     bad["tensors"][0] |= {"name": "a\x1b[31m\nb", "skipped": ""}
     text = report_text(bad)
@@ -208,7 +205,6 @@ def test_empty_masks_are_not_drawn_and_more_than_twelve_are_counted(data):
 
 
 def test_a_page_of_500_tensors_stays_small(data, masks):
-    # tried: masks drawn without a limit of pixels -> red
     data["tensors"] = [tensor(f"encoder.layer.{i}.attention.self.query.weight", (768, 768), 29491) for i in range(500)]
     data["log"] = [dict(data["log"][0], step=i, changed=i % 77) for i in range(5000)]
     big = {f"layer{i}": torch.rand(768, 768) < 0.5 for i in range(12)}
@@ -218,7 +214,6 @@ def test_a_page_of_500_tensors_stays_small(data, masks):
 
 
 def test_the_text_report(data):
-    # tried: numbers left-aligned -> red; elastic columns ignored -> red
     data["tensors"][0]["name"] = "a" * 150
     data["tensors"].append(tensor("embedding", (50_000, 4_096), 10_240_000))
     text = report_text(data)
@@ -238,7 +233,6 @@ def test_the_text_report(data):
 
 def test_bytes_of_the_verdict(data):
     # dense 4 * 1016; 116 values of 4 bytes and 1000 bits
-    # tried: a byte in place of a bit of mask -> red
     assert "take 4.1 kB;" in verdict(data)
     assert "would take 589 B." in verdict(data)
 
@@ -259,7 +253,6 @@ def test_tables_refuse_ragged_rows(table):
 
 
 def test_comparison_as_text():
-    # tried: the standard deviation of the wrong column -> red
     text = compare_text(compared())
     assert max(map(len, text.splitlines())) <= 110
     assert "sample standard deviation" in text
@@ -269,7 +262,6 @@ def test_comparison_as_text():
 
 
 def test_comparison_as_page():
-    # tried: the dense line not handed to the scatter chart -> red
     page = Page(compare_html(compared(), "Bench & more"))
     assert "Bench & more" in page.text
     assert "sample standard deviation" in page.text

@@ -42,7 +42,6 @@ from openwork.report.ticks import log_ticks, nice_step, nice_ticks, tick_label
     ],
 )
 def test_nice_ticks(low, high, ticks):
-    # tried: factor 3 in place of 2.5 -> red; first tick by round() -> red
     assert nice_ticks(low, high) == ticks
 
 
@@ -103,7 +102,6 @@ def decoded(mask, **size):
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 8), (5, 9), (7, 17), (4, 3, 2), (6, 5, 3, 3), (2, 3, 2, 2, 2), (11,)])
 def test_a_small_mask_is_one_pixel_an_entry(shape):
-    # tried: kept drawn white -> red; rows packed low bit first -> red; in before kernel positions -> red
     mask = torch.rand(shape) < 0.4
     if mask.dim() == 1:
         rows = mask[None]
@@ -114,7 +112,6 @@ def test_a_small_mask_is_one_pixel_an_entry(shape):
 
 @pytest.mark.parametrize(("shape", "rows", "columns"), [((10, 7), 4, 3), ((4, 100), 256, 9), ((5, 5), 1, 1)])
 def test_a_large_mask_is_averaged(shape, rows, columns):
-    # tried: dividing the smaller edge blocks by the full block size -> red; linear in place of the root -> red
     mask = torch.rand(shape) < 0.3
     high, wide = math.ceil(shape[0] / rows), math.ceil(shape[1] / columns)
     blocks = [[b.float().mean().item() for b in strip.split(wide, 1)] for strip in mask.split(high, 0)]
@@ -161,7 +158,6 @@ def points(chart):
 
 
 def test_a_line_goes_where_the_data_go():
-    # tried: y not turned upside down -> red
     chart = line_chart("t", Axis("x"), Panel([Series("a", [0, 5, 10], [0, 1, 0.5])], Axis("y")))
     assert points(chart) == [[(0, 164), (500, 0), (1000, 82)]]
 
@@ -172,7 +168,6 @@ def test_a_log_axis_is_logarithmic():
 
 
 def test_points_that_are_not_finite_are_left_out():
-    # tried: no check for log axes -> red (math domain error)
     bad = [math.nan, math.inf, None, 1.0, 2.0]
     assert [len(p) for p in points(line_chart("t", Axis("x"), Panel([Series("a", range(5), bad)], Axis("y"))))] == [2]
     log = Series("a", [1, 2, 3, 4], [0.0, -1.0, 1.0, 10.0])
@@ -213,7 +208,6 @@ def test_panels_bands_and_legends():
 
 
 def test_error_bars_have_their_length():
-    # tried: half of the error -> red
     chart = scatter_chart("t", Axis("x"), Panel([Series("a", [1, 2], [0.0, 1.0], [0.5, None])], Axis("y")), mark=0.5)
     (path,) = [p["d"] for p in Shapes(chart)["path"] if "whisker" in p["class"]]
     high, low = (float(v) for v in re.match(r"M[\d.]+ ([\d.]+)V([\d.]+)M", path).groups())
@@ -231,7 +225,6 @@ def test_bars_and_intervals():
 
 
 def test_thinning_keeps_ends_and_peaks():
-    # tried: every n-th point -> red
     line = [_Point(i, 100.0 if i == 777 else math.sin(i), 0) for i in range(5000)]
     few = thin(line)
     assert len(few) <= 402

@@ -11,7 +11,6 @@ KNOWN = {word.strip() for first in re.findall(r"^\| ([^|]+) \|", GLOSSARY, re.M)
 
 
 def test_reports_use_the_words_of_the_glossary():
-    # tried: a row of the glossary taken out -> red
     heads = {*suite_page.HEADS, *suite_page.DETAIL_HEADS, *suite_page.SANITY_HEADS, *compare_page.HEADS}
     heads |= {*suite_board.HEADS, *suite_board.PLACE, *suite_board.LAST, *(head for _, head in suite_board.EXTRA)}
     controls = {DENSE, EXTRA, LONG, SMALL, *RANDOM, *(tail.strip(", ") for tail in (SHUFFLED, RENEWED)), curves.FRONT}

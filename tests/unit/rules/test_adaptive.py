@@ -31,7 +31,6 @@ def rounds(recipe, model):
 
 
 def test_a_round_prunes_by_the_formula_in_every_layer():
-    # tried: the index over pruned entries too -> the second round is off
     model = net()
     left = {
         n: p.detach().abs().flatten().sort(descending=True).values for n, p in model.named_parameters() if p.ndim > 1
@@ -48,7 +47,6 @@ def test_a_round_prunes_by_the_formula_in_every_layer():
 
 @pytest.mark.parametrize("scope", ["neuron", "layer", "global"])
 def test_the_last_round_meets_the_density(scope):
-    # tried: no sharing out in the last round -> red
     counts, result = rounds(sap(density=0.05, rounds=2, scope=scope), net())
     assert sum(counts[-1].values()) == 9  # 180 units
     assert sum(counts[0].values()) > 9

@@ -18,7 +18,6 @@ F64 = torch.float64
 
 
 def test_the_quadratic_is_the_change_of_a_quadratic_loss():
-    # tried: without the term of D in Q; the ridge without its factor 2 -> red
     rng = torch.Generator().manual_seed(0)
     w0, grad = torch.randn(7, generator=rng, dtype=F64), torch.randn(7, generator=rng, dtype=F64)
     a = torch.randn(7, 7, generator=rng, dtype=F64)
@@ -74,7 +73,6 @@ OPTIONS = {"block": 32, "samples": 48, "groups": 2}
     ("start", "solver"), [("magnitude", "annealing"), ("wanda", "swap"), ("gradient", "swap"), ("random", "swap")]
 )
 def test_the_loss_falls_at_the_same_density_and_kept_weights_are_the_old_ones(start, solver):
-    # tried: kept and pruned weights exchanged in the answer -> red
     model, (x, y) = trained(), data()
     first, old = copy.deepcopy(model), copy.deepcopy(model)
     options = {**OPTIONS, "start": start, "solver": solver, "restarts": 2}
@@ -92,7 +90,6 @@ def test_the_loss_falls_at_the_same_density_and_kept_weights_are_the_old_ones(st
 
 
 def test_the_start_is_the_host_and_fixed_weights_stay():
-    # tried: the fixed shares taken from the wrong end -> red
     model, (x, y) = trained(), data()
     weight = model[0].weight.detach().abs().flatten()
     one = ow.prune(copy.deepcopy(model), magnitude(0.3), dry_run=True).masks["0.weight"].flatten()

@@ -24,7 +24,6 @@ def rng():
 
 
 def test_every_choice_is_looked_at():
-    # tried: combinations of k + 1 -> red
     q, start = problem(0, n=8, k=3)
     best = Exhaustive()(q, start, rng())
     every = [x for x in torch.cartesian_prod(*[torch.tensor([False, True])] * 8) if int(x.sum()) == 3]
@@ -34,7 +33,6 @@ def test_every_choice_is_looked_at():
 
 
 def test_annealing_finds_the_optimum_and_swaps_come_close():
-    # tried: slope of accepted moves not updated -> red
     hits = near = 0
     for seed in range(20):
         q, start = problem(seed)
@@ -61,7 +59,6 @@ def test_a_swap_cannot_improve_the_answer_of_either():
 
 
 def test_the_penalty_form_has_the_same_minimiser():
-    # tried: penalty k I instead of 2 k I -> red
     q, start = problem(5, n=10, k=4)
     free, const = penalised(q, 4, 10 * float(q.abs().sum()))
     every = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=F64)] * 10)

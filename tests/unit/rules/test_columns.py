@@ -52,7 +52,6 @@ CASES = {
 @pytest.mark.parametrize("block", [8, 16, 32, 128])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_masks_and_weights_are_those_of_the_plain_algorithm(case, block):
-    # tried: U lower instead of upper; errors pushed with the wrong sign; scores without the diagonal -> red each time
     options, theirs = CASES[case]
     for seed, dead in ((0, ()), (1, (3, 17))):
         w, x = problem(seed=seed, dead=dead)
@@ -75,7 +74,6 @@ def test_narrow_models_are_solved_in_float32(dtype):
 
 @pytest.mark.parametrize("nm", [None, (2, 4), (4, 8)])
 def test_wanda_is_the_plain_algorithm(nm):
-    # tried: squared norms instead of norms; the norm of the outputs -> red
     w, x = problem(seed=4)
     recipe = wanda(0.4) if nm is None else wanda(structure=ow.NM(*nm))
     mask, new, _ = pruned(w, x, recipe)
@@ -164,7 +162,6 @@ def test_runs_along_the_outputs():
 
 
 def test_convolutions_are_solved_on_their_unfolded_inputs():
-    # tried: columns of the Gram matrix in channel order -> red
     torch.manual_seed(0)
     conv = nn.Conv2d(4, 6, 3, groups=2, padding=1, stride=2, bias=False).double()
     x, dense = torch.randn(8, 4, 9, 9, dtype=F64), conv.weight.detach().clone()

@@ -27,7 +27,6 @@ PHASE = Phase(0.5, True)
 
 
 def test_smallest_weights_leave_and_largest_gradients_come():
-    # tried: drop the largest; grow among the dropped only -> red
     here = now([1, 1, 1, 1, 0, 0], [4, 1, 3, 2, 0, 0], [0, 0, 0, 0, 1, -9])
     step = DropGrow(fraction=ConstantFraction(0.25)).update(here, PHASE, STARTED)
     assert step.units["w"].tolist() == [True, False, True, True, False, True]

@@ -76,7 +76,6 @@ def least_squares(x, old, keep):
 
 
 def test_readers_are_refitted_by_least_squares():
-    # tried: the transpose of H_PK -> red; only the first partition of a tensor removed -> red
     model, x = made()
     dense = copy.deepcopy(model)
     result = ow.prune(model, obspa(0.5, ow.channels(example=x[:2]), damp=0.0), data=[x[:25], x[25:]])
@@ -119,7 +118,6 @@ def situation(model, x, structure, **options):
 
 
 def test_a_unit_costs_what_its_best_removal_changes_summed_over_its_readers():
-    # tried: without the inverse of the square block (the diagonal only) -> red; one reader left out -> red
     model, x = made()
     rule, now = situation(model, x, ow.channels(example=x[:2]))
     hessians = {n: damped(now[rule.gram][n].matrices, 0.0, n) for n in readers_of(now, {})}

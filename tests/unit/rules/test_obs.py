@@ -18,7 +18,6 @@ FISHER = DAMP * torch.eye(12, dtype=torch.float64) + G.T @ G / 7
 
 @pytest.mark.parametrize("columns", [12, 5])  # more entries than gradients, and fewer
 def test_the_inverse_is_the_inverse_and_the_recursion(columns):
-    # tried: without the factor N in the damping -> red
     fisher, rows = FISHER[:columns, :columns], G[:, :columns]
     inverse, direct = InverseFisher(rows, DAMP), torch.linalg.inv(fisher)
     torch.testing.assert_close(inverse.diagonal, direct.diagonal(), rtol=1e-10, atol=0)
@@ -57,7 +56,6 @@ WEIGHT = torch.randn(12, generator=torch.Generator().manual_seed(1), dtype=torch
 
 
 def test_one_removal_is_the_constrained_minimum():
-    # tried: scaled the update by one half -> red
     new, mask = surgery(WEIGHT, 11 / 12)
     gone = int((~mask).nonzero())
     inverse = torch.linalg.inv(FISHER)

@@ -1,8 +1,4 @@
-"""The direction of SpODE against its closed form, its optimality conditions and random competitors; the curves.
-
-# tried: the sign of the second term, sqrt(r - 1), no second subtraction of g, no tolerance, g / |g| for g / |g|^2,
-# float32 sums, `hess` without the mean, `exp` renamed, `invexp` radii one step late, l2 without its root -> red
-"""
+"""The direction of SpODE against its closed form, its optimality conditions and random competitors; the curves."""
 
 import math
 from itertools import pairwise

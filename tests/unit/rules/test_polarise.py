@@ -1,8 +1,4 @@
-"""Polarisers: their values, exact counts with ties, and their gradients against autograd.
-
-# tried: `a > kth` instead of keep_top, the gradient of ohh times the mask, that of ohm without it, oh without 1 / m,
-# the sigmoid's sign, its slope without the context's, qtm differentiated through, no care for meeting quantiles -> red
-"""
+"""Polarisers: their values, exact counts with ties, and their gradients against autograd."""
 
 import math
 from statistics import NormalDist

@@ -1,10 +1,4 @@
-"""SpODE against a plain re-implementation, its identities, and its behaviour on a trained digits network.
-
-# tried: the sign of e, of g and of the step; the context without |.| or without the weights; no momentum; no product
-# rule for overlaps; regrown and removed swapped, the last cut not counted; regions, floor, clamp or density_from
-# ignored; a path from 1 instead of the present density; the planned radius not used; quantiles of the wrong scope; one
-# cost for all units; step 0 in every message; each refusal and the warning left out -> red each time
-"""
+"""SpODE against a plain re-implementation, its identities, and its behaviour on a trained digits network."""
 
 from dataclasses import replace
 from itertools import pairwise

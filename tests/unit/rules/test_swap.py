@@ -55,7 +55,6 @@ def test_counts_stay_and_kept_values_are_the_dense_ones(start, structure):
 
 @pytest.mark.parametrize(("same_sign", "factor"), [(False, 10), (True, 3)])
 def test_row_errors_fall(same_sign, factor):
-    # tried: grow and drop exchanged; the sign of the error ignored -> red
     for seed in range(3):
         w, x = problem(seed)
         first = pruned(w, x, cycles=0)[0]

@@ -44,7 +44,6 @@ def test_the_top_of_every_partition():
 
 
 def test_dropped_units_stay_off_when_nested():
-    # tried: nested ignored -> red
     dead = {"a": torch.tensor([False, True, True, True])}
     step = TopK(Given(SCORES), nested=True).update(now(dead), Phase(0.5, True), None)
     assert kept(step) == {"a": [1, 2], "b": [2, 3]}
@@ -54,7 +53,6 @@ def test_dropped_units_stay_off_when_nested():
 @pytest.mark.parametrize("allocation", [Uniform("floor"), Global("floor")], ids=repr)
 def test_nested_holds_when_every_layer_rounds_down(allocation):
     # many small layers lose up to a unit each to rounding, so their sum may fall short of the share;
-    # tried: enough units judged by the sum over the model -> red, dropped units came back
     parts = {f"t{i}": Tiles(f"t{i}", views.linear_view((1, 10))) for i in range(12)}
     alive = {n: torch.arange(10) >= 7 for n in parts}  # 3 of 10
     scores = {n: -torch.arange(10.0) for n in parts}  # the dropped ones would win
@@ -91,7 +89,6 @@ class Halve(Rule):
 
 @pytest.mark.parametrize(("linear", "shares"), [(False, [0.4, 0.16, 0.064]), (True, [1 - 0.312, 1 - 0.624, 0.064])])
 def test_repeat_walks_down_and_carries_everything_along(linear, shares):
-    # tried: edits and state of earlier rounds dropped -> red
     step = Repeat(Halve(), 3, linear).update(now(), Phase(0.064, True), None)
     assert step.state == pytest.approx(shares)
     assert step.state[-1] == 0.064

@@ -21,7 +21,7 @@ def test_one_shot():
 
 
 def test_cubic_follows_zhu_and_gupta():
-    # s_t = s_f + (s_i - s_f) (1 - p)^3 with s = 1 - share; tried: power on the wrong factor -> red
+    # s_t = s_f + (s_i - s_f) (1 - p)^3 with s = 1 - share
     curve = Cubic(0.1, begin=10, end=30, every=5, initial=0.9)
     for step, p in ((10, 0), (15, 0.25), (20, 0.5), (25, 0.75)):
         assert curve(step).update
@@ -107,7 +107,6 @@ def test_restarts(restart, steps):
 @given(st.integers(60, 20_000))
 @settings(max_examples=60, deadline=None)
 def test_bounds_cover_all_steps_whatever_the_rounding(steps):
-    # tried: the last edge left to rounding -> red for fractions that sum to 1 - 1e-7
     third = 0.1 / 3
     stretches = (
         *(Stretch(k, third) for _ in range(9) for k in ("soften", "sparse", "dense")),

@@ -35,7 +35,6 @@ def equal(found, wanted):
 @pytest.mark.parametrize("old", [False, True])
 @pytest.mark.parametrize("shards", [1, 3])
 def test_round_trip(tmp_path, dtype, two_of_four, old, shards):
-    # tried: highest bit first -> red; names always with `.weight` appended -> red
     dense = state(dtype)
     sparse = [n for n in dense if "proj.weight" in n]
     if two_of_four:

@@ -14,7 +14,6 @@ from openwork.ship import read_stranded
 
 @pytest.mark.parametrize("two_of_four", [False, True])
 def test_1000_mutated_checkpoints(tmp_path, two_of_four):
-    # tried: bits beyond the last column not looked at -> red (more values than places)
     rng, accepted, refused = random.Random(2), 0, []
     dense = torch.randn(5, 12 if two_of_four else 11) * (torch.rand(5, 1) < 0.7)
     folder = strand(

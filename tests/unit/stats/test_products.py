@@ -63,7 +63,6 @@ def gram(*rows):
 
 
 def test_experts_are_counted_one_by_one():
-    # tried: the offset of the slice ignored -> red
     model, data = Experts(), batches()
     grams = InputGram().measure(context(model, data))
     moments = InputMoments().measure(context(model, data))
@@ -98,7 +97,6 @@ def test_experts_without_tokens_are_pruned_by_magnitude_and_named(method):
 
 
 def test_equal_inputs_share_their_matrix_and_written_ones_do_not():
-    # tried: no look at the version counter -> red
     model, data = Attention(), batches()
     found = InputGram(double=True).measure(context(model, data, ("q", "k", "v", "functional")))
     assert found["q.weight"].matrices is found["k.weight"].matrices
@@ -147,7 +145,6 @@ def test_a_weight_that_is_read_the_wrong_way_is_refused(how):
 
 
 def test_the_whole_data_is_read_once_or_as_often_as_asked():
-    # tried: `sweep` starting where the last one stopped -> red
     data, model = batches(), Twice()
     ctx = context(model, data)
     once = InputGram().measure(ctx)["b.weight"].matrices

@@ -27,7 +27,6 @@ def ctx(structure, data=None, seed=0):
 
 
 def test_only_readers_are_measured():
-    # tried: all members -> red (a norm has no inputs)
     x = torch.randn(4, 3, 8, 8)
     found = ReaderGram().measure(ctx(ow.channels(example=x), [x]))
     assert set(found) == {"4.weight"}  # the depthwise kernel passes its channels on
@@ -39,7 +38,6 @@ def test_only_readers_are_measured():
 
 
 def test_noise_is_the_same_for_a_seed_and_has_the_spectrum():
-    # tried: frequency^(+spectrum) -> red
     example = Example.of(torch.zeros(64, 3, 16, 16))
     structure = ow.channels(example=example)
     drawn = {}

@@ -72,7 +72,6 @@ def by_hand(model, masks, batch, mode="eval", temperature=1.0, graph=False):
 @pytest.mark.parametrize("absolute", [False, True])
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_loss_gradients_are_those_of_the_written_network(mode, absolute):
-    # tried: gradient at unmasked weights; batches averaged; sum of |.| of the sum -> red each time
     model = net()
     gradient = LossGradient(2, absolute, mode).measure(context(model, batches()))
     for masks in (some_masks(model), {n: torch.ones_like(m) for n, m in some_masks(model).items()}):
@@ -101,7 +100,6 @@ def test_mask_loss_is_the_loss_and_its_slope():
 
 
 def test_gradient_flow_is_a_central_difference_of_gradients():
-    # tried: H applied to the gradient of another batch; no temperature -> red
     model, batch = net(), batches()[0]
     masks = some_masks(model)
     g, hg = GradientFlow(1, temperature=2.0).measure(context(model, [batch]))(masks)
@@ -134,7 +132,6 @@ def test_the_hessian_of_a_linear_loss_is_zero():
 
 
 def test_synaptic_flow_is_conserved_from_layer_to_layer():
-    # tried: signs left in the weights -> red
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Linear(5, 7, bias=False), nn.ReLU(), nn.Linear(7, 6, bias=False), nn.ReLU(), nn.Linear(6, 3, bias=False)
@@ -165,7 +162,6 @@ CONVS = [
 
 @pytest.mark.parametrize("conv", CONVS, ids=str)
 def test_input_squares_of_convolutions_against_unfold(conv):
-    # tried: squares of outputs; groups ignored -> red
     model, x = nn.Sequential(conv), torch.randn(3, 4, 6, 6)
     got = InputSquares(2).measure(context(model, [(x, None), (2 * x, None)]))["0.weight"]
     padded = x
@@ -196,7 +192,6 @@ def test_input_squares_of_linear_layers_of_any_rank_and_by_keyword():
 
 
 def test_input_squares_never_takes_token_ids_for_inputs():
-    # tried: shapes compared instead of layer types -> a sequence as long as the vocabulary passed
     model = nn.Sequential(nn.Embedding(5, 3))
     parts, _ = partition(model, Element(), ow.Select(include=("0",)))
     ctx = Measuring(model, parts, Feed([torch.arange(5)[None]], CPU), None)
@@ -256,7 +251,6 @@ def test_measuring_changes_nothing(stat, fails):
 
 
 def test_dropout_is_the_same_at_every_call():
-    # tried: no `seeded` in the closure -> red
     model = net(drop=0.5)
     masks = some_masks(model)
     gradient = LossGradient(1, mode="train").measure(context(model, batches(1)))

@@ -37,7 +37,6 @@ def fit(structure, name):
 @pytest.mark.parametrize("name", VIEWS)
 @pytest.mark.parametrize("structure", SHAPES, ids=repr)
 def test_laws_of_partitions(structure, name):
-    # tried: no padding fill for max; cost of full blocks at the edge; close without permute -> red each time
     part = fit(structure, name)
     if isinstance(part, str):
         assert type(structure) in (ow.Filter, ow.Kernel)
@@ -80,7 +79,6 @@ def test_blocks_hold_neighbouring_inputs_of_one_kernel_position():
 
 
 def test_runs_of_n_of_m_lie_along_the_channels_or_along_the_outputs():
-    # tried: flipped ignored in spread -> red
     torch.manual_seed(0)
     for name, dim, of in (
         ("conv", 1, 4),
@@ -120,7 +118,6 @@ def test_rows_filters_kernels_and_groups_by_hand():
 
 
 def test_norms_of_half_precision_are_taken_in_float32():
-    # tried: squares in bfloat16 -> red
     part = Tiles("w", views.linear_view((8, 8)), (8, 8))
     w = (torch.rand(8, 8) + 0.5).bfloat16()
     assert float(part.pool({"w": w}, "norm")) == pytest.approx(float(w.double().square().sum().sqrt()), rel=1e-6)
@@ -162,7 +159,6 @@ def test_coverage_has_a_row_for_every_parameter():
 
 
 def test_small_tensors_may_stay_dense_only_when_asked():
-    # tried: skipped tensors that do not fit without being asked -> red
     with pytest.raises(StructureError, match=r"small.weight: Block\(3, 3\) must fit into the 2 x 2 matrix"):
         partition(Net(), ow.Block(3, 3), ow.Select())
     parts, rows = partition(Net(), ow.Block(3, 3), ow.Select(min_units=2))
@@ -176,7 +172,6 @@ def test_small_tensors_may_stay_dense_only_when_asked():
 
 
 def test_the_costs_of_equal_tiles_take_no_memory():
-    # tried: one number a unit, which is eight bytes a weight of a language model -> red
     for block, size in (((1, 1), 1), ((4, 2), 8)):
         tiles = Tiles("w", views.linear_view((64, 32)), block)
         assert tiles.cost.untyped_storage().nbytes() == 8

@@ -26,12 +26,10 @@ def size(model):
     ],
 )  # fmt: skip
 def test_published_sizes(model, parameters):
-    # tried: a bias in the first convolution -> red; classifier of 512-512 -> red
     assert size(model()) == parameters
 
 
 def test_resnet50_has_the_names_of_torchvision():
-    # tried: stride in the first convolution of a block -> red below; fc called linear -> red
     shapes = {name: tuple(tensor.shape) for name, tensor in resnet50(classes=7).state_dict().items()}
     assert len(shapes) == 320
     assert shapes["conv1.weight"] == (64, 3, 7, 7)
@@ -49,7 +47,6 @@ def test_resnet50_has_the_names_of_torchvision():
 @pytest.mark.parametrize(("stem", "side"), [("photo", 16), ("small", 64)])
 @pytest.mark.parametrize("make", [resnet18, resnet50])
 def test_the_stem_sets_the_resolution(make, stem, side):
-    # tried: pooling left out -> red
     model = make((3, 64, 64), 5, width=8, stem=stem)
     seen = []
     for stage in ("layer1", "layer4"):
@@ -62,7 +59,6 @@ def test_the_stem_sets_the_resolution(make, stem, side):
 @pytest.mark.parametrize("make", [vgg16_bn, vgg19_bn])
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (3, 64, 64), (1, 5, 9)])
 def test_vgg_takes_every_shape(make, shape):
-    # tried: without ceil_mode -> red for 28 and 5
     model = make(shape, 7, widths=(4, 4, 8, 8, 8))
     out = model(torch.randn(2, *shape))
     assert out.shape == (2, 7)
@@ -71,14 +67,12 @@ def test_vgg_takes_every_shape(make, shape):
 
 
 def test_vgg16_counts_its_layers():
-    # tried: four convolutions in the third stage -> red
     names = list(dict(vgg16_bn(widths=(2, 2, 2, 2, 2)).named_parameters()))
     assert "features.40.weight" in names  # the 13th convolution, as in torchvision
     assert len([n for n in names if n.startswith("features") and n.endswith("weight")]) == 2 * 13
 
 
 def test_click_mlp_looks_categories_up_in_their_own_tables():
-    # tried: no offsets -> red; numbers after the embeddings -> red
     model = click_mlp((4,), sizes=(3, 5), embedding=2, hidden=())
     with torch.no_grad():
         model.embedding.weight.copy_(torch.arange(16.0).view(8, 2))
@@ -89,7 +83,6 @@ def test_click_mlp_looks_categories_up_in_their_own_tables():
 
 
 def test_click_mlp_in_its_usual_forms():
-    # tried: layers renamed -> red
     criteo = click_mlp((39,), sizes=[50] * 26)
     assert criteo.layers[0].weight.shape == (400, 13 + 26 * 10)
     movielens = click_mlp((24,), sizes=(943, 1682, 7, 2, 21, *[2] * 19))
@@ -105,7 +98,6 @@ def test_click_mlp_in_its_usual_forms():
 
 
 def test_a_table_tells_its_sizes_only_to_models_that_ask():
-    # tried: sizes given to every model -> red (mlp refuses them)
     assert table_options("click_mlp", (3, 5)) == {"sizes": [3, 5]}
     assert table_options("mlp", (3, 5)) == table_options("click_mlp", ()) == table_options("own:make", (3, 5)) == {}
     model = build_model("click_mlp", (4,), 2, **table_options("click_mlp", (3, 5)))
@@ -127,6 +119,5 @@ def test_a_table_tells_its_sizes_only_to_models_that_ask():
     ],
 )
 def test_refused_arguments(build, message):
-    # tried: each raise taken out in turn -> red
     with pytest.raises(RecipeError, match=message):
         build()

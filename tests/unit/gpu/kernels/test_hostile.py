@@ -25,7 +25,6 @@ def agrees(index, values, weight, x, **more):
 
 @pytest.mark.parametrize("tokens", [3, 20])
 def test_strides(tokens, device):
-    # tried: the contiguous stride instead of the tensor's -> red
     index, values, weight = matrix(40, 60, 16, 32, device=device)
     agrees(index, values, weight, torch.randn(tokens, 100, device=device)[:, 7:67])
     agrees(index, values, weight, torch.randn(2 * tokens, 60, device=device)[::2])
@@ -102,7 +101,6 @@ def test_not_a_number_stays_where_it_is_read(tokens, device):
 
 @pytest.mark.parametrize("tokens", [2, 20])
 def test_what_lies_beyond_the_edge_of_the_matrix_is_not_used(tokens, device):
-    # tried: no mask on the columns -> red
     index, values, weight = matrix(20, 20, 16, 16, device=device, kept=torch.ones(2, 2, dtype=torch.bool))
     x = torch.randn(tokens, 20, device=device)
     values[:, :, :] = torch.where(index.values_of(torch.ones(20, 20, device=device)) > 0, values, math.nan)

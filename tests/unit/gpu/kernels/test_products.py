@@ -41,7 +41,6 @@ def check(index, values, weight, tokens):
 @pytest.mark.parametrize(("height", "width"), PAIRS)
 @pytest.mark.parametrize("tokens", [37])
 def test_every_pair_of_sides(height, width, tokens, device):
-    # tried: SK and SN swapped; inner // instead of %; no mask on the last step; GATHER ignored -> red each time
     check(*matrix(2 * height + 5, 2 * width + 9, height, width, device=device), tokens)
 
 
@@ -76,7 +75,6 @@ def test_all_blocks_and_none(fill, tokens, device):
 
 def test_long_products_are_cut_over_tokens(device):
     """Many tokens and few blocks: parts of the weight gradient are added up."""
-    # tried: the parts written to one place -> red
     index, _, _ = matrix(32, 32, 16, 16, device=device, kept=torch.tensor([[True, False], [False, True]]))
     x, grad = (torch.randn(2050, 32, device=device) for _ in range(2))
     found = ops.outer(grad, x, list(index.tables), 32, 32, 16, 16, "ieee")
