@@ -1,7 +1,7 @@
 """Scores become a choice here and nowhere else.
 
 ``keep_top`` is exact: it keeps as many units as it was told, ties go to the lower index, NaN is refused.
-Four internal paths (threshold, rows sorted or partitioned, sort) give the same answer; a test holds them to it.
+Five internal paths (threshold; rows partitioned, counted or sorted; sort) give one answer; a test holds them to it.
 """
 
 from __future__ import annotations
@@ -130,29 +130,59 @@ def _is_plain(scores: Tensor) -> bool:
     return scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64)
 
 
+AT_ONCE = 1 << 19
+"""Scores whose rows are cut together: few enough that what is made on the way stays in the cache."""
+
+
 def _partitioned(rows: Tensor, k: int) -> Tensor:
     """The largest k of every row: all above its k-th largest value, then ties by index."""
     import numpy as np
 
     length = rows.shape[1]
+    kept = torch.full(rows.shape, k == length, dtype=torch.bool)
     if k in (0, length):
-        return torch.full(rows.shape, k == length, dtype=torch.bool)
-    cut = torch.from_numpy(np.partition(rows.numpy(), length - k, axis=1)[:, length - k, None].copy())
-    above, ties = rows > cut, rows == cut
-    missing = k - above.sum(1, keepdim=True)
-    if bool((ties.sum(1, keepdim=True) != missing).any()):
-        ties &= ties.cumsum(1) <= missing
-    return above | ties
+        return kept
+    several = max(1, AT_ONCE // length)
+    for part, out in zip(rows.split(several), kept.split(several), strict=True):
+        cut = torch.from_numpy(np.partition(part.numpy(), length - k, axis=1)[:, length - k, None].copy())
+        torch.ge(part, cut, out=out)
+        if int(out.sum()) != k * len(part):
+            ties = part == cut
+            out ^= ties
+            out |= ties & (ties.cumsum(1) <= k - out.sum(1, keepdim=True))
+    return kept
+
+
+SHORT = 16
+"""Rows up to this length are ranked by comparing every two of their scores."""
+
+
+def _counted(rows: Tensor, quota: Tensor) -> Tensor:
+    """The largest of every short row: a score's rank is the number of those before it."""
+    kept = torch.empty(rows.shape, dtype=torch.bool, device=rows.device)
+    several = max(1, AT_ONCE // rows.shape[1])
+    for part, count, out in zip(rows.split(several), quota.split(several), kept.split(several), strict=True):
+        columns = part.t().contiguous()
+        rank = torch.zeros(columns.shape, dtype=torch.uint8, device=rows.device)
+        for later in range(1, len(columns)):
+            for earlier in range(later):
+                first = columns[earlier] >= columns[later]
+                rank[later] += first
+                rank[earlier] += ~first
+        out.copy_((rank < count).t())
+    return kept
 
 
 def _rows(scores: Tensor, keep: int | Tensor, run: int) -> Tensor:
-    """Consecutive runs of equal length: a stable sort inside each row."""
+    """Consecutive runs of equal length, by the path that suits the length."""
     rows = scores.reshape(-1, run)
     quota = _quota(keep, rows.shape[0], scores.device)
     if bool((quota < 0).any()) or bool((quota > run).any()):
         raise OpenworkError(f"keep_top: keep must be between 0 and {run} in every run, got {quota.unique().tolist()}")
     if run >= LONG and rows.shape[0] and bool((quota == quota[0]).all()) and _is_plain(scores):
         return _partitioned(rows, int(quota[0])).flatten()
+    if run <= SHORT:
+        return _counted(rows, quota).flatten()
     order = rows.argsort(dim=1, descending=True, stable=True)
     rank = torch.empty_like(order)
     rank.scatter_(1, order, torch.arange(run, device=scores.device).expand_as(order))

@@ -1,4 +1,4 @@
-"""``keep_top``: three internal paths, one answer; exact counts; refusals."""
+"""``keep_top``: several internal paths, one answer; exact counts; refusals."""
 
 import math
 import time
@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from openwork.core import select
 from openwork.core.select import count_kept, keep_top
 from openwork.errors import OpenworkError
 
@@ -123,12 +124,15 @@ def test_rounding_errors_of_shares_are_forgiven():
     assert count_kept(1.0, 7, "nearest") == 7
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_long_rows_are_cut_where_a_sort_cuts_them(dtype):
+@pytest.mark.parametrize("at_once", [1, 140, select.AT_ONCE])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_rows_of_any_length_are_cut_where_a_sort_cuts_them(dtype, at_once, monkeypatch):
+    monkeypatch.setattr(select, "AT_ONCE", at_once)
     rng = torch.Generator().manual_seed(5)
-    rows = torch.randint(-3, 4, (6, 70), generator=rng).to(dtype)
-    rows[1] = torch.randn(70, generator=rng).to(dtype)
-    rows[2, ::2], rows[2, 1::2] = math.inf, -math.inf
-    for keep in (0, 1, 33, 69, 70):
-        want = [b for row in rows for b in slow(row.tolist(), keep)]
-        assert keep_top(rows.flatten(), keep, 70).tolist() == want
+    for length in (4, select.SHORT, select.SHORT + 1, select.LONG, 70):
+        rows = torch.randint(-3, 4, (6, length), generator=rng).to(dtype)
+        rows[1] = torch.randn(length, generator=rng).to(dtype)
+        rows[2, ::2], rows[2, 1::2] = math.inf, -math.inf
+        for keep in (0, 1, length // 2, length - 1, length):
+            want = [b for row in rows for b in slow(row.tolist(), keep)]
+            assert keep_top(rows.flatten(), keep, length).tolist() == want
