@@ -69,6 +69,7 @@ def recipes(steps: int) -> dict[str, Callable[[Any], ow.Recipe]]:
         for c in grouped
     }
     return found | {
+        "group fpgm, equal shares": lambda s: group_importance(structure=s, criterion="fpgm", scope="layer"),
         "channel l1, one layer": lambda s: ow.methods.magnitude(structure=s, norm="l1", scope="global"),
         "taylor, squared per batch": lambda s: taylor(structure=s, batches=4),
         "spode": lambda s: spode(structure=s, steps=steps),
