@@ -5,6 +5,7 @@ and an outer product on the rest of the block after every column. The plain Wand
 seconds of the process, all in turn, ``--rounds`` times; ``--shape 4096x4096`` weights, 8,192 correlated inputs. The
 squared change of the layer's outputs is computed alike for all. Rows of other shapes are kept. ``--quick``: 256 x 256.
 
+``--published FOLDER``: a checkout of the SparseGPT authors' repository, whose class then takes part as well.
 llm-compressor takes part when it can be imported: run this with the interpreter of its environment (see
 ``llm_compressor_side.py``) and openwork in PYTHONPATH.
 """
@@ -14,9 +15,11 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 
 import llm_compressor_side as peer
+import llm_published_side as published
 import torch
 from common import earlier, spread, write
 from torch import Tensor
@@ -98,7 +101,7 @@ PAIRS: dict[str, tuple[Method, Method]] = {
 }
 
 
-def main(quick: bool, shape: str, rounds: int) -> None:
+def main(quick: bool, shape: str, rounds: int, folder: Path | None) -> None:
     torch.set_num_threads(1)
     rows, columns = (256, 256) if quick else map(int, shape.split("x"))
     tokens = 1024 if quick else 8192
@@ -106,8 +109,10 @@ def main(quick: bool, shape: str, rounds: int) -> None:
     stem = "llm_speed" + "_quick" * quick
     table = [r for r in ([] if quick else earlier(stem)) if (r["rows"], r["columns"]) != (rows, columns)]
     theirs = peer.methods(BLOCK, DAMP)
+    authors = published.methods(folder, BLOCK, DAMP)
     for name, (ours, plain) in PAIRS.items():
-        runs = {"ours": ours, "plain": plain, **({"peer": theirs[name]} if theirs else {})}
+        runs = {"ours": ours, "plain": plain}
+        runs |= {who: found[name] for who, found in (("published", authors), ("peer", theirs)) if name in found}
         times: dict[str, list[float]] = {who: [] for who in runs}
         outcomes: dict[str, tuple[Tensor, Tensor]] = {}
         for _ in range(rounds):
@@ -124,10 +129,9 @@ def main(quick: bool, shape: str, rounds: int) -> None:
         for who in list(runs)[1:]:
             faster = median(b / a for a, b in zip(times["ours"], times[who], strict=True))
             row |= {f"{who}_seconds": spread(times[who]), f"{who}_error": errors[who]}
-            row[{"plain": "speedup", "peer": "peer_speedup"}[who]] = faster
-            row[{"plain": "equal_masks", "peer": "peer_equal_masks"}[who]] = float(
-                (masks["ours"] == masks[who]).double().mean()
-            )
+            prefix = "" if who == "plain" else f"{who}_"
+            row[f"{prefix}speedup"] = faster
+            row[f"{prefix}equal_masks"] = float((masks["ours"] == masks[who]).double().mean())
         if theirs:
             row["peer"] = f"{peer.NAME} {peer.version()}"
         table.append(row)
@@ -140,5 +144,6 @@ if __name__ == "__main__":
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--shape", default="4096x4096", metavar="ROWSxCOLUMNS")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--published", type=Path, metavar="FOLDER", help="checkout of the SparseGPT repository")
     args = parser.parse_args()
-    main(args.quick, args.shape, args.rounds)
+    main(args.quick, args.shape, args.rounds, args.published)
