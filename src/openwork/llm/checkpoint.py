@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from openwork.errors import DataError, FileError, RecipeError
+from openwork.llm.raw_copy import bits
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 _FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -122,8 +123,7 @@ class Checkpoint:
         count = 1
         for length in self.shapes[name]:
             count *= length
-        width = "".join(c for c in self.dtypes[name].split("_")[0] if c.isdigit())
-        return count * max(1, int(width or 8) // 8)
+        return count * max(1, bits(self.dtypes[name]) // 8)
 
     def fingerprint(self) -> str:
         """A hash of the config, the index, and the size and time of every shard; not of the weights themselves."""

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from openwork.errors import FileError
 from openwork.llm.checkpoint import INDEX, SINGLE, Checkpoint
 from openwork.llm.naming import Stored, stored_as
+from openwork.llm.raw_copy import copy_tensors
 from openwork.llm.skeleton import empty, fill
 from openwork.ship.atomic import new_folder, write_file
 
 STATE = "state.json"
-REST = 256_000_000
-"""Bytes of a file that holds what is in no block; twice as much is in memory while it is written."""
+REST = 5_000_000_000
+"""Bytes of a file that holds what is in no block, at most, but for a single tensor that is larger."""
 
 
 class Home(Protocol):
@@ -229,7 +230,7 @@ class FolderHome:
         rest = [n for n in self.checkpoint.shapes if n not in weight_map]
         for number, names in enumerate(self._groups(rest)):
             file = f"rest-{number:05d}.safetensors"
-            write_file(self.work / file, to_bytes(self.checkpoint.read(names), metadata={"format": "pt"}))
+            copy_tensors({n: self.checkpoint.folder / self.checkpoint.files[n] for n in names}, self.work / file)
             weight_map |= dict.fromkeys(names, file)
         shards = sorted(set(weight_map.values()))
         final = {s: f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i, s in enumerate(shards)}
