@@ -52,9 +52,11 @@ def factorise(gram: Tensor, damp: float, name: str = "layer") -> Factor:
         flipped = gram.flip(0, 1).contiguous()
         flipped.diagonal().add_(dead.flip(0).to(gram.dtype) + used * mean)
         lower, info = torch.linalg.cholesky_ex(flipped)
+        del flipped
         if int(info) == 0 and bool(torch.isfinite(lower.diagonal()).all()):
-            right = lower.flip(0, 1)
-            upper = _inverse(right)
+            upper = lower.flip(0, 1)
+            del lower  # of matrices of this size, two beside the Gram matrix are in memory at once
+            _invert(upper)
             if bool(torch.isfinite(upper.diagonal()).all()):
                 return Factor(upper, dead, used)
         if damp == 0:
@@ -65,18 +67,17 @@ def factorise(gram: Tensor, damp: float, name: str = "layer") -> Factor:
     )
 
 
-def _inverse(upper: Tensor, base: int = 128) -> Tensor:
-    """The inverse of an upper triangular matrix, by halves: [[A, B], [0, D]] -> [[A', -A' B D'], [0, D']]."""
+def _invert(upper: Tensor, base: int = 128) -> None:
+    """Invert an upper triangular matrix where it lies, by halves: [[A, B], [0, D]] -> [[A', -A' B D'], [0, D']]."""
     n = len(upper)
-    found = torch.zeros_like(upper)
     if n <= base:
         eye = torch.eye(n, dtype=upper.dtype, device=upper.device)
-        return torch.linalg.solve_triangular(upper, eye, upper=True)
+        upper.copy_(torch.linalg.solve_triangular(upper, eye, upper=True))
+        return
     half = n // 2
-    found[:half, :half] = _inverse(upper[:half, :half], base)
-    found[half:, half:] = _inverse(upper[half:, half:], base)
-    found[:half, half:] = -(found[:half, :half] @ upper[:half, half:]) @ found[half:, half:]
-    return found
+    _invert(upper[:half, :half], base)
+    _invert(upper[half:, half:], base)
+    upper[:half, half:] = -(upper[:half, :half] @ upper[:half, half:]) @ upper[half:, half:]
 
 
 @dataclass(frozen=True)
