@@ -3,7 +3,7 @@
 ``--peer PYTHON`` is the interpreter of llm-compressor's environment (see ``llm_compressor_side.py``); without it only
 openwork's row is written. Each runs in a process of its own, one thread, and tells its largest resident memory, and how
 much of that it had after its imports. A Llama of 374 million random weights in bfloat16 shards, 4 windows of 64
-tokens; ``--size 1b`` for 1.1 billion. ``--quick``: 56 million.
+tokens; ``--size 1b`` for 1.1 billion. Rows of other sizes are kept. ``--quick``: 56 million.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import spread, write
+from common import earlier, spread, write
 from llm_scale import SIZES, VOCABULARY, write_checkpoint
 
 HERE = Path(__file__).resolve()
@@ -63,14 +63,15 @@ def main(size: str, peer: str | None, quick: bool) -> None:
         runs = {"openwork": [sys.executable, str(HERE), "--one"]}
         if peer is not None:
             runs["llm-compressor"] = [peer, str(HERE.with_name("llm_compressor_side.py"))]
-        rows: list[dict[str, Any]] = []
+        stem = "llm_peer_quick" if quick else "llm_peer"
+        rows = [r for r in ([] if quick else earlier(stem)) if r["setting"] != size]
         for name, command in runs.items():
             found = told([*command, str(folder), str(ids), str(Path(scratch) / name)])
             found["own_bytes"] = found["resident_bytes"] - found["imported_bytes"]
             rows.append({"setting": size, "method": name, "parameters": parameters, "blocks": SIZES[size][2],
                          **found, "after": spread([found["density"]])})  # fmt: skip
             print(rows[-1], flush=True)
-            write("llm_peer_quick" if quick else "llm_peer", rows, windows=[4, 64])
+            write(stem, rows, windows=[4, 64])
 
 
 if __name__ == "__main__":
