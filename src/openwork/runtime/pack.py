@@ -22,6 +22,7 @@ from openwork.runtime.fuse import Fusions, fuse, unfuse
 from openwork.runtime.layers import PackedConv2d, PackedLinear
 from openwork.runtime.plan import Choice, Plan, decide, key_of
 from openwork.runtime.prepacked import prepacked
+from openwork.runtime.recognise import recognise
 from openwork.runtime.timing import interleaved
 from openwork.runtime.turn import may_turn, turn, turned
 from openwork.structure import Element
@@ -43,7 +44,8 @@ def pack(
 ) -> nn.Module:
     """A copy of the model for inference, its sparse layers packed. The model itself is not touched.
 
-    Linear layers and ungrouped two-dimensional convolutions are packed; what is zero in the weights counts as pruned.
+    Linear layers and ungrouped two-dimensional convolutions are packed, those of other libraries too where their
+    forward is seen to do nothing but pad with zeros and convolve; what is zero in the weights counts as pruned.
     The copy is an ordinary module in evaluation mode (``state_dict``, ``deepcopy``, ``torch.compile``,
     ``torch.export``) and carries its decisions as ``openwork_plan``; print it.
 
@@ -70,6 +72,7 @@ def pack(
     _check(model, plan, example, dtype)
     new = copy.deepcopy(model).eval()
     new.openwork_source = known_source(model)  # type: ignore[assignment]
+    recognise(new)
     targets, skipped = find_targets(new, where or Select(), frozen_ok=True)
     graph = trace(new) if fold else None
     folded = [] if graph is None else fold_norms(new, graph)

@@ -13,6 +13,7 @@ from torch import nn
 from openwork.runtime.fold import fold_norms, replace_module
 from openwork.runtime.pack import call
 from openwork.runtime.prepacked import prepacked
+from openwork.runtime.recognise import recognise
 from openwork.runtime.timing import interleaved, spread
 
 
@@ -93,6 +94,7 @@ def verdict(
     """
     dense = copy.deepcopy(dense).eval()
     fast = copy.deepcopy(dense).float()
+    recognise(fast)
     fold_norms(fast)
     for name, layer in list(fast.named_modules()):
         new = prepacked(layer)

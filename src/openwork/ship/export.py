@@ -22,6 +22,7 @@ from openwork.runtime.fuse import apply
 from openwork.runtime.layers import Packed, PackedConv2d, PackedLinear
 from openwork.runtime.plan import Plan
 from openwork.runtime.prepacked import Prepacked, prepacked
+from openwork.runtime.recognise import recognise
 from openwork.runtime.turn import turn
 from openwork.ship.atomic import new_folder
 from openwork.ship.packed import read_packed, write_packed
@@ -110,6 +111,7 @@ def load_packed(
         model = rebuilt(folder, data, allow_factory)
     else:
         model = copy.deepcopy(model)
+    recognise(model)
     stored, _ = read_packed(folder / PACKED)
     targets = {t.name: t for t in find_targets(model, Select(), frozen_ok=True)[0]}
     dtypes = {n: p.dtype for n, p in model.named_parameters()}
