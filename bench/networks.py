@@ -118,7 +118,7 @@ class Cached(nn.Module):
 
     def __init__(self, model: nn.Module, batch: int, prompt: int) -> None:
         super().__init__()
-        self.model, self.prompt = model, prompt
+        self.model = model
         self.ids = torch.randint(1000, (batch, prompt))
 
     def forward(self, token: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ class Cached(nn.Module):
             with torch.no_grad():
                 self.cache = self.model(self.ids, use_cache=True).past_key_values
         logits = self.model(token, past_key_values=self.cache, use_cache=True).logits
-        self.cache.crop(self.prompt)
+        self.cache.crop(-token.shape[1])
         return logits
 
 
