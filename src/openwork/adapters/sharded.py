@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from openwork.core.batches import device_of
 from openwork.core.distributed import rank, world
 from openwork.core.masks import Masks
-from openwork.core.shards import is_sharded
+from openwork.core.shards import is_sharded, reshard
 from openwork.engine.attach import Attached
 from openwork.engine.result import Result
 from openwork.errors import FileError, OpenworkError
@@ -135,6 +135,7 @@ def _whole(tensor: Any) -> Tensor:
 
 def _state(model: nn.Module, optimizer: Optimizer, run: Attached) -> dict[str, Any]:
     """Everything under names that do not depend on the number of ranks."""
+    reshard(model)
     known = {id(p): n for n, p in model.named_parameters()}
     order = [p for group in optimizer.param_groups for p in group["params"]]
     names = {id(p): known.get(id(p), f"parameter {i}") for i, p in enumerate(order)}

@@ -38,3 +38,11 @@ class Across:
         self.traffic.calls += 1
         distributed.all_reduce(found, group=self.group)
         return [int(n) for n in found.tolist()]
+
+    def largest(self, number: float) -> float:
+        """The largest of the numbers of all ranks; the same on all of them."""
+        found = torch.tensor([number], dtype=torch.float64, device=self.device)
+        self.traffic.bytes += found.element_size()
+        self.traffic.calls += 1
+        distributed.all_reduce(found, distributed.ReduceOp.MAX, group=self.group)
+        return float(found)

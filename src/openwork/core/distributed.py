@@ -41,11 +41,11 @@ def averaged(tensors: Iterable[Tensor]) -> None:
             tensor.div_(world())
 
 
-def mean_of(value: float) -> float:
-    """The mean of one number over the ranks."""
+def mean_of(value: float, device: torch.device) -> float:
+    """The mean of one number over the ranks, exchanged on a device that their backend knows."""
     if world() == 1:
         return value
-    tensor = torch.tensor(value, dtype=torch.float64)
+    tensor = torch.tensor(value, dtype=torch.float64, device=device)
     averaged([tensor])
     return float(tensor)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from openwork.core.across import Across
 from openwork.core.partition import Partition
@@ -17,6 +17,18 @@ def is_sharded(tensor: Tensor) -> bool:
     """Whether a tensor is a ``DTensor``; the module is not imported for the question."""
     known = sys.modules.get("torch.distributed.tensor")
     return known is not None and isinstance(tensor, getattr(known, "DTensor", ()))
+
+
+def reshard(model: nn.Module) -> None:
+    """Take back what FSDP2 has gathered.
+
+    After a forward pass without a backward pass the root module still holds whole copies under the names of its
+    parameters: what is written into the pieces would not be seen, and what is written into the copies is lost.
+    """
+    known: Any = sys.modules.get("torch.distributed.fsdp")
+    for module in model.modules() if known is not None else ():
+        if isinstance(module, known.FSDPModule):
+            module.reshard()
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -21,6 +22,7 @@ class WeightTimesInput:
     among themselves by their size.
     """
 
+    sharded: ClassVar[bool] = True
     inputs: InputSquares = field(default_factory=InputSquares)
 
     @property
@@ -29,11 +31,13 @@ class WeightTimesInput:
 
     def __call__(self, part: Partition, now: Now) -> Tensor:
         squares = now[self.inputs]
-        return part.pool({m: now.weights[m].float() * _fired(squares[m]).sqrt() for m in part.members}, "norm")
+        return part.pool({m: now.weights[m].float() * _fired(squares[m], part).sqrt() for m in part.members}, "norm")
 
 
-def _fired(squares: Tensor) -> Tensor:
+def _fired(squares: Tensor, part: Partition) -> Tensor:
+    across = getattr(part, "across", None)
     largest = float(squares.max()) if squares.numel() else 0.0
+    largest = largest if across is None else across.largest(largest)
     return squares.clamp_min((largest or 1.0) * 1e-20)
 
 

@@ -42,6 +42,7 @@ class Taylor:
     """
 
     whole: ClassVar[bool] = True
+    sharded: ClassVar[bool] = True
     importance: UnitImportance = field(default_factory=UnitImportance)
 
     @property

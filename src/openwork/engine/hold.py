@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from openwork.core.shards import piece_like
+from openwork.core.shards import piece_like, reshard
 from openwork.engine.write import inverted, zero_gradients, zero_weights
 from openwork.errors import OpenworkError
 
@@ -27,6 +27,7 @@ def hold(model: nn.Module, masks: Mapping[str, Tensor], optimizer: Optimizer | N
     Raises:
         OpenworkError: a mask that is not bool, whose parameter the model does not have, or of another shape.
     """
+    reshard(model)
     params = dict(model.named_parameters())
     for name, mask in masks.items():
         if name not in params:

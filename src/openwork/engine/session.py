@@ -16,7 +16,7 @@ from openwork.core.measuring import Measuring
 from openwork.core.now import EMPTY, Now, Phase, Update
 from openwork.core.partition import Partition
 from openwork.core.recipe import Recipe
-from openwork.core.shards import across_of, is_sharded, like, local, summed_over
+from openwork.core.shards import across_of, is_sharded, like, local, reshard, summed_over
 from openwork.engine.budget import Budget, check_target, settled
 from openwork.engine.result import Result, check_promise, conclude
 from openwork.errors import DivergedError, RecipeError
@@ -42,6 +42,7 @@ class Session:
         if target is not None:
             check_target(target)
         refuse_wrapped(model)
+        reshard(model)
         if any(is_sharded(p) for p in model.parameters()):
             refuse_unable(recipe, target)
         self.target = None if target is None else dict(target)

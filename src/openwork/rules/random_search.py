@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from openwork.allocation import Uniform
+from openwork.core.across import Across
 from openwork.core.now import Now, Phase, Update
 from openwork.core.protocols import Allocation, Rule
 from openwork.core.select import keep_top
+from openwork.core.shards import total_of
 from openwork.core.stat import Stat
 from openwork.criteria import Random
 from openwork.errors import DivergedError, RecipeError
@@ -43,6 +45,10 @@ class RandomSearch(Rule):
     @property
     def needs(self) -> frozenset[Stat]:  # type: ignore[override]
         return frozenset({self.loss})
+
+    @property
+    def sharded(self) -> bool:  # type: ignore[override]
+        return getattr(self.allocation, "sharded", False)
 
     def update(self, now: Now, phase: Phase, state: Any) -> Update:
         chosen: Units | None = None
@@ -74,11 +80,12 @@ class RandomSearch(Rule):
         total = 1
         for name, part in now.parts.items():
             keep = kept[name]
-            if not isinstance(keep, int) or part.scope() is not None:
+            size = total_of(part)
+            if not isinstance(keep, int) or not isinstance(part.scope(), Across | None):
                 return False  # units with regions: there may be few, but nobody counts them
-            if 0 < keep < part.n_units and part.n_units > self.draws:
+            if 0 < keep < size and size > self.draws:
                 return False  # at least as many choices as units
-            total *= math.comb(part.n_units, keep)
+            total *= math.comb(size, keep)
             if total > self.draws:
                 return False
         return True
@@ -86,9 +93,12 @@ class RandomSearch(Rule):
     @staticmethod
     def _every(now: Now, kept: dict[str, int | Tensor]) -> Iterator[Units]:
         names = list(now.parts)
-        for some in product(*(combinations(range(now.parts[n].n_units), int(kept[n])) for n in names)):
+        for some in product(*(combinations(range(total_of(now.parts[n])), int(kept[n])) for n in names)):
             units = {}
             for name, alive in zip(names, some, strict=True):
-                units[name] = torch.zeros_like(now.units[name])
-                units[name][list(alive)] = True
+                chosen = torch.zeros(total_of(now.parts[name]), dtype=torch.bool, device=now.units[name].device)
+                chosen[list(alive)] = True
+                across = now.parts[name].scope()
+                first = across.first if isinstance(across, Across) else 0
+                units[name] = chosen[first : first + now.parts[name].n_units]
             yield units

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -14,7 +14,7 @@ from openwork.core.distributed import averaged
 from openwork.core.measuring import Measuring, Mode, seeded, weights_of
 from openwork.core.stat import Stat
 from openwork.errors import DataError, MissingStatistic, RecipeError
-from openwork.stats.sharded_gradients import sharded_gradient
+from openwork.stats.sharded_gradients import each_sharded_gradient
 
 Gradient = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
@@ -22,6 +22,30 @@ Gradient = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 def masked(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Fresh leaves ``w * mask`` that require gradients."""
     return {n: (w * masks[n] if n in masks else w.clone()).requires_grad_() for n, w in weights.items()}
+
+
+def each_gradient(
+    ctx: Measuring,
+    masks: Mapping[str, Tensor],
+    seen: Sequence[Any],
+    mode: Mode,
+    see: Callable[[dict[str, Tensor], dict[str, Tensor]], None],
+) -> None:
+    """Show the masked weights and ``dL/dw`` there to ``see``, batch by batch; the mean over the ranks.
+
+    Where weights are sharded, both are the pieces of this rank. One gradient is in memory at a time.
+    """
+    if ctx.sharded:
+        each_sharded_gradient(ctx, masks, seen, mode, see)
+        return
+    leaves = masked(weights_of(ctx), masks)
+    with ctx.calling(mode) as call, seeded(ctx.seed):
+        for i, batch in enumerate(seen):
+            loss = loss_on(lambda *a, **k: call(leaves, *a, **k), batch, ctx.loss, step=i)
+            grads = grads_of(loss, leaves)
+            averaged(grads)
+            with torch.no_grad():
+                see(leaves, dict(zip(leaves, grads, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -44,19 +68,15 @@ class LossGradient(Stat):
 
     def measure(self, ctx: Measuring) -> Gradient:
         seen = [ctx.feed.next(f"{self.batches} scoring batches") for _ in range(self.batches)]
-        if ctx.sharded:
-            return sharded_gradient(ctx, seen, self.mode, self.absolute)
 
         def gradient(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            leaves = masked(weights_of(ctx), masks)
-            total = {n: torch.zeros_like(w) for n, w in leaves.items()}
-            with ctx.calling(self.mode) as call, seeded(ctx.seed):
-                for i, batch in enumerate(seen):
-                    loss = loss_on(lambda *a, **k: call(leaves, *a, **k), batch, ctx.loss, step=i)
-                    grads = grads_of(loss, leaves)
-                    averaged(grads)
-                    for n, g in zip(leaves, grads, strict=True):
-                        total[n] += g.abs() if self.absolute else g
+            total = {n: torch.zeros_like(w) for n, w in weights_of(ctx).items()}
+
+            def see(_: Mapping[str, Tensor], grads: Mapping[str, Tensor]) -> None:
+                for n, g in grads.items():
+                    total[n] += g.abs() if self.absolute else g
+
+            each_gradient(ctx, masks, seen, self.mode, see)
             return total
 
         return gradient

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from openwork.core.batches import forward
 from openwork.core.distributed import summed
 from openwork.core.measuring import Measuring, weights_of
+from openwork.core.shards import piece_like, reshard
 from openwork.core.stat import Stat
 from openwork.errors import MissingStatistic, RecipeError
 from openwork.stats.products import Product, Products, unfolded
@@ -28,8 +30,9 @@ def watch(ctx: Measuring, batches: int | None, see: Callable[[Product], None]) -
     what = "calibration batches" if batches is None else f"{batches} calibration batches"
     with torch.no_grad(), ctx.calling("eval") as call:
         for batch in ctx.feed.sweep(batches, what):
-            with Products(weights, ctx.parts.values(), see):
+            with Products(weights, ctx.parts.values(), see, ctx.model if ctx.sharded else None):
                 forward(lambda *a, **k: call({}, *a, **k), batch)
+    reshard(ctx.model)
 
 
 def refuse_unseen(ctx: Measuring, seen: set[str]) -> None:
@@ -52,35 +55,35 @@ class InputSquares(Stat):
 
     The value maps parameter names to float32 tensors of the weight's shape (constant along the outputs; do not write
     into them), counted in eval mode over ``batches`` batches, or over every batch of the data once (None). Linear
-    layers, Conv1D, convolutions and fused experts are known; others are refused.
+    layers, Conv1D, convolutions and fused experts are known; others are refused. Of a sharded weight it is the piece.
     """
 
+    sharded: ClassVar[bool] = True
     batches: int | None = 8
 
     def __post_init__(self) -> None:
         check_batches("InputSquares", self.batches)
 
     def measure(self, ctx: Measuring) -> dict[str, Tensor]:
-        weights = weights_of(ctx)
+        params = {n: ctx.model.get_parameter(n) for n in ctx.members}
         total: dict[str, Tensor] = {}
 
         def see(product: Product) -> None:
-            weight = weights[product.name]
-            squares = _squares(product, weight)
-            if weight.ndim == 3 and product.conv is None:  # experts: one row of sums each
-                total.setdefault(product.name, squares.new_zeros(len(weight), 1, squares.numel()))
+            shape = params[product.name].shape
+            squares = _squares(product, shape)
+            if len(shape) == 3 and product.conv is None:  # experts: one row of sums each
+                total.setdefault(product.name, squares.new_zeros(shape[0], 1, squares.numel()))
                 total[product.name][product.index, 0] += squares
             elif product.conv is not None:
                 total[product.name] = total[product.name] + squares if product.name in total else squares
             else:
-                shape = (1, -1) if _lies_along_inputs(ctx, product.name) else (-1, 1)
-                squares = squares.reshape(shape)
+                squares = squares.reshape((1, -1) if _lies_along_inputs(ctx, product.name) else (-1, 1))
                 total[product.name] = total[product.name] + squares if product.name in total else squares
 
         watch(ctx, self.batches, see)
         refuse_unseen(ctx, set(total))
         summed(total[n] for n in sorted(total))
-        return {n: total[n].expand(w.shape) for n, w in weights.items()}
+        return {n: piece_like(p, total[n].expand(p.shape)) for n, p in params.items()}
 
 
 def _lies_along_inputs(ctx: Measuring, name: str) -> bool:
@@ -89,18 +92,19 @@ def _lies_along_inputs(ctx: Measuring, name: str) -> bool:
     return view is None or view.order != (1, 0)
 
 
-def _squares(product: Product, weight: Tensor) -> Tensor:
-    """The sums of one product: ``[in]``, for a convolution in a shape that broadcasts to the weight's."""
+def _squares(product: Product, shape: Sequence[int]) -> Tensor:
+    """The sums of one product: ``[in]``, for a convolution ``shape`` (constant along the outputs of a group)."""
     squared = product.x.float().square()
     if product.conv is None:
         return squared.reshape(-1, squared.shape[-1]).sum(0)
     # the gradient of a convolution with respect to its kernel, for an output gradient of ones, is this sum
-    leaf = torch.zeros_like(weight, dtype=torch.float32, requires_grad=True)
+    groups = int(product.conv["groups"])
+    leaf = squared.new_zeros(groups, *shape[1:], requires_grad=True)
     with torch.enable_grad():
         assert product.call is not None
         out = product.call(squared, leaf, None, **product.conv)
         (grad,) = torch.autograd.grad(out.sum(), leaf)
-    return grad
+    return grad if groups == 1 else grad.repeat_interleave(shape[0] // groups, 0)
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from openwork.core.batches import loss_on
+from openwork.core.batches import device_of, loss_on
 from openwork.core.distributed import averaged, mean_of
 from openwork.core.measuring import Measuring, Mode, seeded, weights_of
 from openwork.core.stat import Stat
 from openwork.errors import DivergedError, RecipeError
 from openwork.stats.gradients import grads_of
+from openwork.stats.sharded_gradients import at_masks
 
 Energy = Callable[..., tuple[float, dict[str, Tensor]]]
 """``(masks, step, again=False)``; ``again`` evaluates on the batches of the call before instead of fresh ones."""
@@ -55,7 +56,7 @@ class MaskLoss(Stat):
                         slopes[n] = slopes[n].add_(g) if n in slopes else g
                     total += float(loss.detach())
             averaged(slopes.values())
-            return mean_of(total), {n: weights[n] * g for n, g in slopes.items()}
+            return mean_of(total, device_of(ctx.model)), {n: weights[n] * g for n, g in slopes.items()}
 
         return energy
 
@@ -69,6 +70,7 @@ class LossAtMasks(Stat):
     """
 
     needs_loss: ClassVar[bool] = True
+    sharded: ClassVar[bool] = True
     mode: Mode = "train"
     batches: int = 1
 
@@ -80,16 +82,21 @@ class LossAtMasks(Stat):
         seen = [ctx.feed.next(f"{self.batches} scoring batches") for _ in range(self.batches)]
 
         def loss(masks: Mapping[str, Tensor]) -> float:
+            def mean(call: Callable[..., Any]) -> float:
+                total = 0.0
+                for i, batch in enumerate(seen):  # all of them, since other ranks may wait for this one
+                    try:
+                        total += float(loss_on(call, batch, ctx.loss, step=i))
+                    except DivergedError:  # noqa: PERF203
+                        total = math.inf
+                return mean_of(total / len(seen), device_of(ctx.model))
+
+            if ctx.sharded:
+                with torch.no_grad(), at_masks(ctx, masks, self.mode):
+                    return mean(ctx.model)
             weights = weights_of(ctx)
             leaves = {n: weights[n] * masks[n] for n in masks}
             with torch.no_grad(), ctx.calling(self.mode) as call, seeded(ctx.seed):
-                try:
-                    total = sum(
-                        float(loss_on(lambda *a, **k: call(leaves, *a, **k), batch, ctx.loss, step=i))
-                        for i, batch in enumerate(seen)
-                    )
-                except DivergedError:
-                    total = math.inf
-            return mean_of(total / len(seen))
+                return mean(lambda *a, **k: call(leaves, *a, **k))
 
         return loss

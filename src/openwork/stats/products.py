@@ -7,16 +7,17 @@ their arguments is a watched parameter or a matrix of one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from openwork.core.partition import Partition
+from openwork.core.shards import is_sharded
 from openwork.errors import MissingStatistic
 
 _CONVS = (F.conv1d, F.conv2d, F.conv3d)
@@ -48,10 +49,20 @@ See = Callable[[Product], None]
 
 
 class Products(TorchFunctionMode):
-    """Inside ``with Products(weights, parts, see):`` every product with one of the weights is shown to ``see``."""
+    """Inside ``with Products(weights, parts, see):`` every product with one of the weights is shown to ``see``.
 
-    def __init__(self, weights: Mapping[str, Tensor], parts: Iterable[Partition], see: See):
+    ``gathered``, the model, is for sharded weights: what multiplies is then what FSDP has gathered by that time.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, Tensor],
+        parts: Iterable[Partition],
+        see: See,
+        gathered: nn.Module | None = None,
+    ):
         super().__init__()
+        self._gathered = gathered
         self._see = see
         self._views = {member: getattr(part, "view", None) for part in parts for member in part.members}
         self._at: dict[int, list[str]] = {}
@@ -84,14 +95,23 @@ class Products(TorchFunctionMode):
         """(name, matrix number) of the watched parameter that a tensor is, or is a matrix of; None: another tensor."""
         if not isinstance(weight, Tensor) or weight.is_meta or weight.device.type == "meta":
             return None
-        for name in self._at.get(weight.untyped_storage().data_ptr(), ()):
-            base = self._weights[name]
+        for name, base in self._bases(weight.untyped_storage().data_ptr()):
             offset = weight.storage_offset() - base.storage_offset()
             if weight.numel() == base.numel() and offset == 0:
                 return name, None
             if base.ndim == 3 and weight.numel() == base[0].numel() and 0 <= offset < base.numel():
                 return name, offset // base[0].numel()
         return None
+
+    def _bases(self, at: int) -> Iterator[tuple[str, Tensor]]:
+        """The watched parameters in one piece of memory."""
+        if self._gathered is None:
+            yield from ((name, self._weights[name]) for name in self._at.get(at, ()))
+            return
+        for name in self._weights:
+            param = self._gathered.get_parameter(name)
+            if not is_sharded(param) and param.untyped_storage().data_ptr() == at:
+                yield name, param.detach()
 
     def _rows(self, x: Any, weight: Any, transposed: bool) -> None:
         found = self._find(weight)

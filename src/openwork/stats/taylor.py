@@ -6,16 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from openwork.core.batches import loss_on
-from openwork.core.distributed import averaged
-from openwork.core.measuring import Measuring, Mode, seeded, weights_of
+from openwork.core.measuring import Measuring, Mode
 from openwork.core.partition import Partition
 from openwork.core.stat import Stat
 from openwork.errors import RecipeError
-from openwork.stats.gradients import grads_of, masked
+from openwork.stats.gradients import each_gradient
 
 Importance = Callable[[Mapping[str, Tensor]], dict[tuple[str, ...], Tensor]]
 
@@ -33,6 +30,7 @@ class UnitImportance(Stat):
     """
 
     needs_loss: ClassVar[bool] = True
+    sharded: ClassVar[bool] = True
     batches: int = 8
     mode: Mode = "eval"
 
@@ -44,18 +42,15 @@ class UnitImportance(Stat):
         seen = [ctx.feed.next(f"{self.batches} scoring batches") for _ in range(self.batches)]
 
         def importance(masks: Mapping[str, Tensor]) -> dict[tuple[str, ...], Tensor]:
-            leaves = masked(weights_of(ctx), masks)
             total: dict[tuple[str, ...], Tensor] = {}
-            with ctx.calling(self.mode) as call, seeded(ctx.seed):
-                for i, batch in enumerate(seen):
-                    loss = loss_on(lambda *a, **k: call(leaves, *a, **k), batch, ctx.loss, step=i)
-                    grads = grads_of(loss, leaves)
-                    averaged(grads)
-                    with torch.no_grad():
-                        products = {n: w * g for (n, w), g in zip(leaves.items(), grads, strict=True)}
-                        for part in ctx.parts.values():
-                            score = part.pool({m: products[m] for m in part.members}).square()
-                            total[key(part)] = total.get(key(part), 0.0) + score
+
+            def see(weights: Mapping[str, Tensor], grads: Mapping[str, Tensor]) -> None:
+                products = {n: w * grads[n] for n, w in weights.items()}
+                for part in ctx.parts.values():
+                    score = part.pool({m: products[m] for m in part.members}).square()
+                    total[key(part)] = total.get(key(part), 0.0) + score
+
+            each_gradient(ctx, masks, seen, self.mode, see)
             return total
 
         return importance

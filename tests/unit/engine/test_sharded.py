@@ -24,6 +24,16 @@ CASES = {
     "random": ("random", {}),
     "snip": ("snip", {"batches": 2}),
     "snip in rounds": ("snip", {"rounds": 3, "absolute": True}),
+    "taylor": ("taylor", {"batches": 2}),
+    "taylor rows": ("taylor", {"structure": ow.Row(), "density": 0.5}),
+    "wanda": ("wanda", {}),
+    "wanda pattern": ("wanda", {"structure": ow.NM(1, 2), "density": 0.5, "where": ow.Select(exclude=("0",))}),
+    "wanda over the tensor": ("wanda", {"structure": ow.Element(), "batches": 3}),
+    "random_search": ("random_search", {"draws": 4, "batches": 2}),
+    "random_search of all": (
+        "random_search",
+        {"draws": 10, "structure": ow.Row(), "where": ow.Select(include=("5.weight",))},
+    ),
     "gradual": ("gradual_magnitude", MANY),
     "gradual global": ("gradual_magnitude", {**MANY, "scope": "global"}),
     "rigl": ("rigl", {"steps": STEPS, "every": 3}),
@@ -90,6 +100,7 @@ def perform(name, rank, world):
         point = {k: v.clone() for k, v in model.state_dict().items()}
         result = ow.cycle(model, made, lambda m, now: train(m, adamw(m), data, 3), rewind_to=point)
     sent = [entry.pop("sent_bytes", 0) for entry in result.log]
+    losses = [entry["search"].pop("losses") for entry in result.log if "search" in entry]
     kept = result.masks.kept()
     with ow.hold(model, result.masks):
         train(model, torch.optim.SGD(model.parameters(), lr=0.01), data, 1)
@@ -99,13 +110,42 @@ def perform(name, rank, world):
         "rows": [r for r in result.tensors if not r["skipped"]],
         "kept": (kept, result.counts.kept, result.density),
         "log": result.log,
+        "losses": losses,
         "sent": sent[-1],
         "report": len(result.report()),
     }
 
 
+class Experts(nn.Module):
+    """A grouped convolution and a stack of experts of which the last four see nothing."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.convs = nn.Sequential(nn.Conv2d(2, 8, 3), nn.Tanh(), nn.Conv2d(8, 12, 3, groups=4))
+        self.experts = nn.Parameter(torch.randn(6, 5, 12))
+
+    def forward(self, x):
+        x = self.convs(x).mean((2, 3))
+        return sum(x[i::2] @ self.experts[i].T for i in range(2))
+
+
+def of_experts(rank, world):
+    model = Experts().double()
+    if world > 1:
+        from torch.distributed.fsdp import fully_shard
+
+        for module in (model.convs, model):
+            fully_shard(module)
+    data = [torch.randn(16, 2, 8, 8, generator=torch.Generator().manual_seed(s)).double() for s in range(3)]
+    each = 16 // world
+    data = [x[rank * each : (rank + 1) * each] for x in data]
+    masks = ow.prune(model, methods.wanda(0.4, structure=ow.Element()), data).masks
+    return {n: whole(m) for n, m in masks.items()}
+
+
 def work(rank, world):
-    return {name: perform(name, rank, world) for name in CASES}
+    return {**{name: perform(name, rank, world) for name in CASES}, "experts": of_experts(rank, world)}
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +171,13 @@ def test_sharded_weights_get_the_masks_of_one_process(ranks, alone, name):
         assert found["kept"] == want["kept"]
         assert found["rows"] == want["rows"]
         assert found["log"] == want["log"]
+        torch.testing.assert_close(found["losses"], want["losses"])
         assert found["report"] > 200
+
+
+def test_input_norms_of_groups_and_experts(ranks, alone):
+    for rank in ranks:
+        assert all(torch.equal(rank["experts"][n], m) for n, m in alone["experts"].items())
 
 
 def test_what_is_sent_does_not_grow_with_the_weights(ranks):

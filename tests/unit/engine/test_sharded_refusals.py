@@ -1,7 +1,11 @@
 """What does not work on sharded weights says so before anything is touched; one rank is enough to see it."""
 
+import json
+
 import pytest
 import torch
+from tests.contract.cases import CASES
+from tests.unit.engine.test_sharded import CASES as SHARDED
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -10,6 +14,7 @@ from torch.nn import functional as F
 
 import openwork as ow
 from openwork import methods
+from openwork.adapters import save_sharded
 from openwork.errors import DivergedError, OpenworkError, RecipeError, StructureError
 from openwork.methods import gradual_magnitude, magnitude, powerpropagation, rigl, snip, spode, wanda
 
@@ -33,7 +38,7 @@ def sharded(model=None, **options):
 DATA = [(torch.ones(4, 8), torch.arange(4))]
 RECIPES = {
     "spode: MaskLoss measures whole weights, but the model's are sharded": spode(0.5, steps=2),
-    "wanda: InputSquares measures whole weights, but": wanda(0.5),
+    "sparsegpt: InputGram measures whole weights, but": methods.sparsegpt(0.5),
     "sap: AdaptivePruning works on whole weights, but": methods.sap(0.5, rounds=1),
     r"powerpropagation: Power puts gates on whole weights, but they are sharded; prune before": powerpropagation(0.5),
     r"gradual_magnitude: Masking puts gates on whole weights, but": gradual_magnitude(0.5, masked="freeze"),
@@ -50,6 +55,30 @@ def test_methods_that_need_whole_weights(words):
             ow.attach(model, recipe, optimizer)
         elif recipe.drive == "cycle":
             ow.cycle(model, recipe, lambda *_: None)
+        else:
+            ow.prune(model, recipe, DATA, F.cross_entropy)
+    assert all(torch.equal(p.full_tensor(), before[n]) for n, p in model.named_parameters())
+    assert not optimizer._optimizer_step_post_hooks
+
+
+def test_the_index_says_what_is_held():
+    claimed = {m.name for m in methods.METHODS if "FSDP2" in m.ranks}
+    assert claimed == {method for method, _ in SHARDED.values()}
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if "FSDP2" not in methods.find(c.name).ranks], ids=str)
+def test_every_other_method_is_refused(case):
+    model = sharded()
+    before = {n: p.full_tensor().clone() for n, p in model.named_parameters()}
+    structure = ow.channels(example=torch.ones(1, 8)) if case.coupled else case.structure
+    given = {"structure": structure} if structure is not None else {}
+    recipe = methods.get(case.name)(density=0.5, **{**case.options, **given})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises((RecipeError, StructureError), match="whole.* sharded"):
+        if recipe.drive == "attach":
+            ow.attach(model, recipe, optimizer)
+        elif recipe.drive == "cycle":
+            ow.cycle(model, recipe, lambda *_: None, data=DATA, loss=F.cross_entropy)
         else:
             ow.prune(model, recipe, DATA, F.cross_entropy)
     assert all(torch.equal(p.full_tensor(), before[n]) for n, p in model.named_parameters())
@@ -132,6 +161,36 @@ def test_scoring_leaves_everything_as_it_was():
         same = value == before[name]
         assert bool(same.full_tensor().all() if hasattr(same, "full_tensor") else same.all()), name
     assert all(p.grad is g for p, g in zip(model.parameters(), grads, strict=True))
+
+
+def test_after_an_evaluation_the_pieces_are_written_not_the_gathered_copies(tmp_path):
+    def evaluated(model):
+        with torch.no_grad():  # without a backward pass the root keeps what it gathered
+            return model(DATA[0][0])
+
+    model, plain = sharded(), net()
+    for one in (model, plain):
+        ow.prune(one, wanda(0.5), DATA)
+    assert torch.equal(evaluated(model), evaluated(plain))
+    model, plain = sharded(), net()
+    evaluated(model)
+    assert not any(hasattr(p, "full_tensor") for p in model.parameters())
+    result, want = ow.prune(model, magnitude(0.5)), ow.prune(plain, magnitude(0.5))
+    assert all(torch.equal(m.full_tensor(), want.masks[n]) for n, m in result.masks.items())
+    assert torch.equal(evaluated(model), evaluated(plain))
+    other = sharded()
+    evaluated(other)
+    with ow.hold(other, result.masks):
+        pass
+    other.reshard()
+    assert torch.equal(evaluated(other), evaluated(plain))
+    trained = sharded()
+    optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)
+    evaluated(trained)
+    run = ow.attach(trained, rigl(0.5, steps=2), optimizer)
+    evaluated(trained)
+    names = json.loads((save_sharded(tmp_path / "one", trained, optimizer, run) / "openwork.json").read_text())
+    assert "0.weight" in str(names["state"]["dict"][2])
 
 
 def test_a_state_of_one_process_goes_on_in_shards():
