@@ -157,6 +157,28 @@ def _accuracies(found: Found) -> Section:
     return described(found, columns)
 
 
+@section("soups_digits")
+def _soups(found: Found) -> Section:
+    for r in found["rows"]:
+        if "merges" in r:
+            r["mean_"], r["best_"] = (f"{r[k]} of {r['merges']}" for k in ("no_worse_than_mean", "no_worse_than_best"))
+        r["support_"] = r["support"]["mean"] if "support" in r else None
+    columns = {
+        "density": "density:g",
+        "method": "method",
+        "accuracy": "accuracy:spread",
+        "merges no worse than the mean copy": "mean_",
+        "than the best": "best_",
+        "weights that are not zero": "support_:percent",
+    }
+    text = (
+        f"Digits MLP with a BatchNorm, {found['rounds']} rounds of pruning, {found['epochs']} epochs each, {found['copies']} copies, "
+        f"{len(found['rows'][0]['accuracy']['values'])} seeds. Networks pruned apart from each other do not share their zeros: "
+        "their average has more weights than each."
+    )
+    return described(found, columns, title="Model soups", command="python bench/soups_digits.py", text=text)
+
+
 @section("mechanisms")
 def _mechanisms(found: Found) -> Section:
     columns = {"of": "case", "what": "what", "mean": "mean:.3g", "standard deviation": "std:.2g"}

@@ -70,18 +70,24 @@ class ErdosRenyi:
                 "ErdosRenyi: a structure with its own regions (N:M, per row) fixes its densities; use Uniform"
             )
         shapes = {n: shape_of(now.parts[n], now.weights) for n in scores}
-        density = erk_densities(shapes, share, self.power, self.kernel)
-        units = {n: total_of(now.parts[n]) for n in scores}
-        # the densities average to `share` by parameters; with uneven units the unit total follows the same rule
-        budget = count_kept(share, sum(units.values()), self.rounding)
-        least = [min(self.at_least, n) for n in units.values()]
-        exact = [density[n] * units[n] for n in scores]
-        counts = apportioned(exact, budget, least, list(units.values()))
-        if sum(counts) != budget:
-            raise RecipeError(
-                f"ErdosRenyi: {budget} units cannot be shared with at_least={self.at_least} in every tensor"
-            )
-        return bounded(now, dict(zip(scores, counts, strict=True)))
+        return counts_of(
+            now, erk_densities(shapes, share, self.power, self.kernel), share, self.rounding, self.at_least
+        )
+
+
+def counts_of(
+    now: Now, density: Mapping[str, float], share: float, rounding: Rounding, at_least: int
+) -> dict[str, int | Tensor]:
+    """Densities of tensors as numbers of units whose sum is exact; rounding goes to the largest remainders."""
+    units = {n: total_of(now.parts[n]) for n in density}
+    # the densities average to `share` by parameters; with uneven units the unit total follows the same rule
+    budget = count_kept(share, sum(units.values()), rounding)
+    least = [min(at_least, n) for n in units.values()]
+    exact = [density[n] * units[n] for n in density]
+    counts = apportioned(exact, budget, least, list(units.values()))
+    if sum(counts) != budget:
+        raise RecipeError(f"ErdosRenyi: {budget} units cannot be shared with at_least={at_least} in every tensor")
+    return bounded(now, dict(zip(density, counts, strict=True)))
 
 
 def _product(shape: tuple[int, ...]) -> int:

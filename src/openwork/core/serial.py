@@ -50,6 +50,7 @@ KINDS: dict[str, str] = {
     "LayerMacs": "openwork.stats.work",
     "Crop": "openwork.rules.crop",
     "ErdosRenyi": "openwork.allocation.erdos",
+    "FixedEnds": "openwork.allocation.ends",
     **dict.fromkeys(("TopK", "Repeat"), "openwork.rules.topk"),
     **dict.fromkeys(("DropGrow", "CosineFraction", "ConstantFraction"), "openwork.rules.drop_grow"),
     "SpODE": "openwork.rules.spode",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from openwork.allocation import FixedEnds
 from openwork.core.protocols import Structure
 from openwork.core.recipe import Recipe
 from openwork.core.targets import Select
@@ -18,7 +19,7 @@ def random(
     density: float | None = None,
     structure: Structure = Element(),
     where: Select = Select(),
-    scope: Literal["erk", "layer", "global"] | None = None,
+    scope: Literal["erk", "erk+", "layer", "layer+", "global"] | None = None,
 ) -> Recipe:
     """Keep units drawn at random, with a good share per layer; train from there with the mask fixed.
 
@@ -28,7 +29,9 @@ def random(
         density: kept share of units in (0, 1]; default 0.05.
         structure: what lives and dies together.
         where: which parameters.
-        scope: ``erk`` (default; ``layer`` for N:M and per-row structures), ``layer`` or ``global``.
+        scope: ``erk`` (default; ``layer`` for N:M and per-row structures), ``layer`` or ``global``; ``erk+`` is ERK
+            behind a dense last tensor, ``layer+`` (the paper's uniform+) keeps the first tensor dense, at least a
+            fifth of the last, and equal shares of the others. First and last are the model's order of parameters.
 
     Differences:
         Counts are exact; the paper's code draws every weight independently, so its density is random too.
@@ -50,4 +53,7 @@ def random(
     """
     share = settle_density(density, structure, 0.05)
     scope = scope or ("layer" if has_regions(structure) else "erk")
+    if scope in ("erk+", "layer+") and not has_regions(structure):
+        ends = FixedEnds(last=1.0) if scope == "erk+" else FixedEnds(1.0, max(share, 0.2), power=0.0)
+        return Recipe("random", structure, TopK(Random(), ends), OneShot(share), None, where)
     return Recipe("random", structure, TopK(Random(), allocation_of(scope, structure)), OneShot(share), None, where)

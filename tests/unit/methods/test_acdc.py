@@ -1,4 +1,4 @@
-"""acdc.md, items 1 and 2: exact zeros, restarts, the phase table, and iterative hard thresholding."""
+"""AC/DC: exact zeros, restarts, the phase table, and iterative hard thresholding."""
 
 import pytest
 import torch

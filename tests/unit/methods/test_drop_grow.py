@@ -1,4 +1,4 @@
-"""dst-primitives.md, items 1 to 3: SET and RigL."""
+"""SET and RigL: what is dropped, grown, kept exact and explored."""
 
 import math
 from dataclasses import replace
@@ -147,7 +147,7 @@ def test_exploration_follows_the_closed_form():
     assert rates[-1] == pytest.approx(1 - never, rel=0.01)
 
 
-def test_the_number_of_the_sheet():
+def test_a_known_number():
     """d = 0.05, cosine from 0.5 over 40 updates, the first at f = 0.5: 0.4432."""
     fraction = CosineFraction(0.5, 40)
     assert fraction(0) == 0.5

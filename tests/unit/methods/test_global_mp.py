@@ -1,4 +1,4 @@
-"""global-mp.md, items 1 and 2: one ranking, and the floor of every layer."""
+"""Global MP: one ranking, and the floor of every layer."""
 
 import pytest
 import torch

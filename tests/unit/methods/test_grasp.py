@@ -1,4 +1,4 @@
-"""grasp.md, items 1 and 2: the Hessian-vector product and what pruning does to the gradient norm."""
+"""GraSP: the Hessian-vector product and what pruning does to the gradient norm."""
 
 import torch
 from tests.unit.methods.scoring import chosen, labelled, plain_net, scores, situation

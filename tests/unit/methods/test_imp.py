@@ -1,4 +1,4 @@
-"""imp.md, item 1: nested masks, exact counts, rewinding bit for bit."""
+"""IMP: nested masks, exact counts, rewinding bit for bit."""
 
 import copy
 import math

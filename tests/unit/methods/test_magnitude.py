@@ -1,4 +1,4 @@
-"""magnitude.md, items 1 to 3. Brute force and nesting over drawn shapes are in tests/contract/test_properties.py."""
+"""Magnitude: exact counts, ties, patterns. Brute force and nesting over drawn shapes are in tests/contract/test_properties.py."""
 
 import torch
 from tests.unit.methods.scoring import chosen, kept_by_hand
@@ -9,7 +9,7 @@ from openwork.methods import magnitude
 from openwork.schedules import Cubic
 
 
-def test_counts_follow_the_rule_of_the_sheet():
+def test_counts_follow_the_rule():
     """kept = n - floor(s n), with 1e-9 against (1 - 0.9) * 10 = 0.99999."""
     for n in (1, 7, 10, 97):
         for percent in range(1, 100):

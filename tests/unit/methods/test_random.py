@@ -1,4 +1,4 @@
-"""random-pruning.md, items 1 to 3, and the ERK example of dst-primitives.md."""
+"""Layer shares: ERK by hand, against bisection and for known networks; random masks with these shares."""
 
 import math
 
@@ -7,9 +7,12 @@ import torch
 from torch import nn
 
 import openwork as ow
-from openwork.allocation import erk_densities
+from openwork.allocation import FixedEnds, erk_densities, fixed_densities
+from openwork.criteria import Random
 from openwork.errors import RecipeError
 from openwork.methods import random
+from openwork.rules.topk import TopK
+from openwork.schedules import OneShot
 
 RESNET20 = {
     "stem": (16, 3, 3, 3),
@@ -52,7 +55,7 @@ def test_equal_layers_get_equal_densities():
     ("density", "stem", "one", "two", "three", "fc"),
     [(0.05, 0.517, 0.147, 0.068, 0.033, 1), (0.2, 1, 0.618, 0.285, 0.136, 1), (0.5, 1, 1, 0.776, 0.371, 1)],
 )
-def test_resnet20_has_the_densities_of_the_sheet(density, stem, one, two, three, fc):
+def test_resnet20_has_known_densities(density, stem, one, two, three, fc):
     found = erk_densities(RESNET20, density)
     want = {"stem": stem, "one.0": one, "two.1": two, "three.1": three, "fc": fc}
     assert {n: round(found[n], 3) for n in want} == want
@@ -82,6 +85,58 @@ def test_the_fixed_point_is_min_one_and_eps_by_bisection():
             low, high = (eps, high) if reached < density * sum(map(math.prod, shapes.values())) else (low, eps)
         want = {n: min(1.0, low * r) for n, r in raw.items()}
         assert erk_densities(shapes, density) == pytest.approx(want, rel=1e-9), case
+
+
+@pytest.mark.parametrize("density", [0.05, 0.2, 0.5, 1.0])
+def test_fixed_ends_leave_the_budget_exact(density):
+    size = sum(math.prod(s) for s in RESNET20.values())
+    plus = fixed_densities(RESNET20, density, {"fc": 1.0})
+    assert total(RESNET20, plus) == pytest.approx(density * size, rel=1e-9)
+    rest = {n: s for n, s in RESNET20.items() if n != "fc"}
+    alone = erk_densities(rest, (density * size - 640) / (size - 640))
+    assert plus == pytest.approx({**alone, "fc": 1.0}, rel=1e-12)
+    last = max(density, 0.2)
+    equal = fixed_densities(RESNET20, density, {"stem": 1.0, "fc": last}, power=0.0)
+    want = (density * size - 432 - last * 640) / (size - 432 - 640)
+    assert equal == pytest.approx({**dict.fromkeys(rest, want), "stem": 1.0, "fc": last}, rel=1e-9)
+
+
+def test_random_masks_with_fixed_ends():
+    size = 3 * 8 * 9 + 8 * 16 * 9 + 160
+    for scope, first, last in (("erk+", None, 1.0), ("layer+", 1.0, 0.2)):
+        result = ow.prune(conv_net(), random(0.2, scope=scope))
+        kept = {n: int(m.sum()) for n, m in result.masks.items()}
+        assert kept["3.weight"] == last * 160
+        assert first is None or kept["0.weight"] == first * 216
+        assert sum(kept.values()) == math.ceil(0.2 * size)
+        assert ow.Recipe.from_dict(result.recipe.to_dict()) == result.recipe
+    assert ow.prune(conv_net(), random(0.6, scope="layer+")).masks["3.weight"].float().mean() == pytest.approx(
+        0.6, abs=0.01
+    )
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (
+            lambda: ow.prune(conv_net(), random(0.1, scope="erk+")),
+            r"density 0.1 cannot be met: the tensors of fixed density alone are 0.1047 of the model, and with all",
+        ),
+        (lambda: fixed_densities({"a": (4, 4), "b": (4, 4)}, 0.9, {"a": 0.2}), "with all others dense it is 0.6; take"),
+        (lambda: FixedEnds(first=1.5), "FixedEnds: density must be a kept share in"),
+        (lambda: FixedEnds(at_least=-1), "FixedEnds: at_least must not be negative, got -1"),
+        (lambda: random(0.5, ow.NM(2, 4), scope="erk+"), "scope must be 'layer', 'global' or 'erk', got 'erk\\+'"),
+        (
+            lambda: ow.prune(
+                conv_net(), ow.Recipe("r", ow.Element(per="row"), TopK(Random(), FixedEnds()), OneShot(0.5))
+            ),
+            "FixedEnds: a structure with its own regions fixes its densities; use Uniform",
+        ),
+    ],
+)
+def test_ends_that_cannot_be(act, message):
+    with pytest.raises(RecipeError, match=message):
+        act()
 
 
 def conv_net():

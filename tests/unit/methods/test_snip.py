@@ -1,4 +1,4 @@
-"""snip.md, items 1 and 2: the score is the derivative of the loss with respect to a mask."""
+"""SNIP: the score is the derivative of the loss with respect to a mask."""
 
 import pytest
 import torch

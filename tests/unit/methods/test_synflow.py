@@ -1,4 +1,4 @@
-"""synflow.md, items 1 to 4: conservation laws, no data, and the last weights of a network."""
+"""SynFlow: conservation laws, no data, and the last weights of a network."""
 
 import pytest
 import torch

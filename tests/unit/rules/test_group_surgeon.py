@@ -1,4 +1,4 @@
-"""structurally-prune-anything.md, items 2 and 3: against least squares, brute force, and updates one group at a time."""
+"""Units by layer-wise second order: against least squares, brute force, and updates one group at a time."""
 
 import copy
 from dataclasses import replace
