@@ -9,10 +9,10 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,11 @@ def version() -> str:
     return importlib.metadata.version("llmcompressor")
 
 
+def resident() -> int:
+    """Largest resident memory so far, bytes; ``ru_maxrss`` would hold that of the process which started this one."""
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
+
+
 def prune_folder(folder: str, ids: np.ndarray, out: str) -> dict[str, Any]:
     """Its whole way: load, calibrate block by block, prune, save."""
     from datasets import Dataset
@@ -66,7 +71,7 @@ def prune_folder(folder: str, ids: np.ndarray, out: str) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
     _ = LlamaForCausalLM  # what the run would import later
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before = resident()
     began = time.process_time()
     model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
     data = Dataset.from_dict({"input_ids": ids.tolist(), "attention_mask": np.ones_like(ids).tolist()})
@@ -82,7 +87,7 @@ def prune_folder(folder: str, ids: np.ndarray, out: str) -> dict[str, Any]:
         "version": version(),
         "seconds": time.process_time() - began,
         "imported_bytes": before,
-        "resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "resident_bytes": resident(),
         "density": float(sum(int((w != 0).sum()) for w in weights) / sum(w.numel() for w in weights)),
     }
 

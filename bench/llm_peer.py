@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -31,16 +30,17 @@ def prune_folder(folder: str, ids: str, out: str) -> dict[str, Any]:
     import transformers
 
     import openwork as ow
+    from openwork.llm.heap import resident
     from openwork.methods import sparsegpt
 
     _ = transformers.LlamaForCausalLM  # what the run would import later
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before = resident()
     began = time.process_time()
     result = ow.prune_blockwise(folder, sparsegpt(0.5), ids, out=out, batch=1)
     return {
         "seconds": time.process_time() - began,
         "imported_bytes": before,
-        "resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "resident_bytes": resident(),
         "density": result.density,
     }
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import tempfile
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ from common import spread, write
 from safetensors.torch import save_file
 
 import openwork as ow
+from openwork.llm.heap import resident
 from openwork.methods import sparsegpt
 
 # hidden, intermediate, layers, heads, key-value heads
@@ -122,7 +122,7 @@ def main(size: str, windows: int, length: int, memory: float, most: int | None) 
         parameters = write_checkpoint(source, size)
         rng = torch.Generator().manual_seed(1)
         ids = torch.randint(0, VOCABULARY, (windows, length), generator=rng)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        before = resident()
         cpu = time.process_time()
 
         def watch(stage: str, done: int, of: int, error: float) -> None:

@@ -16,7 +16,6 @@ import argparse
 import copy
 import importlib.util
 import json
-import resource
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -37,6 +36,7 @@ from openwork.data.places import assets_folder
 from openwork.graph import build_graph, count_macs
 from openwork.lab import Budget
 from openwork.lab.evaluate import evaluate_source
+from openwork.llm.heap import resident
 from openwork.methods import group_importance, spode, taylor
 
 
@@ -287,10 +287,7 @@ def peak_bytes(forget: bool = False) -> int:
     home = Path("/proc/self")
     if forget and (home / "clear_refs").exists():
         (home / "clear_refs").write_text("5")
-    if (home / "status").exists():
-        line = next(n for n in (home / "status").read_text().splitlines() if n.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return resident()
 
 
 def llama() -> tuple[nn.Module, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -186,8 +185,3 @@ class BlockPruner:
                 raise OpenworkError(f"{name}: {alive} pruned entries are not zero after the block was written")
             if not bool(torch.isfinite(params[name]).all()):
                 raise DivergedError(f"{name}: the pruned weights hold NaN or infinity")
-
-
-def resident() -> int:
-    """Largest resident memory of this process so far, bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

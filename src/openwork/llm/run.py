@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from openwork.core.batches import to_device
 from openwork.core.distributed import rank, world
 from openwork.llm.activations import Activations
-from openwork.llm.blocks import BlockPruner, Rooted, resident
+from openwork.llm.blocks import BlockPruner, Rooted
 from openwork.llm.first_inputs import Calls, call_block, record
+from openwork.llm.heap import give_back, resident
 from openwork.llm.homes import Home
 from openwork.llm.plan import Plan
 
@@ -81,6 +82,7 @@ class Run:
         if row is not None:
             row["resident"] = resident()
         self.home.leave(i, row)
+        give_back()
         if self.watch is not None:
             error = self.home.done[i]["error"] if i < len(self.home.done) else None
             self.watch("blocks", i + 1, len(self.blocks), float("nan") if error is None else error)

@@ -37,6 +37,9 @@ class Renamed(nn.Conv2d):
     pass
 
 
+ONES = torch.ones(6)
+
+
 def own(c, x):
     return F.conv2d(x, c.weight, c.bias, c.stride, c.padding, c.dilation, c.groups)
 
@@ -74,7 +77,7 @@ OTHER = {
     "input added": lambda: Called(4, 4, 3, padding=1, how=lambda c, x: own(c, x) + x),
     "no bias after all": lambda: Called(4, 6, 3, how=lambda c, x: F.conv2d(x, c.weight)),
     "another bias": lambda: Called(4, 6, 3, how=lambda c, x: F.conv2d(x, c.weight, -c.bias)),
-    "a constant bias": lambda: Called(4, 6, 3, how=lambda c, x, ones=torch.ones(6): F.conv2d(x, c.weight, ones)),
+    "a constant bias": lambda: Called(4, 6, 3, how=lambda c, x: F.conv2d(x, c.weight, ONES)),
     "computed in vain": lambda: Called(4, 4, 3, how=lambda c, x: (own(c, x), x)[1]),
     "two steps, one read": lambda: Called(4, 6, 3, how=lambda c, x: (F.pad(x, (1, 1, 1, 1)), own(c, x))[1]),
     "ones at the sides": lambda: Called(4, 6, 3, how=lambda c, x: own(c, F.pad(x, (1, 1, 1, 1), value=1.0))),
