@@ -22,6 +22,7 @@ from openwork.cli import (
     prune,
     prune_llm,
     prune_onnx,
+    sweep,
 )
 from openwork.errors import DensityMissed, OpenworkError, VerificationFailed
 from openwork.version import __version__
@@ -33,6 +34,7 @@ VERBS = {
     "prune-onnx": prune_onnx,
     "perplexity": perplexity,
     "eval-llm": eval_llm,
+    "sweep": sweep,
     "compare": compare,
     "inspect": inspect,
     "bench": bench,

@@ -21,9 +21,27 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("model", metavar="DIR", help="Hugging Face folder: config.json and safetensors weights")
     add("--method", default="sparsegpt", help="sparsegpt, wanda, magnitude, or another method (see --reconstruct)")
     add("--density", type=float, help="kept share in (0, 1]")
+    add("--recipe", metavar="FILE", help="a recipe file instead of --method, --density, --structure and patterns")
+    shared_arguments(parser)
+    add("--reconstruct", type=float, metavar="LR", help="each block has to return what it did when it was dense: a "
+        "loss for methods that need one (spode) or train (sequential_attention_pp), at this learning rate")  # fmt: skip
+    add("--device", default="cpu", help="where blocks are computed")
+    add("--dtype", choices=DTYPES, help="compute in (default: as stored); the result has the stored dtype")
+    add("--memory-gb", type=float, help="activations larger than this go to disk (default: a quarter of what is free)")
+    add("--seed", type=int, default=0)
+    add("--out", metavar="DIR", help="the new folder")
+    add("--overwrite", action="store_true", help="replace an earlier result or a stopped run")
+    add("--resume", action="store_true", help="go on with a stopped run, bit for bit")
+    add("--evaluate", metavar="FILE", help="also report perplexity on this text, and agreement with the dense model")
+    add("--dry-run", action="store_true", help="check everything, print the plan and the coverage, prune nothing")
+    add("--quiet", action="store_true", help="print the last line only")
+
+
+def shared_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every verb asks that prunes a language model: options of the method, where, and calibration."""
+    add = parser.add_argument
     add("--structure", help=FORMS)
     add("--set", action="append", default=[], metavar="KEY=VALUE", dest="options", help="an option of the method")
-    add("--recipe", metavar="FILE", help="a recipe file instead of --method, --density, --structure and patterns")
     add("--include", action="append", default=[], metavar="PATTERN", help="only parameters that match")
     add("--exclude", action="append", default=[], metavar="PATTERN", help="not these")
     add("--min-units", type=int, default=1, help="tensors with fewer units, or that do not fit, stay dense")
@@ -32,20 +50,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--samples", type=int, default=128, help="calibration windows")
     add("--length", type=int, help="tokens per window (default: the context, at most 2048)")
     add("--batch", type=int, default=4, help="windows per forward pass")
-    add("--reconstruct", type=float, metavar="LR", help="each block has to return what it did when it was dense: a "
-        "loss for methods that need one (spode) or train (sequential_attention_pp), at this learning rate")  # fmt: skip
     add("--blocks", metavar="NAME", help="the list of decoder blocks, when it cannot be found")
-    add("--device", default="cpu", help="where blocks are computed")
-    add("--dtype", choices=DTYPES, help="compute in (default: as stored); the result has the stored dtype")
-    add("--memory-gb", type=float, help="activations larger than this go to disk (default: a quarter of what is free)")
-    add("--seed", type=int, default=0)
     add("--threads", type=int, help="torch threads")
-    add("--out", metavar="DIR", help="the new folder")
-    add("--overwrite", action="store_true", help="replace an earlier result or a stopped run")
-    add("--resume", action="store_true", help="go on with a stopped run, bit for bit")
-    add("--evaluate", metavar="FILE", help="also report perplexity on this text, and agreement with the dense model")
-    add("--dry-run", action="store_true", help="check everything, print the plan and the coverage, prune nothing")
-    add("--quiet", action="store_true", help="print the last line only")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -96,20 +102,25 @@ def run(args: argparse.Namespace) -> int:
 
 def recipe_of(args: argparse.Namespace) -> Recipe:
     """The recipe that the options describe."""
-    from openwork import methods
-
     if args.recipe:
         if args.density is not None or args.structure or args.options or args.include or args.exclude:
             raise RecipeError(
                 "--recipe is a whole recipe; leave out --density, --structure, --set, --include and --exclude"
             )
         return Recipe.load(args.recipe)
-    options: dict[str, Any] = options_of(args.options)
+    return method_of(args, args.density)
+
+
+def method_of(args: argparse.Namespace, density: float | None, **defaults: Any) -> Recipe:
+    """The method that the options describe, at one density; ``defaults`` are options that it has unless told."""
+    from openwork import methods
+
+    options: dict[str, Any] = {**defaults, **options_of(args.options)}
     if args.structure:
         options["structure"] = structure_of(args.structure)
     where = Select(tuple(args.include), tuple(args.exclude), args.min_units)
     try:
-        return methods.get(args.method)(density=args.density, where=where, **options)
+        return methods.get(args.method)(density=density, where=where, **options)
     except TypeError as problem:
         raise RecipeError(f"{args.method}: {problem}") from None
 

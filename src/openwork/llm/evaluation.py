@@ -76,6 +76,20 @@ def evaluation_text(folder: str | Path, text: str | Path, tokenizer: str | Path 
     return documents_of(text, load_tokenizer(tokenizer or folder))
 
 
+def fitting(model: nn.Module, documents: list[Tensor], length: int | None) -> tuple[Tensor | list[Tensor], int]:
+    """The documents as ``perplexity`` takes them, and tokens per window: the context, at most 2048, unless given.
+
+    Raises:
+        DataError: ids that the model does not know, or windows longer than its context.
+    """
+    config: Any = model.config
+    refuse_unknown(torch.cat(documents), int(config.vocab_size))
+    if length is None:
+        length = min(2048, int(getattr(config, "max_position_embeddings", 2048)))
+    refuse_long_windows(length, config)
+    return documents[0] if len(documents) == 1 else documents, length
+
+
 def evaluate(
     folder: str | Path,
     text: str | Path,
@@ -87,12 +101,7 @@ def evaluate(
     """Perplexity, and with ``against`` agreement; everything that is needed to measure it again."""
     documents = evaluation_text(folder, text, tokenizer)
     model = load_model(folder)
-    config: Any = model.config
-    refuse_unknown(torch.cat(documents), int(config.vocab_size))
-    if length is None:
-        length = min(2048, int(getattr(config, "max_position_embeddings", 2048)))
-    refuse_long_windows(length, config)
-    source: Tensor | list[Tensor] = documents[0] if len(documents) == 1 else documents
+    source, length = fitting(model, documents, length)
     found = {"model": str(folder), "text": str(text), "documents": len(documents)}
     found["perplexity"] = perplexity(model, source, length, stride).to_dict()
     if against is not None:

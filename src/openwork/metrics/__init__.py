@@ -5,6 +5,7 @@ from openwork.metrics.density import densities as densities
 from openwork.metrics.essential import Curve as Curve
 from openwork.metrics.essential import Essential as Essential
 from openwork.metrics.essential import abrupt as abrupt
+from openwork.metrics.essential import bisected as bisected
 from openwork.metrics.essential import essential_sparsity as essential_sparsity
 from openwork.metrics.essential import induced_sparsity as induced_sparsity
 from openwork.metrics.essential import mask_cosine as mask_cosine

@@ -48,7 +48,7 @@ class Essential:
         tolerance: largest level up to which EVERY score is within ``allowed`` of the dense one.
         chord: level of the largest height above the straight line between the ends, both axes scaled to [0, 1].
         segments: break of the best two straight lines; ``slopes`` before and after it.
-        allowed: the tolerance used: the one asked for, or two standard deviations when seeds scatter more.
+        allowed: the tolerance used: the one asked for, or two standard deviations where seeds scatter more.
         knee: False when the curve is flat, or no steeper behind the break than before it.
     """
 
@@ -74,7 +74,8 @@ def essential_sparsity(curve: Curve, tolerance: float = 0.01) -> Essential:
 
     Args:
         curve: at least 4 levels.
-        tolerance: in units of the score; widened to two standard deviations of the seeds where these are larger.
+        tolerance: in units of the score; two standard deviations of the seeds of a level, or of the dense model, where
+            these are more.
 
     Raises:
         DataError: fewer than 4 levels, or a negative tolerance.
@@ -84,10 +85,12 @@ def essential_sparsity(curve: Curve, tolerance: float = 0.01) -> Essential:
         raise DataError(f"essential_sparsity needs at least 4 levels, got {len(s)}")
     if tolerance < 0:
         raise DataError(f"essential_sparsity: tolerance must not be negative, got {tolerance}")
-    allowed = max(tolerance, 2 * max(curve.std, default=0.0))
+    std = curve.std or (0.0,) * len(s)
+    room = [max(tolerance, 2 * std[0], 2 * noise) for noise in std]
     free = 0
-    while free + 1 < len(s) and p[free + 1] >= p[0] - allowed - 1e-12:
+    while free + 1 < len(s) and p[free + 1] >= p[0] - room[free + 1] - 1e-12:
         free += 1
+    allowed = max(room[: free + 1])
     low, high = min(p), max(p)
     if high - low <= 1e-12:
         return Essential(s[-1], s[-1], s[-1], (0.0, 0.0), allowed, False)
@@ -98,6 +101,26 @@ def essential_sparsity(curve: Curve, tolerance: float = 0.01) -> Essential:
     at, slopes = _two_lines(s, p)
     knee = abs(slopes[1]) > abs(slopes[0]) and slopes[1] < 0
     return Essential(s[free], s[chord], s[at], slopes, allowed, knee)
+
+
+def bisected(evaluate: Callable[[float, int], float], curve: Curve, tolerance: float = 0.01, times: int = 1) -> Curve:
+    """The curve with up to ``times`` further levels, each halfway between the last free level and the next one.
+
+    A level that is free moves the lower end up, one that is not the upper end down. A curve whose every level is free
+    stays as it is. ``curve`` comes from ``sparsity_curve``: as many seeds are measured.
+    """
+    for _ in range(times):
+        free = essential_sparsity(curve, tolerance).tolerance
+        above = [s for s in curve.sparsity if s > free]
+        if not above:
+            break
+        level = round((free + above[0]) / 2, 9)
+        seeds = len(next(iter(curve.seeds.values())))
+        more = sparsity_curve(evaluate, (level,), seeds)
+        found = sorted([*zip(curve.sparsity, curve.score, curve.std, strict=True), (level, more.score[0], more.std[0])])
+        s, p, std = zip(*found, strict=True)
+        curve = Curve(s, p, std, {k: {**curve.seeds, **more.seeds}[k] for k in s})
+    return curve
 
 
 def _two_lines(s: Sequence[float], p: Sequence[float]) -> tuple[int, tuple[float, float]]:

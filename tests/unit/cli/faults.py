@@ -68,6 +68,8 @@ def command(verb, given, out):
         "perplexity": [str(given / "llama"), "--text", str(given / "ids.npy"), *told],
         "eval-llm": [str(given / "speller"), "--tasks", "local_pairs", "--include", str(given / "tasks"), "--limit", "2",
                      *told],
+        "sweep": [str(given / "llama"), "--text", str(given / "ids.npy"), "--levels", "0.2,0.5,0.8", "--out",
+                  str(out / "made"), "--overwrite", "--threads", "1", *told],
         "compare": [str(given / "suite.yaml"), "--out", str(out / "made"), "--overwrite", *told],
         "inspect": [str(given / "result"), *told],
         "bench": [str(given / "result"), "--rounds", "1", "--plan", "always", *told],
@@ -80,13 +82,14 @@ READ = {
     "prune-llm": ["llama/model.safetensors", "llama/config.json"],
     "prune-onnx": ["net.onnx"],
     "perplexity": ["llama/model.safetensors", "llama/config.json", "ids.npy"],
+    "sweep": ["llama/model.safetensors", "llama/config.json", "ids.npy"],
     "compare": ["suite.yaml"],
     "inspect": ["result/openwork.json", "result/model.safetensors", "result/masks.safetensors"],
     "bench": ["result/openwork.json", "result/model.safetensors"],
     "export": ["result/openwork.json", "result/masks.safetensors"],
 }
 """The files that a verb reads; ``demo``, ``prune`` and ``methods`` read none."""
-NEEDS = {"prune-llm": "llama", "perplexity": "llama", "prune-onnx": "net.onnx", "eval-llm": "tasks"}
+NEEDS = {"prune-llm": "llama", "perplexity": "llama", "prune-onnx": "net.onnx", "eval-llm": "tasks", "sweep": "llama"}
 NAMES = tuple(VERBS)
 
 

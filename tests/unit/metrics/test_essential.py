@@ -10,7 +10,15 @@ from torch import nn
 import openwork as ow
 from openwork.errors import DataError
 from openwork.methods import magnitude
-from openwork.metrics import Curve, abrupt, essential_sparsity, induced_sparsity, mask_cosine, sparsity_curve
+from openwork.metrics import (
+    Curve,
+    abrupt,
+    bisected,
+    essential_sparsity,
+    induced_sparsity,
+    mask_cosine,
+    sparsity_curve,
+)
 
 LEVELS = tuple(i / 10 for i in range(10))
 
@@ -38,6 +46,31 @@ def test_noise_of_seeds_widens_the_tolerance():
     curve = Curve(LEVELS[:4], (1.0, 0.97, 0.6, 0.2), (0.0, 0.03, 0.0, 0.0))
     assert essential_sparsity(curve).allowed == pytest.approx(0.06)
     assert essential_sparsity(curve).tolerance == 0.1
+
+
+def test_noise_behind_the_drop_widens_nothing():
+    curve = Curve(LEVELS[:4], (1.0, 0.995, 0.6, 0.2), (0.0, 0.001, 0.002, 0.5))
+    assert (essential_sparsity(curve).allowed, essential_sparsity(curve).tolerance) == (0.01, 0.1)
+    scattered = Curve(LEVELS[:4], (1.0, 0.97, 0.6, 0.2), (0.02, 0.0, 0.0, 0.0))  # of the dense model
+    assert (essential_sparsity(scattered).allowed, essential_sparsity(scattered).tolerance) == (0.04, 0.1)
+
+
+def test_bisection_halves_the_interval_that_holds_the_drop():
+    asked = []
+
+    def evaluate(sparsity, seed):
+        asked.append(sparsity)
+        return 1.0 - max(0.0, sparsity - 0.34)
+
+    curve = sparsity_curve(evaluate, LEVELS, seeds=2)
+    asked.clear()
+    finer = bisected(evaluate, curve, 0.001, 3)
+    assert asked == [0.35, 0.35, 0.325, 0.325, 0.3375, 0.3375]
+    assert finer.sparsity == tuple(sorted({*LEVELS, *asked}))
+    assert essential_sparsity(finer, 0.001).tolerance == 0.3375
+    assert finer.seeds[0.325] == (1.0, 1.0)
+    flat = sparsity_curve(lambda *_: 1.0, LEVELS)
+    assert bisected(evaluate, flat, 0.001, 3) is flat
 
 
 def test_flat_and_straight_curves_have_no_knee():
