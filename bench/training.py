@@ -24,9 +24,14 @@ def fit(
     lr: float = 0.1,
     batch: int = 128,
     attach: Callable[[torch.optim.Optimizer], Any] | None = None,
+    adam: bool = False,
 ) -> Any:
-    """SGD with Nesterov momentum on a cosine; returns what ``attach`` returned (a run that may be finished)."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    """SGD with Nesterov momentum (or AdamW) on a cosine; returns what ``attach`` returned (a run to be finished)."""
+    optimizer: torch.optim.Optimizer
+    if adam:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    else:
+        optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
     run = attach(optimizer) if attach else None
     rng = torch.Generator().manual_seed(seed)
     steps, done = max(1, round(epochs * len(x) / batch)), 0
