@@ -79,6 +79,22 @@ def test_quick_structural_bench(name, methods, tmp_path):
 
 
 @pytest.mark.slow
+def test_quick_essential(tmp_path):
+    pytest.importorskip("transformers", reason="transformers is not installed: pip install 'openwork[hf]'")
+    if assets_folder() is None:
+        pytest.skip("no asset folder: set OPENWORK_ASSETS to the folder with stories260K.bin")
+    rows = {(r["model"], r["method"]): r for r in quick("essential", tmp_path)["rows"]}
+    assert len(rows) == 7
+    for row in rows.values():
+        assert len(row["sparsity"]) == len(row["score"]) == len(row["values"]) >= 4
+        assert {row["tolerance"], row["chord"], row["segments"], *row["of each seed"]} <= set(row["sparsity"])
+    vit = rows["ViT, classes of 2,000 images", "OMP"]
+    assert vit["cosine"]["mean"] > 0.8 > 0.6 > vit["chance"]["mean"] > 0.4
+    stories = [r for (model, _), r in rows.items() if model.startswith("Llama")]
+    assert all(r["score"] == sorted(r["score"], reverse=True) and r["tolerance"] < 0.5 for r in stories)
+
+
+@pytest.mark.slow
 def test_quick_architectures(tmp_path):
     for package in ("transformers", "diffusers", "onnxruntime", "onnxscript"):
         pytest.importorskip(package, reason=f"{package} is not installed: pip install 'openwork[hf,onnx]' diffusers")
