@@ -27,6 +27,17 @@ from openwork.methods import sparsegpt, wanda
 from openwork.metrics.essential import TENTHS
 
 NATS = 0.01  # per token: 1 % of perplexity
+SHOWN = {
+    "title": "Essential sparsity",
+    "command": "python bench/essential.py --manual FOLDER",
+    "note": "One-shot pruning at every tenth: the last level that is free (one point of mean accuracy, or 1 % of "
+    "perplexity), the knees, and how much steeper the curve is behind the break. The vision transformer is fine-tuned "
+    "with the mask held, the language models are measured as pruned: [essential sparsity](essential-sparsity.md).",
+    "columns": {
+        "model": "model", "mask": "method", "seeds": "seeds", "dense": "start", "free": "of the means:percent",
+        "chord": "chord:percent", "two lines": "segments:percent", "steeper": "sharpness:.1f",
+    },
+}  # fmt: skip
 METHODS = {"magnitude": global_magnitude, "wanda": wanda, "sparsegpt": sparsegpt}
 
 
@@ -54,7 +65,7 @@ def main(quick: bool, part: str | None, folder: Path | None) -> None:
 
     def keep(new: list[dict[str, Any]]) -> None:
         rows.update({(r["model"], r["method"]): r for r in new})
-        write(name, list(rows.values()))
+        write(name, list(rows.values()), **SHOWN)
 
     if part in (None, "vit"):
         essential_vit.rows_of(quick, keep)

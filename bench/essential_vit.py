@@ -119,6 +119,7 @@ class Study:
         while not rounds.finished:
             self.tune(model, seed, rounds.masks if rounds.done else None)
             rounds.prune_round()
+        assert torch.equal(model.get_parameter("token"), self.pretrained("classes", count, seed).get_parameter("token"))
         ticket = rounds.finish().masks
         body = self.start("classes", count, seed)
         omp = ow.prune(copy.deepcopy(body), magnitude(HALF, where=BLOCKS, scope="global")).masks
@@ -150,11 +151,14 @@ def row(model: str, method: str, protocol: str, curve: Curve, tolerance: float) 
     means = essential_sparsity(Curve(curve.sparsity, curve.score), tolerance)
     seeds = len(next(iter(curve.seeds.values())))
     apart = [Curve(curve.sparsity, tuple(v[i] for v in curve.seeds.values())) for i in range(seeds)]
+    start = (
+        f"{100 * curve.score[0]:.1f} %" if protocol == "fine-tuned" else f"perplexity {math.exp(-curve.score[0]):.2f}"
+    )
     told = [f"{100 * p:.1f}" for p in curve.score]
     print(f"{model:40} {method:10} free {means.tolerance:.2f} chord {found.chord:.2f} lines {found.segments:.2f} "
           f"{' '.join(told)}", flush=True)  # fmt: skip
     return {
-        "model": model, "method": method, "protocol": protocol, "seeds": seeds, **plain(found),
+        "model": model, "start": start, "method": method, "protocol": protocol, "seeds": seeds, **plain(found),
         "of the means": means.tolerance, "of each seed": [essential_sparsity(c, tolerance).tolerance for c in apart],
         "dense": curve.score[0], "sparsity": list(curve.sparsity), "score": list(curve.score),
         "std": list(curve.std), "values": [list(v) for v in curve.seeds.values()],

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from openwork.report.curves import standalone
-from openwork.report.svg import Axis, Panel, Series, scatter_chart
+from openwork.report.svg import Axis, Panel, Series, line_chart, scatter_chart
 
 CURVES: dict[str, tuple[str, Mapping[str, str]]] = {
     **dict.fromkeys(
@@ -35,6 +36,8 @@ def curve(rows: Sequence[Mapping[str, Any]], method: str, moment: str) -> Series
 
 def plots(name: str, found: Mapping[str, Any]) -> dict[str, str]:
     """File name -> SVG of one result; empty when it has no curves."""
+    if name == "essential":
+        return sweeps(found["rows"])
     if name not in CURVES:
         return {}
     split, moments = CURVES[name]
@@ -58,4 +61,32 @@ def plots(name: str, found: Mapping[str, Any]) -> dict[str, str]:
             if drawn is None:
                 raise SystemExit("a chart without a plot: nothing finite in the results")
             made[f"{word}.svg"] = drawn
+    return made
+
+
+def sweeps(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Scores over sparsities: accuracies of all fine-tuned curves together, perplexities of each language model."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        tuned = row["protocol"] == "fine-tuned"
+        groups.setdefault("ViT, fine-tuned with the mask held" if tuned else f"{row['model']}, as pruned", []).append(
+            row
+        )
+    made = {}
+    for title, mine in groups.items():
+        tuned = mine[0]["protocol"] == "fine-tuned"
+        lines = [
+            Series(
+                f"{r['method']}, {r['model'].removeprefix('ViT, ')}" if tuned else r["method"],
+                r["sparsity"],
+                r["score"] if tuned else [math.exp(-p) for p in r["score"]],
+            )
+            for r in mine
+        ]
+        axis = Axis("accuracy", unit="%") if tuned else Axis("perplexity", "log")
+        word = re.sub(r"\W+", "-", title.lower()).strip("-")
+        drawn = standalone(line_chart(f"Essential sparsity: {title}", Axis("sparsity", unit="%"), Panel(lines, axis)))
+        if drawn is None:
+            raise SystemExit("a chart without a plot: nothing finite in the results")
+        made[f"essential-{word}.svg"] = drawn
     return made

@@ -33,7 +33,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--seeds", type=int, default=1, help="runs per level, for calibration windows and random masks")
     add("--agreement", action="store_true", help="also how often the next token is that of the dense model")
     add("--stride", type=int, help="tokens between windows of the text (default: the length, no overlap)")
-    add("--out", metavar="FILE.html|DIR", help="write the page; a folder also gets curve.svg and sweep.json")
+    add("--out", metavar="FILE.html|DIR", help="write the page; a folder also gets curve.svg and openwork.json")
     add("--overwrite", action="store_true", help="replace an earlier page or folder")
     add("--quiet", action="store_true", help="print the last line only")
 
