@@ -43,4 +43,4 @@ def test_the_peak_is_not_that_of_the_process_that_started_this_one():
     assert mine > 400 * MIB
     assert told("from openwork.llm.heap import resident; print(resident())") < mine - 200 * MIB
     del held
-    assert resident() >= mine
+    assert resident() > mine - 10 * MIB
