@@ -25,11 +25,15 @@ SMALL = 32
 
 @dataclass(frozen=True)
 class Factor:
-    """``upper`` [in, in] with ``(H + damp mean(diag H) I)^-1 = upper^T upper``; ``dead`` [in]: never fires."""
+    """``upper`` [in, in] with ``(H + added I)^-1 = upper^T upper``; ``dead`` [in]: never fires.
+
+    ``added`` is ``damp mean(diag H)``.
+    """
 
     upper: Tensor
     dead: Tensor
     damp: float
+    added: float
 
 
 def factorise(gram: Tensor, damp: float, name: str = "layer") -> Factor:
@@ -58,7 +62,7 @@ def factorise(gram: Tensor, damp: float, name: str = "layer") -> Factor:
             del lower  # of matrices of this size, two beside the Gram matrix are in memory at once
             _invert(upper)
             if bool(torch.isfinite(upper.diagonal()).all()):
-                return Factor(upper, dead, used)
+                return Factor(upper, dead, used, used * mean)
         if damp == 0:
             break
     raise DivergedError(

@@ -14,7 +14,7 @@ from openwork.core.protocols import Rule
 from openwork.core.select import count_kept, keep_top
 from openwork.core.stat import Stat
 from openwork.errors import RecipeError
-from openwork.rules.columns import Solved, factorise, solve_columns
+from openwork.rules.columns import Factor, Solved, factorise, solve_columns
 from openwork.stats import Grams, InputGram
 from openwork.structure.tiles import Tiles
 
@@ -98,7 +98,7 @@ class LayerSurgeon(Rule):
             solved = self._solve(matrices[group], factor, budget, part)
             new[group], kept[group] = solved.weight, solved.mask
             damp = max(damp, factor.damp)
-            found, whole = _errors(matrices[group].to(new.dtype), solved, gram)
+            found, whole = _errors(matrices[group].to(new.dtype), solved, factor, gram)
             loss, energy = loss + found, energy + whole
             factored.append((group, int(factor.dead.sum())))
         told: dict[str, Any] = {"error": loss / energy if energy > 0 else 0.0, "damp": damp}
@@ -108,7 +108,7 @@ class LayerSurgeon(Rule):
         shape = (stack, rows, columns)
         return part.view.close(kept.reshape(shape)), part.view.close(new.reshape(shape)), told
 
-    def _solve(self, weight: Tensor, factor: Any, budget: _Budget, part: Tiles) -> Solved:
+    def _solve(self, weight: Tensor, factor: Factor, budget: _Budget, part: Tiles) -> Solved:
         across = part.block[1]
         if part.quota is not None and not part.flipped:
             width, step = -(-self.block // part.quota[1]) * part.quota[1], part.quota[1]
@@ -165,7 +165,20 @@ def _columns_of(part: Tiles) -> Tensor | None:
     return view.open(default.close(numbered))[0, 0] if view.order != default.order else None
 
 
-def _errors(weight: Tensor, solved: Solved, gram: Tensor) -> tuple[float, float]:
-    """Squared change of the layer's output, and its squared size, on the calibration inputs."""
-    change = weight - solved.weight
-    return float(((change @ gram) * change).sum()), float(((weight @ gram) * weight).sum())
+def _errors(weight: Tensor, solved: Solved, factor: Factor, gram: Tensor) -> tuple[float, float]:
+    """Squared change of the layer's output, and its squared size, on the calibration inputs.
+
+    The change is what the columns' errors sum to, ``tr(dW (H + added I) dW^T)``, less what the damping added.
+    """
+    moved = (weight - solved.weight).masked_fill_(factor.dead, 0).double().square().sum()
+    return max(0.0, float(solved.loss.double().sum() - factor.added * moved)), _energy(weight, gram)
+
+
+def _energy(weight: Tensor, gram: Tensor, width: int = 512) -> float:
+    """``tr(W G W^T)`` of a symmetric G, from the blocks on and above its diagonal."""
+    total = 0.0
+    for first in range(0, len(gram), width):
+        here, column = weight[:, first : first + width], gram[:, first : first + width]
+        product = weight[:, :first] @ column[:first] * 2 + here @ column[first : first + width]
+        total += float((product * here).double().sum())
+    return total

@@ -12,7 +12,7 @@ import openwork as ow
 from openwork.errors import DivergedError, MissingStatistic, RecipeError
 from openwork.methods import magnitude, sparsegpt, wanda
 from openwork.rules.columns import factorise, solve_columns
-from openwork.rules.layer_surgeon import LayerSurgeon
+from openwork.rules.layer_surgeon import LayerSurgeon, _errors
 
 F64 = torch.float64
 
@@ -96,6 +96,20 @@ def test_the_squared_errors_add_up_to_the_change_of_the_output():
     torch.testing.assert_close(u.T @ u, torch.linalg.inv(h), rtol=1e-8, atol=1e-10)
     for i in (0, 5, 31):
         assert float(u[i, i] ** 2) == pytest.approx(float(torch.linalg.inv(h[i:, i:])[0, 0]), rel=1e-9)
+
+
+@pytest.mark.parametrize(("tokens", "damp"), [(2000, 0.01), (40, 0.01), (40, 1.0), (2000, 0.0)])
+def test_the_reported_errors_are_those_of_the_outputs(tokens, damp):
+    rng = torch.Generator().manual_seed(7)
+    x, w = torch.randn(tokens, 1100, generator=rng), torch.randn(30, 1100, generator=rng)
+    x[:, 5] = 0  # never fires, so its weights go without an error
+    factor = factorise((x.T @ x), damp)
+    solved = solve_columns(w, factor, lambda a, b, part, d: part.abs() > 0.5, 128)
+    found, whole = _errors(w, solved, factor, x.T @ x)
+    outputs = x.double() @ w.double().T
+    change = outputs - x.double() @ solved.weight.double().T
+    assert found == pytest.approx(float(change.square().sum()), rel=1e-5)
+    assert whole == pytest.approx(float(outputs.square().sum()), rel=1e-5)
 
 
 def test_one_removed_weight_matches_the_closed_form():
