@@ -29,9 +29,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--model", help="a model instead: zoo name, Hugging Face folder, or package.module:factory")
     add("--model-option", action="append", default=[], metavar="KEY=VALUE")
     add("--structure", default="element", help=FORMS)
-    add("--graph", action="store_true", help="the groups that must be removed together; needs --input or integers")
+    add("--graph", action="store_true", help="the groups that must be removed together; of a model needs --input")
     add("--svg", metavar="FILE", help="with --graph: draw the groups, tensors as rows and groups as lines")
-    add("--input", metavar="SHAPE", help="shape of one input with --graph, for instance 1x3x32x32; int:1x16 for tokens")
+    add(
+        "--input",
+        metavar="SHAPE",
+        help="shape of one input with --graph (a folder knows its own), for instance 1x3x32x32; int:1x16 for tokens",
+    )
     add("--include", action="append", default=[], metavar="PATTERN")
     add("--exclude", action="append", default=[], metavar="PATTERN")
 
@@ -43,6 +47,10 @@ def run(args: argparse.Namespace) -> int:
         raise RecipeError("inspect needs a result folder or --model, one of the two")
     if args.svg and not args.graph:
         raise RecipeError("--svg draws the groups of --graph; add --graph and --input")
+    if args.folder is not None and args.graph:
+        model, result = load(args.folder)
+        shape: Any = result.recipe.structure
+        return _graph(args, model, args.folder, getattr(shape, "example", None) if args.input is None else None)
     if args.folder is not None:
         from openwork.ship.folder import is_blockwise, read_index, read_result
 
@@ -57,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 
     model = build_model(args.model, **options_of(args.model_option))
     if args.graph:
-        return _graph(args, model)
+        return _graph(args, model, args.model)
     structure = structure_of(args.structure) if args.structure else Element()
     _, coverage = partition(model, structure, Select(tuple(args.include), tuple(args.exclude), min_units=2))
     rows = [
@@ -73,17 +81,19 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _graph(args: argparse.Namespace, model: nn.Module) -> int:
+def _graph(args: argparse.Namespace, model: nn.Module, title: str, example: Example | None = None) -> int:
     """Print the groups of a model, what stays with its reasons, and what it costs."""
     out = console(args.json)
-    graph = build_graph(model, input_of(args.input))
+    graph = build_graph(model, example or input_of(args.input))
     cost = cost_of(model, graph)
     rows = []
     for g in graph.groups:
         places = [f"{s.tensor}[{s.dim}]" for s in g.sites if s.parameter]
         told: dict[str, Any] = {"name": g.name, "kind": g.kind, "units": g.n_units, "over": g.over, "places": places}
         rows.append(told | {"at": [[s.tensor, s.dim, s.consumes] for s in g.sites if s.parameter]})
-        say(out, f"  {g.kind:<9} {g.n_units:>6} units  {', '.join(places[:6])}{' ...' if len(places) > 6 else ''}")
+        bounds = f" (at least {g.at_least})" * (g.at_least > 1) + f" (multiples of {g.multiple})" * (g.multiple > 1)
+        listed = f"{', '.join(places[:6])}{' ...' if len(places) > 6 else ''}"
+        say(out, f"  {g.kind:<9} {g.n_units:>6} units  {listed}{bounds}")
     reasons: dict[str, list[str]] = {}
     for stays in graph.frozen:
         reasons.setdefault(stays.reason, []).append(f"{stays.tensor}[{stays.dim}]")
@@ -93,7 +103,7 @@ def _graph(args: argparse.Namespace, model: nn.Module) -> int:
     say(out, f"{len(rows)} groups, {params:,} parameters, {macs:,} multiply-accumulates ({graph.seconds:.1f} s)")
     if args.svg:
         shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
-        write_file(Path(args.svg), group_picture(args.model, shapes, drawn(rows)).encode())
+        write_file(Path(args.svg), group_picture(title, shapes, drawn(rows)).encode())
         say(out, f"drawn in {args.svg}")
     frozen = [{"reason": reason, "places": places} for reason, places in reasons.items()]
     write_json(args.json, {"groups": rows, "frozen": frozen, "params": params, "macs": macs})

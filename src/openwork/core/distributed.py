@@ -60,7 +60,7 @@ def rows_of_all(rows: Tensor) -> Tensor:
 
 
 def refuse_wrapped(model: nn.Module) -> None:
-    """DDP renames parameters and does not see gates that are added later; FSDP1 flattens them."""
+    """Wrappers rename parameters and do not see gates that are added later; FSDP1 flattens them, too."""
     if any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules()):
         raise RecipeError(
             "the model is wrapped in FullyShardedDataParallel (FSDP1), which flattens its weights; use FSDP2, "
@@ -71,3 +71,9 @@ def refuse_wrapped(model: nn.Module) -> None:
             "the model is wrapped in DistributedDataParallel; give openwork the module inside, before wrapping it: "
             "run = ow.attach(net, ...); net_ddp = DDP(net)"
         )
+    for wrapper, inside in (("torch.compile", "_orig_mod"), ("DataParallel", "module")):
+        if hasattr(model, inside) and (inside == "_orig_mod" or isinstance(model, nn.DataParallel)):
+            raise RecipeError(
+                f"the model is wrapped in {wrapper}, which renames its parameters; give openwork the module inside "
+                f"(model.{inside}) and wrap what comes out"
+            )

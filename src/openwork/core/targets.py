@@ -13,6 +13,9 @@ from torch import nn
 from openwork.core import views
 from openwork.errors import StructureError, did_you_mean
 
+QUANTISERS = ("torchao", "bitsandbytes", "optimum", "quanto", "gptqmodel", "auto_gptq", "awq", "compressed_tensors")
+"""Packages whose layers and parameters hold quantised weights."""
+
 
 @dataclass(frozen=True)
 class Select:
@@ -128,9 +131,17 @@ def refuse_unusable(model: nn.Module, where: Select, skeleton: bool = False) -> 
     """Refuse models without values in their parameters (``skeleton`` allows these), and patterns that match nothing.
 
     Raises:
-        StructureError: no parameters, lazy layers, the meta device, a pattern without a match.
+        StructureError: no parameters, lazy or quantised layers, the meta device, a pattern without a match.
     """
     params = dict(model.named_parameters())
+    quantised = next(
+        (f"{n or 'the model'} ({type(m).__name__})" for n, m in model.named_modules() if _quantised(m)), ""
+    )
+    if quantised:
+        raise StructureError(
+            f"{quantised} is quantised, so its weights cannot be ranked or cut; prune the floating-point model and "
+            "quantise the result"
+        )
     if not params:
         raise StructureError(f"{type(model).__name__} has no parameters, so there is nothing to prune")
     lazy = [n for n, p in params.items() if nn.parameter.is_lazy(p)]
@@ -143,6 +154,15 @@ def refuse_unusable(model: nn.Module, where: Select, skeleton: bool = False) -> 
             "load the weights first, for instance with model.to_empty(...) and load_state_dict"
         )
     _refuse_idle_patterns(where, model)
+
+
+def _quantised(module: nn.Module) -> bool:
+    """Whether a library for quantised layers made the module, or a tensor of its own."""
+    made = [type(module), *map(type, module.parameters(recurse=False))]
+    own = [t for t in (*module.parameters(recurse=False), *module.buffers(recurse=False)) if t.is_quantized]
+    return bool(own) or any(
+        ".quantized." in f"{kind.__module__}." or kind.__module__.split(".")[0] in QUANTISERS for kind in made
+    )
 
 
 def prunable_numel(model: nn.Module, also: Iterable[str] = ()) -> int:

@@ -151,10 +151,11 @@ class Budget:
         reached = self.of_units(units)
         if abs(reached - self.share * self.dense) > TOLERANCE * self.share * self.dense:
             least = self.of_units({n: _fewest(u) for n, u in units.items()})
+            amount = f" ({reached:,.6g} {self.unit}, {self.asked:,.6g} asked)" if self.share != self.asked else ""
             raise DensityMissed(
                 f"{recipe.name}: {self.share:.4g} of the {self.dense:,.6g} {self.unit} cannot be met within 1 %; the "
-                f"closest reachable is {reached / self.dense:.4f} (with a single unit in every group it would be "
-                f"{least / self.dense:.4f}): floors, multiples and frozen axes leave no unit in between"
+                f"closest reachable is {reached / self.dense:.4f}{amount}; with a single unit in every group it would "
+                f"be {least / self.dense:.4f}; floors, multiples and frozen axes leave no unit in between"
             )
         return reached
 

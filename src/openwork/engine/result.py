@@ -19,6 +19,7 @@ from openwork.core.select import count_kept
 from openwork.core.shards import across_of, summed_over, total_of
 from openwork.errors import DensityMissed
 from openwork.metrics.density import Densities, densities
+from openwork.structure.coupled import Coupled
 from openwork.structure.cover import Covered
 from openwork.version import __version__
 
@@ -39,6 +40,8 @@ class Result:
         manifest: seed, versions and whatever the caller adds.
         metrics: accuracies and losses by stage, filled by the caller.
         curve: training curve, filled by the caller.
+        groups: of a coupled structure, one plain row per group: name, kind, units, how many are
+            kept, and where they lie.
         ranks: (kept entries, units alive) of every tensor, counted once over all ranks where the weights are sharded;
             ``masks`` and ``units`` are then sharded (``DTensor``).
     """
@@ -52,6 +55,7 @@ class Result:
     manifest: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     curve: list[dict[str, Any]] = field(default_factory=list)
+    groups: list[dict[str, Any]] = field(default_factory=list)
     ranks: dict[str, tuple[int, int]] | None = None
 
     @property
@@ -95,6 +99,7 @@ class Result:
             "manifest": self.manifest,
             "metrics": self.metrics,
             "curve": self.curve,
+            **({"groups": self.groups} if self.groups else {}),
         }
 
     def report(self) -> str:
@@ -126,6 +131,7 @@ def conclude(
     manifest = {"seed": seed, "torch": torch.__version__, "python": platform.python_version()}
     kept = {n: u.detach().clone() for n, u in units.items()}
     result = Result(recipe, masks, kept, densities(model, masks, written), list(coverage), log, manifest)
+    result.groups = [part.told(kept[n]) for n, part in parts.items() if isinstance(part, Coupled)]
     if across_of(parts) is not None:
         alive = summed_over(parts, {n: int(u.sum()) for n, u in kept.items()})
         result.ranks = {n: (masks.kept(n), alive[n]) for n in masks}
@@ -141,6 +147,7 @@ def check_promise(recipe: Recipe, parts: Mapping[str, Partition], units: Mapping
     total = sum(total_of(p) for p in parts.values())
     kept = sum(summed_over(parts, {n: int(units[n].sum()) for n in parts}).values())
     low, high, total_slack = 0, 0, 0
+    floors = sum(getattr(part, "at_least", 1) > 1 for part in parts.values())
     for part in parts.values():
         for size, regions in _regions(part).items():
             if part.quota is not None and recipe.density < 1:
@@ -155,6 +162,11 @@ def check_promise(recipe: Recipe, parts: Mapping[str, Partition], units: Mapping
         raise DensityMissed(
             f"{recipe.name}: density {recipe.density:g} promises {low} to {high} of {total} units, but {kept} are kept "
             f"({kept / total:.4f}); the schedule did not reach its end or the rule did not follow it"
+        )
+    if kept == total > count_kept(recipe.density, total, "ceil") and total_slack + floors:
+        raise DensityMissed(
+            f"{recipe.name}: density {recipe.density:g} was asked, but multiple= and at_least= of {recipe.structure} "
+            f"keep all {total} units; take smaller ones or another density"
         )
 
 

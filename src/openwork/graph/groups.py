@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from openwork.graph.axes import Axis, factors, find, freeze, leaves
+from openwork.graph.axes import Axis, factors, find, freeze, is_frozen, leaves
 from openwork.graph.example import Example
 from openwork.graph.reader import Reading, read
 from openwork.graph.trace import Traced, trace
 
+UNUSED = "not used in the forward pass of the example"
 KINDS = ("channels", "heads", "hidden", "experts", "vocabulary")
 
 
@@ -39,7 +41,8 @@ class Group:
     """Units that are removed together. ``over`` names an operation that takes statistics over them.
 
     ``kind``: ``experts``; ``hidden`` (there are such statistics, so the masked network normalises differently);
-    ``heads``; ``vocabulary`` (rows that token ids count); or ``channels``.
+    ``heads``; ``vocabulary`` (rows that token ids count); or ``channels``. ``at_least`` and ``multiple`` are what the
+    operations need: a router that picks two experts needs two, grouped products want rows of 16 bytes.
     """
 
     name: str
@@ -47,6 +50,8 @@ class Group:
     n_units: int
     sites: tuple[Site, ...]
     over: str = ""
+    at_least: int = 1
+    multiple: int = 1
     atoms: tuple[Axis, ...] = field(default=(), repr=False, compare=False)
 
 
@@ -135,7 +140,8 @@ def build_graph(model: nn.Module, example: Any) -> Graph:
 def sort_out(reading: Reading, tensors: dict[str, bool]) -> tuple[list[Group], list[Frozen]]:
     """Groups and what stays, once all axes of a graph are related; ``tensors`` are True where they are parameters."""
     _freeze_doubled(reading)
-    return _sorted_out(_collect(reading, tensors), reading, tensors)
+    groups, frozen = _sorted_out(_collect(reading, tensors), reading, tensors)
+    return _bounded(groups, reading), frozen
 
 
 def _freeze_unused(model: nn.Module, traced: Traced, reading: Reading) -> None:
@@ -144,7 +150,7 @@ def _freeze_unused(model: nn.Module, traced: Traced, reading: Reading) -> None:
     for axes in reading.sites.values():
         if id(axes) not in used:
             for axis in axes:
-                freeze(axis, "not used in the forward pass of the example")
+                freeze(axis, UNUSED)
 
 
 def _freeze_attention(model: nn.Module, reading: Reading) -> None:
@@ -275,4 +281,32 @@ def _group(units: list[tuple[Axis, Sites]], tensors: dict[str, bool], names: set
         name = f"{first}#{n}"
     names.add(name)
     size = len(units) if len(units) > 1 else leaf.size
-    return Group(name, kind, size, made, leaf.over, tuple(u for u, _ in units))
+    return Group(name, kind, size, made, leaf.over, atoms=tuple(u for u, _ in units))
+
+
+def _bounded(groups: list[Group], reading: Reading) -> list[Group]:
+    """The groups with the bounds that operations set on their axes."""
+    least: dict[int, int] = {}
+    multiple: dict[int, int] = {}
+    for axis, fewest, of in reading.notes.bounds:
+        top = find(axis)
+        if not top.parts:
+            least[id(top)] = max(fewest, least.get(id(top), 1))
+        for leaf, needed in _multiples(axis, of):
+            multiple[id(leaf)] = math.lcm(needed, multiple.get(id(leaf), 1))
+    found = []
+    for group in groups:
+        keys = [id(find(atom)) for atom in group.atoms]
+        bounds = (max(least.get(k, 1) for k in keys), math.lcm(*(multiple.get(k, 1) for k in keys)))
+        found.append(replace(group, at_least=bounds[0], multiple=bounds[1]))
+    return found
+
+
+def _multiples(axis: Axis, of: int) -> Iterator[tuple[Axis, int]]:
+    """Every atom of an axis, and of what its length must be a multiple so that the axis is one of ``of``."""
+    axis = find(axis)
+    for part in axis.parts:
+        fixed = [p.size for p in axis.parts if p is not part and is_frozen(p)] if axis.kind == "prod" else []
+        yield from _multiples(part, of // math.gcd(of, math.prod(fixed)))
+    if not axis.parts:
+        yield axis, of

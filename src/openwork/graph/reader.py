@@ -157,7 +157,7 @@ class _Reader:
         if name in IGNORED or not shapes:
             return None
         self.reading.n_ops += 1
-        op = Op(name, shapes, where, self.reading.notes, self.numbers.of(where))
+        op = Op(name, shapes, where, self.reading.notes, self.numbers.of(where), _itemsize(node.meta.get("val")))
         before = len(op.notes.macs)
         found = self._apply(op, node, args, kwargs)
         if len(op.notes.macs) > before:
@@ -212,6 +212,11 @@ def _shapes(val: Any) -> list[tuple[int, ...]]:
     if isinstance(val, Tensor):
         return [tuple(map(_length, val.shape))]
     return [s for v in val for s in _shapes(v)] if isinstance(val, list | tuple) else []
+
+
+def _itemsize(val: Any) -> int:
+    first = val[0] if isinstance(val, list | tuple) and val else val
+    return first.element_size() if isinstance(first, Tensor) else 4
 
 
 def _length(n: Any) -> int:

@@ -93,6 +93,7 @@ def grouped(op: Op, x: Value, weight: Value, *_: Any, **__: Any) -> Any:
         return NotImplemented
     contract(op, x, -1, weight, 1)
     op.multiplies(*x.axes, weight.at(2))
+    op.notes.bounds += [(axis, 1, 16 // op.itemsize) for axis in (x.at(-1), weight.at(2))]  # rows of 16 bytes
     tag(weight.at(0), "experts")
     op.notes.banks.append((op.module, weight.at(0)))
     return Value((x.at(0), weight.at(2)))
@@ -103,6 +104,7 @@ def topk(op: Op, x: Value, k: int, dim: int = -1, *_: Any, **__: Any) -> Any:
     """The scores of a router: the axis that is picked from belongs to the experts that are picked."""
     measured(x.at(dim), op.where)
     tag(x.at(dim), "routed")
+    op.notes.bounds.append((x.at(dim), k, 1))
     op.notes.routed.append((op.module, x.at(dim)))
     axes = list(x.axes)
     axes[dim] = op.fixed(k, "picked by data")

@@ -15,7 +15,7 @@ from openwork.graph.attributes import Guess, guesses, rewrites
 from openwork.graph.blocks import BlockOf
 from openwork.graph.compare import difference, outputs_of, reference_of, with_ids
 from openwork.graph.example import arguments
-from openwork.graph.groups import Graph
+from openwork.graph.groups import UNUSED, Graph
 from openwork.graph.plan import Cut, Plan, Rewrite, ranges_of
 from openwork.graph.trace import device_of
 
@@ -57,6 +57,11 @@ def shrink(model: nn.Module, graph: Graph, alive: Mapping[str, Tensor], example:
                 return replace(plan, rewrites=(*plan.rewrites, *chosen)), small
             problem = f"its outputs differ: {found}"
         replace(plan, rewrites=tuple(Rewrite(r.module, r.attribute, r.new, r.old) for r in chosen)).rewrite(small)
+    if difference(reference_of(model, graph, alive, plan, *arguments(example, device_of(model), seed=0)), wanted):
+        raise VerificationFailed(
+            f"{type(model).__name__}: two runs of the pruned model itself differ, so nothing can be proved: it is "
+            "random in evaluation mode, too; is there an F.dropout without training=self.training?"
+        )
     if problem.startswith("its outputs"):
         raise VerificationFailed(
             f"{type(model).__name__}: the small model does not compute what the pruned one does ({problem}); was the "
@@ -111,7 +116,10 @@ def plan_of(model: nn.Module, graph: Graph, alive: Mapping[str, Tensor]) -> Plan
     less = {n for n, (kept, units) in counts.items() if kept < units}
     over = tuple(f"{g.name} ({g.over})" for g in graph.groups if g.over and g.name in less)
     tokens = next((ranges_of(alive[g.name]) for g in graph.of("vocabulary") if g.name in less), ())
-    return Plan(cuts, changed, counts, (before, after), over, tokens=tokens)
+    idle = [*dict.fromkeys(f.tensor for f in graph.frozen if f.reason == UNUSED)]
+    more = ", ..." if len(idle) > 3 else ""
+    notes = (f"{', '.join(idle[:3])}{more} did not run on the example and keep their shapes",) if idle and cuts else ()
+    return Plan(cuts, changed, counts, (before, after), over, notes, tokens=tokens)
 
 
 def _aliases(model: nn.Module) -> dict[str, list[str]]:

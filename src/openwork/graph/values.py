@@ -42,7 +42,8 @@ class Notes:
     ``routed`` are axes that data picks from (a router's scores), ``banks`` the expert axes of stacked weights,
     ``groups`` the groups of grouped convolutions and norms, ``normed`` the axes of layer norms; each with the module
     that runs the operation.
-    ``macs`` holds one product of axes per multiplication of tensors: its multiply-accumulates.
+    ``macs`` holds one product of axes per multiplication of tensors: its multiply-accumulates. ``bounds`` are axes with
+    the fewest entries that an operation takes, and of which number their length must be a multiple.
     """
 
     consumed: set[int] = field(default_factory=set)
@@ -51,13 +52,15 @@ class Notes:
     groups: list[tuple[str, Axis]] = field(default_factory=list)
     normed: list[tuple[str, tuple[Axis, ...]]] = field(default_factory=list)
     macs: list[tuple[Axis, ...]] = field(default_factory=list)
+    bounds: list[tuple[Axis, int, int]] = field(default_factory=list)
 
 
 @dataclass
 class Op:
     """One operation of the graph, as its rule sees it: the shapes of its outputs and the module that runs it.
 
-    ``numbers`` are the sizes that this module and those around it hold as attributes.
+    ``numbers`` are the sizes that this module and those around it hold as attributes, ``itemsize`` the bytes of one
+    entry of the first output.
     """
 
     name: str
@@ -65,6 +68,7 @@ class Op:
     module: str
     notes: Notes = field(default_factory=Notes)
     numbers: frozenset[int] = frozenset()
+    itemsize: int = 4
 
     @property
     def shape(self) -> tuple[int, ...]:

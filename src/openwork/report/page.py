@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
+from openwork.report.group_picture import drawn, group_picture
 from openwork.report.mask_picture import mask_data_uri, mask_matrix
 from openwork.report.numbers import clean, count, dims, finite, number, percent, shorten
 from openwork.report.svg import Axis, Band, Bar, Panel, Series, bar_chart, line_chart
-from openwork.report.table import densities, made_by, metric_names, stage_label, stage_value, verdict
+from openwork.report.table import densities, made_by, metric_names, promised, stage_label, stage_value, verdict
 from openwork.report.theme import card, grid, html_page, html_table, section
 
 MOST_MASKS, MOST_BARS, MOST_EXTRAS = 12, 60, 6
@@ -32,6 +34,7 @@ def report_html(data: Mapping[str, Any], masks: Mapping[str, Tensor] | None = No
         section("In short", "", _cards(data)),
         section("Accuracy", "On the test set; the masks stay fixed while fine-tuning.", _accuracy(data)),
         section("Where the weights went", "Kept share of every pruned tensor.", _layers(data)),
+        section("Groups", "Units of one line go together: dots make them, rings read them.", _groups(data)),
         section("While it ran", "", _course(data)),
         section("The path", "SpODE moves soft masks while the weights stay frozen; a unit may come back.", _path(data)),
         section("Masks", _MASK_NOTE, _masks(masks or {})),
@@ -53,7 +56,7 @@ def _cards(data: Mapping[str, Any]) -> str:
             "Density of the targeted weights",
             rows["targeted"][0],
             f"{rows['targeted'][1]} kept",
-            f"asked {percent(density.get('asked'))}",
+            _asked(data),
         ),
         card(
             "Density of all parameters",
@@ -67,6 +70,25 @@ def _cards(data: Mapping[str, Any]) -> str:
         return f'<div class="cards">{"".join(cards)}{_accuracy_card(data)}</div>'
     only = _accuracy_card(data)
     return f'<div class="cards">{only}</div>' if only else ""
+
+
+def _asked(data: Mapping[str, Any]) -> str:
+    what, reached, asked = promised(data)
+    return f"asked {asked}" if what == "density" else f"{what}: {reached}, asked {asked}"
+
+
+def _groups(data: Mapping[str, Any]) -> str:
+    """The picture of the coupled groups, as an image so that its style stays its own."""
+    try:
+        groups = drawn(data.get("groups") or [])
+        shapes = {str(t["name"]): [int(n) for n in t["shape"]] for t in data.get("tensors") or []}
+    except (KeyError, TypeError, ValueError):
+        return ""
+    if not groups:
+        return ""
+    title = str((data.get("manifest") or {}).get("model") or data.get("method") or "groups")
+    code = base64.b64encode(group_picture(title, shapes, groups).encode()).decode()
+    return f'<img alt="Groups of {clean(title)}" style="max-width:100%" src="data:image/svg+xml;base64,{code}">'
 
 
 def _accuracy_card(data: Mapping[str, Any]) -> str:

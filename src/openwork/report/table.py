@@ -99,6 +99,24 @@ def verdict(data: Mapping[str, Any]) -> str:
     )
 
 
+def promised(data: Mapping[str, Any]) -> tuple[str, str, str]:
+    """What was promised (a unit of cost, a share of the units, a density), how much was reached, and how much asked."""
+    manifest, density = data.get("manifest") or {}, data.get("density") or {}
+    groups = [g for g in data.get("groups") or [] if isinstance(g, Mapping)]
+    units = sum(int(finite(g.get("units")) or 0) for g in groups)
+    for key in ("target_met", "budget"):
+        met = manifest.get(key)
+        if isinstance(met, Mapping) and "unit" in met:
+            share = met["unit"] != "latency_ms" and (finite(met.get("asked")) or 1) < 1
+            told = (percent(met.get("share")), percent(met.get("asked")))
+            amounts = (number(met.get("reached")), number(met.get("asked")))
+            return str(met["unit"]), *(told if share else amounts)
+    if units:
+        kept = sum(int(finite(g.get("kept")) or 0) for g in groups)
+        return "share of the units", percent(kept / units), percent(density.get("asked"))
+    return "density", percent(density.get("targeted")), percent(density.get("asked"))
+
+
 def densities(data: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """Name, density, counts and meaning of the three denominators."""
     density = data.get("density") or {}
@@ -154,8 +172,8 @@ def by_reason(tensors: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[st
 
 def _headline(data: Mapping[str, Any]) -> str:
     density = data.get("density") or {}
-    reached, asked = percent(density.get("targeted")), percent(density.get("asked"))
-    lines = [f"{data.get('method', 'no method')}: density {reached} reached, {asked} asked"]
+    what, reached, asked = promised(data)
+    lines = [f"{data.get('method', 'no method')}: {what} {reached} reached, {asked} asked"]
     if density:
         rows = densities(data)
         name, share, counts = (max(len(r[i]) for r in rows) for i in range(3))

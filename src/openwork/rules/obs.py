@@ -90,7 +90,7 @@ class BrainSurgeon(Rule):
 
     def init(self, now: Now) -> Any:
         for name, part in now.parts.items():
-            if part.n_units != now.weights[name].numel():
+            if name not in now.weights or part.n_units != now.weights[name].numel():
                 raise RecipeError(f"{name}: BrainSurgeon removes single weights; use Element or an N:M structure")
 
     def update(self, now: Now, phase: Phase, state: Any) -> Update:

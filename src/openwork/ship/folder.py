@@ -297,7 +297,8 @@ def _assembled(
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as problem:
         raise FileError(f"{folder / INDEX}: incomplete or damaged ({type(problem).__name__}: {problem})") from None
     plain = {k: data.get(k) for k in ("log", "manifest", "metrics", "curve")}
-    return Result(recipe, masks, units, counts, coverage, **plain)  # type: ignore[arg-type]
+    groups = data["groups"] if isinstance(data.get("groups"), list) else []
+    return Result(recipe, masks, units, counts, coverage, groups=groups, **plain)  # type: ignore[arg-type]
 
 
 def _fit(model: nn.Module, tensors: Mapping[str, Tensor], folder: Path) -> None:

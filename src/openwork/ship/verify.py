@@ -62,7 +62,14 @@ def verify(small: nn.Module, masked: nn.Module, example: Any, *, atol: float | N
     alive = units_of(plan, graph) if graph is not None else {}
     wanted = reference_of(masked, graph, alive, plan, args, kwargs)
     args, kwargs = with_ids(plan, args, kwargs)
-    got = outputs_of(small, args, kwargs)
+    try:
+        got = outputs_of(small, args, kwargs)
+    except Exception as failure:  # the pruned model runs on it, the small one fails in its own ways
+        raise VerificationFailed(
+            f"{type(small).__name__}: the small model does not run on this example, on which the pruned one does "
+            f"({type(failure).__name__}: {failure}); does it take another way through the model than the example that "
+            f"was pruned with? {'; '.join(plan.notes)}".rstrip()
+        ) from failure
     problem = difference(got, wanted, atol)
     if problem:
         raise VerificationFailed(f"{type(small).__name__}: the small model differs from the pruned one: {problem}")

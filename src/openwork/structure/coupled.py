@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,6 +81,11 @@ class Coupled:
             owned = site.labels[site.labels >= 0]
             total += torch.bincount(owned, minlength=self.n_units) * rest
         return total
+
+    def told(self, alive: Tensor) -> dict[str, Any]:
+        """A plain row for reports: ``at`` holds tensor, dimension, and whether the units are read there."""
+        row = {"name": self.name, "kind": self.kind, "units": self.n_units, "kept": int(alive.sum())}
+        return row | {"at": [[s.tensor, s.dim, s.consumes] for s in self.sites]}
 
     def scope(self) -> None:
         return None

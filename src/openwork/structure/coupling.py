@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -31,8 +32,9 @@ class Coupling(Shape):
     Args:
         example: what the model is called with.
         kinds: ``channels``, ``heads``, ``hidden``, ``experts``, ``vocabulary``.
-        multiple: the kept units of every group are a multiple of this (all of them in smaller groups).
-        at_least: so many units stay in every group.
+        multiple: the kept units of every group are a multiple of this (all of them in smaller groups), and of what
+            operations need: grouped products of experts want rows of 16 bytes.
+        at_least: so many units stay in every group; of experts at least as many as the router picks.
         refused: what happens when torch.export refuses the model: ``masks`` of single filters, or an ``error``.
 
     Raises:
@@ -149,7 +151,7 @@ def _chosen(
             continue
         sites = tuple(s for s in group.sites if s.parameter)
         shapes = tuple((n, tuple(params[n].shape)) for n in dict.fromkeys(s.tensor for s in sites))
-        bounds = (structure.multiple, structure.at_least)
+        bounds = (math.lcm(structure.multiple, group.multiple), max(structure.at_least, group.at_least))
         parts[group.name] = Coupled(group.name, group.n_units, sites, shapes, group.kind, group.over, *bounds)
     idle = [p for p in where.include if p not in hit]
     if idle:
