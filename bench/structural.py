@@ -300,9 +300,10 @@ def llama() -> tuple[nn.Module, Any]:
         return LlamaForCausalLM(config).eval(), {"input_ids": torch.zeros(1, 16, dtype=torch.long, device="meta")}
 
 
-def seeds_of(rows: list[dict[str, Any]], part: str) -> int:
-    """How many seeds the rows of a part hold at most."""
-    return max((len(r["accuracy"]["values"]) for r in rows if r["part"] == part and "accuracy" in r), default=0)
+def seeds_of(rows: list[dict[str, Any]], part: str, data: str = "") -> int:
+    """How many seeds the rows of a part, and of data, hold at most."""
+    mine = [r for r in rows if r["part"] == part and "accuracy" in r and r["setting"].startswith(data)]
+    return max((len(r["accuracy"]["values"]) for r in mine), default=0)
 
 
 def main() -> None:
@@ -340,12 +341,13 @@ def main() -> None:
     words = {"title": "Structural pruning: networks cut to a budget", "command": "python bench/structural.py"}
     note = "Times are process CPU times of one thread on a busy machine, in turn. "
     if any(r["part"] in ("accuracy", "spode") for r in rows):
+        fashion, cifar = seeds_of(rows, "accuracy", "Fashion"), seeds_of(rows, "accuracy", "CIFAR")
         note += (
             f"Fashion-MNIST: ResNet-20 with a strided stem and projections, {args.epochs:g} epochs dense, "
-            f"{args.finetune:g} of fine-tuning, {seeds_of(rows, 'accuracy')} seeds ({seeds_of(rows, 'spode')} with "
+            f"{args.finetune:g} of fine-tuning, {fashion} seeds ({seeds_of(rows, 'spode')} with "
             "72 % of the parameters removed), 5,000 test pictures. "
             f"CIFAR-10: a trained ResNet-20 with padded shortcuts, {args.finetune_cifar:g} epochs on 10,000 pictures, "
-            f"{args.seeds_cifar} seeds, 2,000 test pictures. SpODE in {args.steps} steps of one batch of 128. "
+            f"{cifar} seeds, 2,000 test pictures. SpODE in {args.steps} steps of one batch of 128. "
         )
         has = bool(peer.importances())
         note += f"Beside it {peer.NAME} {peer.VERSION}." if has else f"{peer.NAME} is missing, and so are its rows."

@@ -63,6 +63,7 @@ class LayerSurgeon(Rule):
             mask, weight, layers[name] = self._tensor(part, now, phase.share, grams[name])
             units[name] = part.pool({name: mask.to(torch.uint8)}, "max").bool()
             edits[name] = weight.to(now.weights[name].dtype)
+            del mask, weight  # what is not returned need not be in memory beside the next layer's
         return Update(units, edits, state, log={"layers": layers})
 
     def _tensor(self, part: Tiles, now: Now, share: float, grams: Grams) -> tuple[Tensor, Tensor, dict[str, Any]]:
@@ -165,20 +166,18 @@ def _columns_of(part: Tiles) -> Tensor | None:
     return view.open(default.close(numbered))[0, 0] if view.order != default.order else None
 
 
-def _errors(weight: Tensor, solved: Solved, factor: Factor, gram: Tensor) -> tuple[float, float]:
+def _errors(weight: Tensor, solved: Solved, factor: Factor, gram: Tensor, width: int = 512) -> tuple[float, float]:
     """Squared change of the layer's output, and its squared size, on the calibration inputs.
 
-    The change is what the columns' errors sum to, ``tr(dW (H + added I) dW^T)``, less what the damping added.
+    The change is what the columns' errors sum to, ``tr(dW (H + added I) dW^T)``, less what the damping added. The size
+    ``tr(W H W^T)`` comes from the blocks of H on and above its diagonal.
     """
-    moved = (weight - solved.weight).masked_fill_(factor.dead, 0).double().square().sum()
-    return max(0.0, float(solved.loss.double().sum() - factor.added * moved)), _energy(weight, gram)
-
-
-def _energy(weight: Tensor, gram: Tensor, width: int = 512) -> float:
-    """``tr(W G W^T)`` of a symmetric G, from the blocks on and above its diagonal."""
-    total = 0.0
+    moved = energy = 0.0
     for first in range(0, len(gram), width):
-        here, column = weight[:, first : first + width], gram[:, first : first + width]
-        product = weight[:, :first] @ column[:first] * 2 + here @ column[first : first + width]
-        total += float((product * here).double().sum())
-    return total
+        part = slice(first, first + width)
+        here, column = weight[:, part], gram[:, part]
+        product = (weight[:, :first] @ column[:first]).mul_(2).addmm_(here, column[part])
+        energy += float(product.mul_(here).double().sum())
+        change = (here - solved.weight[:, part]).masked_fill_(factor.dead[part], 0)
+        moved += float(change.double().square().sum())
+    return max(0.0, float(solved.loss.double().sum()) - factor.added * moved), energy
