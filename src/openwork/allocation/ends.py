@@ -38,13 +38,14 @@ def fixed_densities(
     check_density(density, "fixed_densities")
     size = {n: math.prod(s) for n, s in shapes.items()}
     rest = {n: s for n, s in shapes.items() if n not in fixed}
-    taken, free = sum(fixed[n] * size[n] for n in fixed), sum(size[n] for n in rest)
-    least, most = taken / (free + sum(size[n] for n in fixed)), (taken + free) / sum(size.values())
-    left = density * sum(size.values()) - taken
+    total, free = sum(size.values()), sum(size[n] for n in rest)
+    taken = sum(fixed[n] * size[n] for n in fixed)
+    left = density * total - taken
     if not rest or left <= 0 or left > free * (1 + 1e-12):
         raise RecipeError(
-            f"density {density:g} cannot be met: the tensors of fixed density alone are {least:.4g} of the model, and "
-            f"with all others dense it is {most:.4g}; take a density between the two, or other shares"
+            f"density {density:g} cannot be met: the tensors of fixed density alone are {taken / total:.4g} of the "
+            f"model, and with all others dense it is {(taken + free) / total:.4g}; take a density between the two, "
+            "or other shares"
         )
     others = erk_densities(rest, min(1.0, left / free), power)
     return {n: fixed[n] if n in fixed else others[n] for n in shapes}
@@ -80,4 +81,5 @@ class FixedEnds:
         names = list(shapes)
         ends = {names[0]: self.first, names[-1]: self.last}
         fixed = {n: d for n, d in ends.items() if d is not None}
-        return counts_of(now, fixed_densities(shapes, share, fixed, self.power), share, self.rounding, self.at_least)
+        density = fixed_densities(shapes, share, fixed, self.power)
+        return counts_of("FixedEnds", now, density, share, self.rounding, self.at_least)

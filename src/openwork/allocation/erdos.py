@@ -70,13 +70,12 @@ class ErdosRenyi:
                 "ErdosRenyi: a structure with its own regions (N:M, per row) fixes its densities; use Uniform"
             )
         shapes = {n: shape_of(now.parts[n], now.weights) for n in scores}
-        return counts_of(
-            now, erk_densities(shapes, share, self.power, self.kernel), share, self.rounding, self.at_least
-        )
+        density = erk_densities(shapes, share, self.power, self.kernel)
+        return counts_of("ErdosRenyi", now, density, share, self.rounding, self.at_least)
 
 
 def counts_of(
-    now: Now, density: Mapping[str, float], share: float, rounding: Rounding, at_least: int
+    who: str, now: Now, density: Mapping[str, float], share: float, rounding: Rounding, at_least: int
 ) -> dict[str, int | Tensor]:
     """Densities of tensors as numbers of units whose sum is exact; rounding goes to the largest remainders."""
     units = {n: total_of(now.parts[n]) for n in density}
@@ -86,7 +85,7 @@ def counts_of(
     exact = [density[n] * units[n] for n in density]
     counts = apportioned(exact, budget, least, list(units.values()))
     if sum(counts) != budget:
-        raise RecipeError(f"ErdosRenyi: {budget} units cannot be shared with at_least={at_least} in every tensor")
+        raise RecipeError(f"{who}: {budget} units cannot be shared with at_least={at_least} in every tensor")
     return bounded(now, dict(zip(density, counts, strict=True)))
 
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openwork.allocation import ErdosRenyi, Global, Uniform, erk_densities
+from openwork.allocation import ErdosRenyi, FixedEnds, Global, Uniform, erk_densities
 from openwork.allocation.uniform import keep_in
 from openwork.core import views
 from openwork.core.now import Now
@@ -106,6 +106,9 @@ def test_impossible_shares_are_refused():
     here, scores = scored(now(a=(1, 4), b=(1, 4)), a=[0] * 4, b=[0] * 4)
     with pytest.raises(RecipeError, match="ErdosRenyi: 2 units cannot be shared with at_least=2 in every tensor"):
         ErdosRenyi(at_least=2)(here, scores, 0.25)
+    three, of_three = scored(now(a=(1, 4), b=(1, 4), c=(1, 4)), a=[0] * 4, b=[0] * 4, c=[0] * 4)
+    with pytest.raises(RecipeError, match="FixedEnds: 3 units cannot be shared with at_least=2 in every tensor"):
+        FixedEnds(last=0.25, at_least=2)(three, of_three, 0.25)
     rows = Tiles("a", views.linear_view((2, 3)), run=3)
     there = Now({"a": rows}, {"a": torch.ones(6, dtype=torch.bool)}, {"a": torch.zeros(2, 3)})
     for allocation, message in ((Global(), "cannot be ranked over the whole model"), (ErdosRenyi(), "use Uniform")):
