@@ -1,7 +1,8 @@
-"""Counting: densities with their denominators."""
+"""Counting: densities with their denominators, connections, costs of training."""
 
 from openwork.metrics.density import Densities as Densities
 from openwork.metrics.density import densities as densities
+from openwork.metrics.effective import effective_masks as effective_masks
 from openwork.metrics.essential import Curve as Curve
 from openwork.metrics.essential import Essential as Essential
 from openwork.metrics.essential import abrupt as abrupt
@@ -17,3 +18,5 @@ from openwork.metrics.perplexity import perplexity as perplexity
 from openwork.metrics.pq import entries_needed as entries_needed
 from openwork.metrics.pq import pq_index as pq_index
 from openwork.metrics.search import expected_best as expected_best
+from openwork.metrics.training import drop_grow_macs as drop_grow_macs
+from openwork.metrics.training import step_macs as step_macs
