@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from safetensors.torch import save as tensors_to_bytes
-from torch import Tensor
+from torch import Tensor, nn
 
 from openwork.errors import FileError
 from openwork.ship.atomic import write_file
@@ -85,3 +86,26 @@ def put_together(plan: Any, tensors: Mapping[str, Tensor]) -> Any:
             return tuple(put_together(v, tensors) for v in inner)
         return {put_together(k, tensors): put_together(v, tensors) for k, v in inner}
     return plan
+
+
+def load_dense(model: nn.Module, path: Path) -> None:
+    """Fill a model with the weights of a safetensors file.
+
+    Raises:
+        FileError: missing, corrupt, or of another model.
+    """
+    if not path.is_file():
+        raise FileError(f"{path}: no such checkpoint")
+    try:
+        state = load_file(path)
+    except (SafetensorError, ValueError, OSError) as problem:
+        raise FileError(f"{path}: not a readable safetensors file ({problem})") from None
+    own = model.state_dict()
+    state |= {k: v for k, v in own.items() if k not in state and k.endswith("num_batches_tracked")}  # a mere counter
+    wrong = sorted(set(own) ^ set(state)) or [k for k in own if own[k].shape != state[k].shape]
+    if wrong:
+        raise FileError(
+            f"{path}: does not fit {type(model).__name__}: {wrong[0]} is missing, unknown or of another shape "
+            f"({len(wrong)} tensors)"
+        )
+    model.load_state_dict(state)

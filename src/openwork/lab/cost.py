@@ -15,6 +15,7 @@ from openwork.core.targets import Select
 from openwork.engine.result import Result
 from openwork.errors import OpenworkError
 from openwork.graph.example import Example, Tensorlike
+from openwork.metrics.effective import effective_masks
 from openwork.runtime import pack
 from openwork.runtime.timing import interleaved, spread
 from openwork.stats.work import LayerMacs
@@ -33,15 +34,31 @@ def multiply_accumulates(model: nn.Module, input_shape: Sequence[int]) -> int | 
         >>> multiply_accumulates(layer, [4])
         9
     """
+    macs = layer_macs(model, input_shape)
+    if macs is None:
+        return None
+    weights = dict(model.named_parameters())
+    return sum(n // weights[name].numel() * int((weights[name].detach() != 0).sum()) for name, n in macs.items())
+
+
+def layer_macs(model: nn.Module, input_shape: Sequence[int]) -> dict[str, int] | None:
+    """Parameter name -> multiply-accumulates of one input with all its weights; None where a weight is not followed."""
     try:
         parts = partition(model, Element(), Select())[0]
         example = Example((Tensorlike((1, *input_shape)),))
         device = next(model.parameters()).device
-        macs = LayerMacs(example).measure(Measuring(model, parts, Feed(None, device), None))
+        return LayerMacs(example).measure(Measuring(model, parts, Feed(None, device), None))
     except OpenworkError:
         return None
-    weights = dict(model.named_parameters())
-    return sum(n // weights[name].numel() * int((weights[name].detach() != 0).sum()) for name, n in macs.items())
+
+
+def connected(model: nn.Module, result: Result, input_shape: Sequence[int]) -> int | None:
+    """Kept entries of the pruned tensors on a path from an input to an output; None where paths are not followed."""
+    try:
+        found = effective_masks(model, result.masks, Example((Tensorlike((1, *input_shape)),)))
+    except OpenworkError:
+        return None
+    return sum(int(m.sum()) for m in found.values())
 
 
 def stored_bytes(model: nn.Module, result: Result) -> int:

@@ -1,4 +1,4 @@
-"""Accuracy and loss on a test set."""
+"""Accuracy, loss and calibration on a test set."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from openwork.core.batches import device_of
 from openwork.core.distributed import rank, summed, world
 from openwork.data.sources import Source, TensorSource
 
+BINS = 15  # of the confidence, as in most papers on calibration
+
 
 def logits_of(output: Any) -> Tensor:
     """Plain models return logits, transformers' models an object that holds them."""
@@ -24,13 +26,16 @@ def cross_entropy(output: Any, target: Tensor) -> Tensor:
 
 
 def evaluate(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 1000) -> dict[str, float]:
-    """``{"accuracy": share in [0, 1], "loss": mean cross-entropy}`` in eval mode; the mode is put back."""
+    """``{"accuracy": share in [0, 1], "loss": mean cross-entropy, "ece": ...}`` in eval mode; the mode is put back."""
     return evaluate_source(model, TensorSource(x, y), batch_size)
 
 
 @torch.no_grad()
 def evaluate_source(model: nn.Module, source: Source, batch_size: int | None = None) -> dict[str, float]:
     """The same of a source, in batches of its ``chunk``; for two classes the loss is the log loss of click data.
+
+    ``ece`` is the expected calibration error, ``sum_b n_b / n |accuracy_b - confidence_b|`` over 15 equal bins of the
+    confidence, the probability of the answer; the loss is the negative log-likelihood.
 
     A sample that a source leaves out, as a picture that does not decode, counts neither as right nor as wrong. Several
     processes share the batches.
@@ -44,19 +49,32 @@ def evaluate_source(model: nn.Module, source: Source, batch_size: int | None = N
     was = [(m, m.training) for m in model.modules()]
     model.eval()
     device = device_of(model)
-    right, count, total = 0, 0, 0.0
+    total, bins = 0.0, torch.zeros(3, BINS, dtype=torch.float64, device=device)
     try:
         for i in range(rank() * size, len(source), world() * size):
             x, target = source.read(slice(i, min(i + size, len(source))))
             target = target.to(device)
             logits = logits_of(model(x.to(device)))
-            right += int((logits.argmax(1) == target).sum())
-            count += len(target)
+            bins += _binned(logits, target)
             total += float(F.cross_entropy(logits, target, reduction="sum"))
     finally:
         for module, training in was:
             module.training = training
-    sums = torch.tensor([right, count, total], dtype=torch.float64, device=device)
-    summed([sums])
-    right_, count_, total_ = sums.tolist()
-    return {"accuracy": right_ / count_, "loss": total_ / count_}
+    sums = torch.tensor([total], dtype=torch.float64, device=device)
+    summed([sums, bins])
+    count, right, sure = bins.tolist()
+    n = sum(count)
+    return {
+        "accuracy": sum(right) / n,
+        "loss": float(sums) / n,
+        "ece": sum(abs(r - s) for r, s in zip(right, sure, strict=True)) / n,
+    }
+
+
+def _binned(logits: Tensor, target: Tensor) -> Tensor:
+    """``[3, BINS]``: samples, right answers and summed confidence in each bin."""
+    answer = logits.argmax(1)
+    sure = logits.double().softmax(1).gather(1, answer[:, None])[:, 0].nan_to_num(0.0)
+    at = (sure * BINS).ceil().long().sub(1).clamp(0, BINS - 1)  # bins are open below and closed above
+    rows = torch.stack([torch.ones_like(sure), (answer == target).double(), sure])
+    return torch.zeros(3, BINS, dtype=torch.float64, device=logits.device).index_add_(1, at, rows)

@@ -21,9 +21,11 @@ from openwork.engine.attach import Attached
 from openwork.engine.result import Result
 from openwork.errors import DivergedError, FileError, RecipeError
 from openwork.graph.example import Example, Tensorlike
-from openwork.lab.checkpoint import load_state, save_state
+from openwork.lab.checkpoint import load_dense, load_state, save_state
+from openwork.lab.cost import connected
 from openwork.lab.evaluate import cross_entropy, evaluate_source
 from openwork.lab.job import Job
+from openwork.lab.meter import Meter
 from openwork.lab.ranks import device_of_rank, share_buffers, speaks, together, wait
 from openwork.lab.shrinking import recut, shrunk
 from openwork.lab.state import result_from_state, result_to_state
@@ -46,6 +48,7 @@ class _State:
     curve: list[dict[str, Any]] = field(default_factory=list)
     result: Result | None = None
     shrunk: dict[str, Any] = field(default_factory=dict)
+    spent: dict[str, int] = field(default_factory=lambda: {"training": 0, "scoring": 0})
 
 
 class Runner:
@@ -94,7 +97,8 @@ class Runner:
         self._cycle: Cycle | None = None
         self._saved_at = self._started = time.monotonic()
         if job.checkpoint is not None:
-            _load_dense(self.model, Path(job.checkpoint))
+            load_dense(self.model, Path(job.checkpoint))
+        self._meter = Meter(self.model, self.data.input_shape, self._state.spent)
 
     # the stages --------------------------------------------------------------------------------------
 
@@ -129,11 +133,15 @@ class Runner:
         batch = self._score_batches().batch(0)[0][:64]
         self.model, self._state.shrunk = shrunk(self.model, self._result, batch)
         if self._state.shrunk:
+            self._meter.begin(self.model)
             self._measure("compacted")
 
     def _held(self) -> AbstractContextManager[None]:
         """Masks in force; a compacted model has nothing left to mask."""
-        return nullcontext() if self._state.shrunk else hold(self.model, self._result.masks)
+        if self._state.shrunk:
+            return nullcontext()
+        self._meter.under(self._result.masks)
+        return hold(self.model, self._result.masks)
 
     def _train_dense(self, name: str, saved: Any) -> None:
         if self.job.checkpoint is None:
@@ -146,7 +154,8 @@ class Runner:
     def _prune(self, name: str, saved: Any) -> None:
         score = self._score_batches()
         target = self.job.target
-        self._state.result = prune(self.model, self.recipe, score, cross_entropy, seed=self.job.seed, target=target)
+        with self._meter.scoring(self.model):
+            self._state.result = prune(self.model, self.recipe, score, cross_entropy, seed=self.job.seed, target=target)
         self._measure("pruned")
         if self.job.at == "pretrained" and recalibrate(self.model, score):
             self._measure("recalibrated")
@@ -178,7 +187,9 @@ class Runner:
         if saved is not None:
             cycle.load_state_dict(saved["cycle"])
         else:
-            cycle.prune_round()
+            with self._meter.scoring(self.model):
+                cycle.prune_round()
+        self._meter.under(cycle.masks)
         begin = round(budget.rewind * self.dense_steps) if self._rewinds() else 0
         share, rest = divmod(self.finetune_steps, cycle.schedule.rounds)
         last = cycle.done == cycle.schedule.rounds
@@ -244,6 +255,7 @@ class Runner:
                 )
             optimizer.zero_grad()
             loss.backward()
+            self._meter.step(self.batches.size(offset + step), run)
             optimizer.step()
             value = float(loss.detach())
             if step % max(1, steps // 50) == 0 or step == steps - 1:
@@ -326,6 +338,7 @@ class Runner:
             "cycle": self._cycle.state_dict() if self._cycle is not None else None,
             "plan": getattr(self.model, "openwork_compaction", None),
             "shrunk": s.shrunk,
+            "spent": s.spent,
             "model": self.model.state_dict(),
             "torch_rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
@@ -347,8 +360,10 @@ class Runner:
         s.metrics, s.curve = saved["metrics"], saved["curve"]
         s.result = result_from_state(saved["result"]) if saved["result"] is not None else None
         s.shrunk = saved["shrunk"]
+        s.spent.update(saved.get("spent", {}))
         if saved["plan"] is not None:
             self.model = recut(self.model, saved["plan"])
+            self._meter.begin(self.model)
         if saved["step"] == 0 or self.recipe.drive != "attach":
             self.model.load_state_dict(saved["model"])
         if saved["cycle"] is not None and saved["step"] == 0:
@@ -370,30 +385,11 @@ class Runner:
             "threads": torch.get_num_threads(),
             "processes": world(),
             "device": str(self.device),
+            **self._meter.told(),
+            "connected": None if s.shrunk else connected(self.model, result, self.data.input_shape),
             **({"compaction": s.shrunk} if s.shrunk else {}),
             "seconds": round(seconds, 2),
         }
         result.masks = Masks({n: m.cpu() for n, m in result.masks.items()})
         result.units = {n: u.cpu() for n, u in result.units.items()}
         return result
-
-
-def _load_dense(model: nn.Module, path: Path) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise FileError(f"{path}: no such checkpoint")
-    try:
-        state = load_file(path)
-    except (SafetensorError, ValueError, OSError) as problem:
-        raise FileError(f"{path}: not a readable safetensors file ({problem})") from None
-    own = model.state_dict()
-    state |= {k: v for k, v in own.items() if k not in state and k.endswith("num_batches_tracked")}  # a mere counter
-    wrong = sorted(set(own) ^ set(state)) or [k for k in own if own[k].shape != state[k].shape]
-    if wrong:
-        raise FileError(
-            f"{path}: does not fit {type(model).__name__}: {wrong[0]} is missing, unknown or of another shape "
-            f"({len(wrong)} tensors)"
-        )
-    model.load_state_dict(state)

@@ -87,7 +87,7 @@ def _rows(suite: Suite, facts: Mapping[str, Facts], records: Sequence[Mapping[st
     rows = []
     for setting in suite.settings:
         runs = [r for r in records if r["setting"] == setting.name and _counts(r)]
-        dense = {r["seed"]: _accuracy(r, "finetuned") for r in runs if r["method"] == DENSE}
+        dense = {r["seed"]: r for r in runs if r["method"] == DENSE}
         groups = dict.fromkeys((r["method"], r["density"]) for r in runs)
         for method, density in groups:
             mine = [r for r in runs if (r["method"], r["density"]) == (method, density)]
@@ -105,14 +105,15 @@ def _counts(record: Mapping[str, Any]) -> bool:
 
 
 def _row(
-    suite: Suite, runs: Sequence[Mapping[str, Any]], dense: Mapping[int, float | None], total: int
+    suite: Suite, runs: Sequence[Mapping[str, Any]], dense: Mapping[int, Mapping[str, Any]], total: int
 ) -> dict[str, Any]:
     first, kept = runs[0], [r for r in runs if r["status"] != "failed"]
     told = {m: [a for r in kept if (a := _accuracy(r, m)) is not None] for m in MOMENTS}
     drops = [
         base - own
         for r in kept
-        if (base := dense.get(r["seed"])) is not None and (own := _accuracy(r, "finetuned")) is not None
+        if (base := _accuracy(dense.get(r["seed"], {}), "finetuned")) is not None
+        and (own := _accuracy(r, "finetuned")) is not None
     ]
     counted = [r["counts"] for r in kept if "counts" in r]
     sizes = [r["parameters"] for r in kept if "parameters" in r]
@@ -120,8 +121,13 @@ def _row(
     reached: dict[str, Any] | None = None
     if counted:
         reached = {k: mean(c[k] for c in counted) for k in ("targeted", "prunable", "total")}
+    if reached is not None:
+        told_connected = [
+            r["connected"] / r["counts"]["targeted_numel"] for r in kept if r.get("connected") is not None
+        ]
+        reached["effective"] = mean(told_connected) if told_connected else None
     if reached is not None and first["method"] == SMALL:  # nothing is pruned: its size against the full model
-        reached = {"targeted": None, "prunable": None, "total": mean(sizes) / total}
+        reached = {"targeted": None, "effective": None, "prunable": None, "total": mean(sizes) / total}
     return {
         **{k: first[k] for k in ("setting", "method", "role", "structure", "density", "pretrained")},
         "missing": None,
@@ -134,11 +140,21 @@ def _row(
         "reached": reached,
         "parameters": mean(sizes) if sizes else None,
         **{k: _mean(r.get(k) for r in kept) for k in ("macs", "bytes")},
+        "training_macs": _mean(_training(r, dense.get(r["seed"], {})) for r in kept),
         "milliseconds": _mean((r.get("milliseconds") or {}).get("dense" if is_dense else "packed") for r in kept),
         **{m: spread(told[m]) for m in MOMENTS},
         "drop": None if is_dense else spread(drops),
+        "ece": _mean((r["metrics"].get("finetuned") or {}).get("ece") for r in kept),
         "seconds": mean(r.get("seconds") or 0.0 for r in runs),
     }
+
+
+def _training(record: Mapping[str, Any], dense: Mapping[str, Any]) -> float | None:
+    """Multiply-accumulates of training and scoring, with those of the dense network that it began with."""
+    own = [record.get("training_macs"), record.get("scoring_macs")]
+    own += [dense.get("training_macs")] if record["pretrained"] and record["method"] != DENSE else []
+    known = [n for n in own if n is not None]
+    return float(sum(known)) if len(known) == len(own) else None
 
 
 def _at_edge(suite: Suite, lr: float) -> bool:
@@ -153,7 +169,9 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def _absent(setting: str, density: float, why: str) -> dict[str, Any]:
-    empty = dict.fromkeys(("lr", "reached", "parameters", "macs", "bytes", "milliseconds", *MOMENTS, "drop"))
+    empty = dict.fromkeys(
+        ("lr", "reached", "parameters", "macs", "training_macs", "bytes", "milliseconds", *MOMENTS, "drop", "ece")
+    )
     place = {"setting": setting, "method": SMALL, "role": "control", "structure": "-", "density": density}
     counts = {"pretrained": False, "seeds": 0, "collapsed": 0, "failed": 0, "errors": [], "lr_at_edge": False}
     return {**place, "missing": why, **counts, **empty, "seconds": 0.0}

@@ -158,7 +158,8 @@ def _measured(cell: Cell, result: Result) -> dict[str, Any]:
     if cell.kind == "dense" and cell.job.checkpoint is not None:
         metrics = {"finetuned": metrics["dense"]}
     layers = [{k: t[k] for k in ("name", "numel", "kept")} for t in result.tensors if t["units"]]
-    told = {"metrics": metrics, "counts": result.counts.to_dict(), "layers": layers}
+    spent = {k: result.manifest.get(k) for k in ("training_macs", "scoring_macs", "connected")}
+    told = {"metrics": metrics, "counts": result.counts.to_dict(), "layers": layers, **spent}
     ever = [entry["ever_active"] for entry in result.log if "ever_active" in entry]
     return {**told, "ever_active": ever[-1]} if ever else told
 

@@ -18,6 +18,7 @@ COSTS = (
     ("macs", "multiply-accumulates with non-zero weights"),
     ("bytes", "bytes of non-zero values and mask"),
     ("milliseconds", "milliseconds, processor time of one thread"),
+    ("training_macs", "multiply-accumulates of training"),
 )
 FRONT = "not dominated"
 UNKNOWN: Row = {"structure": None, "what": "what controls it has (made by an older openwork)", "densities": []}

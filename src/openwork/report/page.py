@@ -11,7 +11,7 @@ from torch import Tensor
 
 from openwork.report.group_picture import drawn, group_picture
 from openwork.report.mask_picture import mask_data_uri, mask_matrix
-from openwork.report.numbers import clean, count, dims, finite, number, percent, shorten
+from openwork.report.numbers import clean, count, dims, finite, percent, shorten
 from openwork.report.svg import Axis, Band, Bar, Panel, Series, bar_chart, line_chart
 from openwork.report.table import densities, made_by, metric_names, promised, stage_label, stage_value, verdict
 from openwork.report.theme import card, grid, html_page, html_table, section
@@ -57,6 +57,7 @@ def _cards(data: Mapping[str, Any]) -> str:
             rows["targeted"][0],
             f"{rows['targeted'][1]} kept",
             _asked(data),
+            f"{rows['effective'][0]} on a path" if "effective" in rows else "",
         ),
         card(
             "Density of all parameters",
@@ -118,7 +119,7 @@ def _accuracy(data: Mapping[str, Any]) -> str:
         if (value := finite(found.get("accuracy"))) is not None
     ]
     names = metric_names(stages)
-    if bars and set(names) <= {"accuracy", "loss"}:
+    if bars and set(names) <= {"accuracy", "loss", "ece"}:
         return bar_chart("Accuracy by stage", bars)
     rows = [[stage_label(stage), *(stage_value(n, found.get(n)) for n in names)] for stage, found in stages.items()]
     table = html_table("Metrics by stage", ["stage", *names], rows, right=range(1, len(names) + 1)) if names else ""
@@ -126,7 +127,9 @@ def _accuracy(data: Mapping[str, Any]) -> str:
 
 
 def _loss(found: Mapping[str, Any]) -> str:
-    return f"loss {number(found['loss'])}" if finite(found.get("loss")) is not None else ""
+    told = [f"{word} {stage_value(name, found[name])}" for name, word in (("loss", "loss"), ("ece", "ECE"))
+            if finite(found.get(name)) is not None]  # fmt: skip
+    return ", ".join(told)
 
 
 def _pruned(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -14,8 +14,8 @@ from openwork.report.numbers import clean, count, finite, number, percent, secon
 MOST_LAYERS = 24  # in one row; the record names them all
 HEADS = ("method", "density", "accuracy", "spread", "against dense", "non-zero")
 PLACE = ("setting", "structure", "role")
-LAST = ("learning rate", "collapsed", "failed", "time of a run")
-EXTRA = (("macs", "MACs"), ("bytes", "bytes"), ("milliseconds", "ms"))
+LAST = ("ECE", "learning rate", "collapsed", "failed", "time of a run")
+EXTRA = (("macs", "MACs"), ("bytes", "bytes"), ("milliseconds", "ms"), ("training_macs", "training MACs"))
 
 
 def suite_board(results: Mapping[str, Any]) -> str:
@@ -60,10 +60,11 @@ def _row(
         Cell(count(row["parameters"]), finite(row["parameters"])),
     ]
     for key, _ in costs:
-        told = {"macs": count, "bytes": size, "milliseconds": number}[key](row.get(key))
+        told = {"bytes": size, "milliseconds": number}.get(key, count)(row.get(key))
         cells.append(Cell(told + (" ◆" if id(row) in front[key] else ""), finite(row.get(key))))
     cells += [
         *(Cell(str(row[key])) for key in PLACE),
+        Cell("" if row.get("ece") is None else percent(row["ece"]), finite(row.get("ece"))),
         Cell("" if row["lr"] is None else number(row["lr"]), finite(row["lr"])),
         Cell(str(row["collapsed"]), row["collapsed"]),
         Cell(str(row["failed"]), row["failed"]),

@@ -13,7 +13,7 @@ from openwork.report.suite_page import SANITY, SANITY_HEADS, compare_table, rows
 from openwork.report.table import Column, markdown_table
 
 PLAIN = ("setting", "method", "role", "structure", "density", "seeds", "collapsed", "failed", "lr", "parameters")
-MEASURED = ("macs", "bytes", "milliseconds", "seconds")
+MEASURED = ("macs", "bytes", "milliseconds", "training_macs", "ece", "seconds")
 MOMENTS = ("pruned", "recalibrated", "finetuned", "drop")
 
 
@@ -39,12 +39,12 @@ def _csv(results: Mapping[str, Any]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     spreads = [f"{m}_{part}" for m in MOMENTS for part in ("mean", "std")]
-    writer.writerow([*PLAIN, *MEASURED, *spreads, "density_targeted", "density_total", "missing"])
+    writer.writerow([*PLAIN, *MEASURED, *spreads, "density_targeted", "density_effective", "density_total", "missing"])
     for row in results["rows"]:
         reached = row["reached"] or {}
         told = [row[k] for k in PLAIN] + [row.get(k) for k in MEASURED]
         told += [(row[m] or {}).get(part) for m in MOMENTS for part in ("mean", "std")]
-        told += [reached.get("targeted"), reached.get("total"), row["missing"]]
+        told += [*(reached.get(k) for k in ("targeted", "effective", "total")), row["missing"]]
         writer.writerow(["" if v is None else _text(v) for v in told])
     return out.getvalue()
 

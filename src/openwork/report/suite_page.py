@@ -13,7 +13,8 @@ from openwork.report.theme import card, grid, html_page, html_table, section
 
 HEADS = ("method", "density", "after pruning", "recalibrated", "fine-tuned", "drop", "collapsed", "failed")
 DETAIL_HEADS = (
-    "method", "asked", "targeted", "prunable", "all parameters", "non-zero", "learning rate", "time of a run",
+    "method", "asked", "targeted", "effective", "prunable", "all parameters", "non-zero", "learning rate",
+    "time of a run",
 )  # fmt: skip
 MOST_ROWS = 200  # of the two tables of a setting: the leaderboard and table.csv have all
 SPREAD = "mean ± sample standard deviation over seeds"
@@ -29,7 +30,9 @@ _SANITY_NOTE = (
 _COST_NOTE = (
     "Counted for one input: multiply-accumulates with weights that are not zero, and bytes of the values that are not "
     "zero with one bit for every unit of a pruned tensor. Kernels may save less: milliseconds stand here only where "
-    "they were measured. Diamonds in the leaderboard and the first series mark rows that no other beats in both."
+    "they were measured. Training counts all examples of all steps, scoring, and the dense network that a row began "
+    "from, as a machine would that skips every zero. Diamonds in the leaderboard and the first series mark rows that "
+    "no other beats in both."
 )
 _BOARD_NOTE = (
     "Press a heading to sort, type to filter, open a method for its runs, their records and the density of each layer. "
@@ -128,7 +131,7 @@ def _setting(results: Mapping[str, Any], setting: Mapping[str, Any]) -> list[str
         f"Accuracy, {name}", HEADS, [cells_of_row(r) for r in some], right=range(1, 8), quiet=_set_back(some)
     )
     detail = html_table(
-        f"Densities, {name}", DETAIL_HEADS, [_detail(r) for r in some], right=range(1, 8), quiet=_set_back(some)
+        f"Densities, {name}", DETAIL_HEADS, [_detail(r) for r in some], right=range(1, 9), quiet=_set_back(some)
     )
     main = [r for r in rows if not r["method"].endswith(SANITY)]
     drawn = grid(*density_charts(results, name, main))
@@ -140,8 +143,8 @@ def _setting(results: Mapping[str, Any], setting: Mapping[str, Any]) -> list[str
         section("Three moments", f"{SPREAD}; the drop is against the dense network of the same seed.{rest}", table),
         section(
             "Density and learning rate",
-            "Kept share of the pruned tensors, of all prunable weights and of all parameters. A star marks a learning "
-            "rate at the edge of its grid.",
+            "Kept share of the pruned tensors, of all prunable weights and of all parameters; effective counts only "
+            "what lies on a path from an input to an output. A star marks a learning rate at the edge of its grid.",
             detail,
         ),
     ]
@@ -188,7 +191,7 @@ def _detail(row: Mapping[str, Any]) -> list[str]:
     reached = row["reached"] or {}
     lr = MISSING if row["lr"] is None else number(row["lr"]) + (" *" if row["lr_at_edge"] else "")
     took = MISSING if row["missing"] else seconds(row["seconds"])
-    shares = [percent(reached.get(k)) for k in ("targeted", "prunable", "total")]
+    shares = [percent(reached.get(k)) for k in ("targeted", "effective", "prunable", "total")]
     return [str(row["method"]), percent(row["density"]), *shares, count(row["parameters"]), lr, took]
 
 

@@ -11,6 +11,7 @@ from openwork.report.numbers import MISSING, count, dims, finite, number, percen
 
 WIDTH = 100
 _GAP, _NARROWEST = 2, 12
+COUNTED = ("training_macs", "scoring_macs", "connected")
 STAGES = {
     "dense": "dense, before pruning",
     "pruned": "after pruning",
@@ -118,10 +119,10 @@ def promised(data: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def densities(data: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Name, density, counts and meaning of the three denominators."""
+    """Name, density, counts and meaning of the three denominators, and of what is connected where that is known."""
     density = data.get("density") or {}
     kept, targeted = finite(density.get("kept")), finite(density.get("targeted_numel"))
-    rows = []
+    rows, joined = [], finite((data.get("manifest") or {}).get("connected"))
     for name, what in (
         ("targeted", "weights of the tensors that were pruned"),
         ("prunable", "weights that a default selection would prune"),
@@ -130,6 +131,9 @@ def densities(data: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         numel = finite(density.get(f"{name}_numel"))
         left = None if numel is None or kept is None or targeted is None else numel - (targeted - kept)
         rows.append((name, percent(density.get(name)), f"{count(left)} of {count(numel)}", what))
+    if joined is not None and targeted:
+        path = "of them, on a path from an input to an output"
+        rows.insert(1, ("effective", percent(joined / targeted), f"{count(joined)} of {count(targeted)}", path))
     return rows
 
 
@@ -141,7 +145,8 @@ def made_by(data: Mapping[str, Any]) -> list[tuple[str, str]]:
     for name, value in told.items():
         if value is None or value == "":
             continue
-        text = seconds(value) if name == "seconds" and finite(value) is not None else str(value)
+        told_as = seconds if name == "seconds" else count if name in COUNTED else str
+        text = told_as(value) if finite(value) is not None else str(value)
         rows.append((str(name).replace("_", " "), text))
     return rows
 
@@ -152,8 +157,8 @@ def stage_label(stage: str) -> str:
 
 
 def stage_value(name: str, value: Any) -> str:
-    """A metric as people read it: accuracies in percent, everything else with four digits."""
-    return percent(value) if "accuracy" in name else number(value)
+    """A metric as people read it: accuracies and calibration errors in percent, everything else with four digits."""
+    return percent(value) if "accuracy" in name or name == "ece" else number(value)
 
 
 def metric_names(metrics: Mapping[str, Any]) -> list[str]:

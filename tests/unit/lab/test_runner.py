@@ -176,11 +176,11 @@ def test_checkpoints_without_the_counters_of_norms_fit(tmp_path):
     """Older files and other frameworks have no ``num_batches_tracked``."""
     from safetensors.torch import save_file
 
-    from openwork.lab.runner import _load_dense
+    from openwork.lab.checkpoint import load_dense
     from openwork.zoo import build_model
 
     source, model = build_model("resnet8"), build_model("resnet8")
     state = source.state_dict()
     save_file({k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}, tmp_path / "old.safetensors")
-    _load_dense(model, tmp_path / "old.safetensors")
+    load_dense(model, tmp_path / "old.safetensors")
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
