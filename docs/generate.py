@@ -42,10 +42,11 @@ def method_page(entry: methods.Method) -> str:
     function = methods.get(entry.name)
     doc = inspect.cleandoc(function.__doc__ or "")
     claims = "\n".join(f"* **{state}**: {text}" for text, state in entry.claims) or "No claim is tracked yet."
+    card = markdown(["question", "answer"], [list(line) for line in entry.card.lines()])
     signature = f"openwork.methods.{entry.name}{inspect.signature(function)}"
     return (
         f"# {entry.name}: {entry.title}\n\n{entry.paper}. Engine: `ow.{entry.drive}`. Needs: {entry.needs}. "
-        f"Structures: {entry.structures}. Several processes: {entry.ranks or 'not yet'}.\n\n```text\n{signature}\n```\n\n```text\n{doc}\n```\n\n## Claims measured here\n\n"
+        f"Structures: {entry.structures}. Several processes: {entry.ranks or 'not yet'}.\n\n{card}\n\n```text\n{signature}\n```\n\n```text\n{doc}\n```\n\n## Claims measured here\n\n"
         f"{claims}\n\nNumbers and commands: [benchmarks](../benchmarks.md).\n"
     )
 

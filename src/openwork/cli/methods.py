@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 
 from rich.table import Table
 
@@ -21,7 +22,10 @@ def run(args: argparse.Namespace) -> int:
     if args.name is not None:
         entry = index.find(args.name)
         say(out, f"{entry.name}: {entry.title} ({entry.paper})\n")
-        say(out, (index.get(args.name).__doc__ or "").strip())
+        say(out, inspect.getdoc(index.get(args.name)) or "")
+        say(out, "\nCard:")
+        for question, answer in entry.card.lines():
+            say(out, f"    {question}: {answer}")
         for text, state in entry.claims:
             say(out, f"\n  [{state}] {text}")
         write_json(args.json, _plain(entry))
@@ -44,4 +48,4 @@ def _claims(entry: index.Method) -> str:
 
 
 def _plain(entry: index.Method) -> dict[str, object]:
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in entry.__dict__.items()}
+    return {**entry.__dict__, "card": entry.card.to_dict()}

@@ -8,6 +8,7 @@ from importlib import import_module
 
 from openwork.core.recipe import Recipe
 from openwork.errors import RecipeError, did_you_mean
+from openwork.methods.cards import CARDS, Card
 from openwork.methods.claims import claims
 
 
@@ -31,6 +32,11 @@ class Method:
     def claims(self) -> tuple[tuple[str, str], ...]:
         """The claims of its paper, as (text, state)."""
         return claims().get(self.name, ())
+
+    @property
+    def card(self) -> Card:
+        """What kind of method it is, in the words of the handbook."""
+        return CARDS[self.name]
 
     @property
     def module(self) -> str:
