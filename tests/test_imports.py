@@ -14,7 +14,7 @@ ORDER = (
 ON_TOP = {"__init__", "__main__"}
 OPTIONAL = {
     "transformers", "peft", "lm_eval", "lightning", "accelerate", "sklearn", "PIL", "scipy", "onnx", "onnxruntime",
-    "diffusers", "triton", "ray", "optuna",
+    "diffusers", "triton", "ray", "optuna", "resvg_py",
 }  # fmt: skip
 LATE = "openwork.gpu.device"  # Triton's kernels: a decorator needs Triton on import, so nobody imports them on import
 FILES = sorted(PACKAGE.rglob("*.py"))

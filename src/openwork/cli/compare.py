@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from openwork.cli.output import console, say, write_json
+from openwork.cli.parse import refuse_pace
 from openwork.errors import RecipeError
 from openwork.lab.compare import compare, plan, rehearsal
 from openwork.lab.executors import Executor, Local
@@ -45,6 +46,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--save-every", type=float, default=20.0, metavar="SECONDS", help="time between checkpoints of a running cell")
     add("--dry-run", action="store_true", help="check everything, print the cells and an estimate, run nothing")
     add("--sanity", action="store_true", help="also train every mask shuffled, and every mask on weights drawn anew")
+    add("--png", action="store_true", help="also leave every plot as PNG (extra: png)")
     add("--quick", action="store_true", help="a rehearsal: one seed, two densities, one epoch at most")
     add("--quiet", action="store_true", help="print the last line only")
 
@@ -55,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
         raise RecipeError("--resume keeps what is there and --overwrite discards it: choose one of the two")
     if args.ray_address and args.executor != "ray":
         raise RecipeError("--ray-address names a cluster for --executor ray; give both or none")
+    refuse_pace(args.save_every)
     out = console(args.json)
     suite = load_suite(Path(args.suite), args.setting).only(args.method, args.density, args.seed)
     suite = rehearsal(suite) if args.quick else suite
@@ -72,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         with _Progress(out, args.quiet) as progress:
             results = compare(
                 suite, folder, None, args.resume, args.overwrite, args.save_every, progress.watch, command,
-                [Path(d) for d in args.merge], executor,
+                [Path(d) for d in args.merge], executor, args.png,
             )  # fmt: skip
     finally:
         executor.close()

@@ -31,6 +31,16 @@ def options_of(pairs: list[str]) -> dict[str, Any]:
     return options
 
 
+def refuse_pace(seconds: float) -> None:
+    """Refuse a negative or missing time between checkpoints.
+
+    Raises:
+        RecipeError: it is one.
+    """
+    if not seconds >= 0:
+        raise RecipeError(f"--save-every must be at least 0 seconds, got {seconds:g}")
+
+
 def use_threads(count: int | None) -> None:
     """Give torch so many threads; None leaves what it uses.
 

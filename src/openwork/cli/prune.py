@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from openwork.cli.output import Bars, console, say, write_json
-from openwork.cli.parse import FORMS, options_of, structure_of, use_threads
+from openwork.cli.parse import FORMS, options_of, refuse_pace, structure_of, use_threads
 from openwork.core.protocols import Structure
 from openwork.core.recipe import Recipe
 from openwork.core.targets import Select
@@ -76,6 +76,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Do it; returns 0 only when the density was really reached."""
     use_threads(args.threads)
+    refuse_pace(args.save_every)
     out = console(args.json)
     job = job_of(args)
     folder = Path(args.out) if args.out else None

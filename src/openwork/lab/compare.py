@@ -18,11 +18,13 @@ from openwork.errors import FileError
 from openwork.lab.cells import Cell, Facts, cells_of, facts_of, mask_file, weights_file
 from openwork.lab.evaluate import cross_entropy, evaluate
 from openwork.lab.executors import Executor, Local
-from openwork.lab.merge import SUITE, take_in
+from openwork.lab.merge import SUITE, fitting, take_in
 from openwork.lab.pool import Pool, Watch
 from openwork.lab.store import DATABASE, Database, read_records
 from openwork.lab.suite import Suite
 from openwork.lab.summary import results_of
+from openwork.report.png import png as png_of
+from openwork.report.png import resvg
 from openwork.report.suite_files import suite_files
 from openwork.report.suite_page import suite_html
 from openwork.ship.atomic import write_file
@@ -49,6 +51,7 @@ def compare(
     command: str = "",
     merge: Sequence[Path] = (),
     executor: Executor | None = None,
+    png: bool = False,
 ) -> dict[str, Any]:
     """Run every cell that has no record yet, write the results and return them.
 
@@ -65,17 +68,21 @@ def compare(
         watch: called at the start and the end of cells, see ``pool.Watch``.
         command: how the user called it, for the report.
         executor: where the cells run, ``RayCluster`` for instance; None takes ``jobs`` processes of this machine.
+        png: also leave every plot as PNG (extra ``png``).
         merge: folders of other comparisons of this suite whose finished cells are taken, see ``merge.take_in``.
 
     Raises:
         OpenworkError: a suite that cannot run, data that is missing, a folder in the way or in use.
     """
     executor = executor or Local(jobs)
+    if png:
+        resvg()
     facts = facts_of(suite)
     cells = cells_of(suite, facts)
-    out = out.resolve()
-    with _locked(out, suite, facts, resume, overwrite) as lock:
-        take_in(out, merge, _read_suite(out / SUITE))
+    out, told = out.resolve(), _told(suite, facts)
+    fitting(merge, told)  # refused before there is a folder
+    with _locked(out, told, resume, overwrite) as lock:
+        take_in(out, merge, told)
         records = _finished(out, cells)
         database = Database(out)
         database.rebuild(records)
@@ -88,6 +95,8 @@ def compare(
         for name, content in suite_files(results).items():
             (out / name).parent.mkdir(exist_ok=True)
             write_file(out / name, content.encode("utf-8", "replace"))
+            if png and name.endswith(".svg"):
+                write_file((out / name).with_suffix(".png"), png_of(content))
     return results
 
 
@@ -173,9 +182,7 @@ def _lost(out: Path, cell: Cell) -> bool:
 
 
 @contextlib.contextmanager
-def _locked(
-    out: Path, suite: Suite, facts: Mapping[str, Facts], resume: bool, overwrite: bool
-) -> Iterator[tuple[int, ...]]:
+def _locked(out: Path, told: Mapping[str, Any], resume: bool, overwrite: bool) -> Iterator[tuple[int, ...]]:
     """The folder, checked and held: two comparisons never write into one folder at the same time."""
     if out.is_file():
         raise FileError(f"{out}: is a file, a comparison needs a folder")
@@ -186,8 +193,6 @@ def _locked(
         )
     if there - OURS and not (out / SUITE).is_file():
         raise FileError(f"{out}: is not empty and holds no comparison; choose another folder")
-    told = {"suite": suite.plain(), "data": {name: f.fingerprint for name, f in facts.items()}}
-    told = json.loads(json.dumps(told))
     if resume and not overwrite and (out / SUITE).is_file() and _read_suite(out / SUITE) != told:
         raise FileError(
             f"{out}: was made from another suite or other data; resume with the same suite file, or start anew with "
@@ -206,6 +211,12 @@ def _locked(
                 shutil.rmtree(place, ignore_errors=True) if place.is_dir() else place.unlink(missing_ok=True)
         write_file(out / SUITE, (json.dumps(told, indent=1) + "\n").encode())
         yield held
+
+
+def _told(suite: Suite, facts: Mapping[str, Facts]) -> Any:
+    """What ``suite.json`` says."""
+    told = {"suite": suite.plain(), "data": {name: f.fingerprint for name, f in facts.items()}}
+    return json.loads(json.dumps(told))
 
 
 def _read_suite(path: Path) -> Any:

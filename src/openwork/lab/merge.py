@@ -31,6 +31,22 @@ def take_in(out: Path, others: Sequence[Path], told: Mapping[str, Any]) -> int:
         FileError: a folder without a comparison, of another suite, or of other data; two different records of a cell.
     """
     known = {p.name for p in (out / "cells").glob("*.json")} if (out / "cells").is_dir() else set()
+    fresh = {name: file for name, file in fitting(others, told).items() if name not in known}
+    for name, file in fresh.items():
+        for kind in ("dense", "masks"):
+            left = file.parent.parent / kind / f"{name.removesuffix('.json')}.safetensors"
+            if left.is_file():
+                _copy(left, out / kind / left.name)
+        _copy(file, out / "cells" / name)
+    return len(fresh)
+
+
+def fitting(others: Sequence[Path], told: Mapping[str, Any]) -> dict[str, Path]:
+    """The records of all cells of these folders by name; see ``take_in``, which copies them.
+
+    Raises:
+        FileError: see ``take_in``.
+    """
     coming: dict[str, Path] = {}
     for other in others:
         _refuse_foreign(other, told)
@@ -40,14 +56,7 @@ def take_in(out: Path, others: Sequence[Path], told: Mapping[str, Any]) -> int:
             if twice is not None and _told(twice) != _told(file):
                 raise FileError(f"{file}: differs from {twice}, of the same cell; merge only one of the two folders")
             coming[file.name] = file
-    fresh = {name: file for name, file in coming.items() if name not in known}
-    for name, file in fresh.items():
-        for kind in ("dense", "masks"):
-            left = file.parent.parent / kind / f"{name.removesuffix('.json')}.safetensors"
-            if left.is_file():
-                _copy(left, out / kind / left.name)
-        _copy(file, out / "cells" / name)
-    return len(fresh)
+    return coming
 
 
 def _refuse_foreign(other: Path, told: Mapping[str, Any]) -> None:

@@ -64,6 +64,7 @@ def test_a_recipe_file_runs(tmp_path):
         (["--density", "0.1", "--set", "nrm=l1"], "magnitude has no option 'nrm'; did you mean 'norm'"),
         (["--density", "0.1", "--resume"], "--resume needs --out"),
         (["--density", "0.1", "--threads", "0"], "--threads must be at least 1"),
+        (["--density", "0.1", "--save-every", "-3"], "--save-every must be at least 0 seconds, got -3"),
         (["--density", "0.1", "--checkpoint", "nowhere.safetensors"], "nowhere.safetensors: no such checkpoint"),
         (["--recipe", "nowhere.json"], "nowhere.json: no such recipe file"),
         (["--density", "0.1", "--model", "nowhere:make"], "there is no module 'nowhere'"),

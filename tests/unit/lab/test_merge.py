@@ -51,6 +51,7 @@ def test_merging_refuses_what_does_not_belong(done, tmp_path):
         FileError, match="nowhere: holds no comparison to merge; give the folder of an openwork compare"
     ):
         compare(read_suite(TINY), tmp_path / "a", merge=[tmp_path / "nowhere"])
+    assert not (tmp_path / "a").exists()
     other = copy.deepcopy(json.loads((two / "suite.json").read_text()))
     other["suite"]["densities"] = [0.3]
     (two / "suite.json").write_text(json.dumps(other))
