@@ -31,13 +31,14 @@ from torch import nn
 from torch.nn import functional as F
 
 import openwork as ow
+from openwork.core.heap import resident
 from openwork.data import Batches, DataSet, load_data
 from openwork.data.places import assets_folder
 from openwork.graph import build_graph, count_macs
 from openwork.lab import Budget
 from openwork.lab.evaluate import evaluate_source
-from openwork.llm.heap import resident
 from openwork.methods import group_importance, spode, taylor
+from openwork.runtime.fold import fold_norms
 
 
 def run(model: nn.Module, data: DataSet, epochs: float, lr: float, seed: int) -> nn.Module:
@@ -242,16 +243,29 @@ def latency(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             result = ow.prune(pruned, group_importance(structure=structure, scope="layer"), target={"macs": share})
             small[multiple] = ow.compact(pruned, result)
             del pruned
-        ratios: dict[int, list[float]] = {multiple: [] for multiple in small}
-        for i in range(args.rounds + 1):
-            dense_s = cpu_seconds(model, x)
-            for multiple, net in small.items():
-                ratios[multiple] += [cpu_seconds(net, x) / dense_s] if i else []
-        for multiple, found in ratios.items():
-            macs, middle = count_macs(small[multiple], x) / count_macs(model, x), median(found)
-            row = {"part": "latency", "setting": f"{name}, channels in multiples of {multiple}", "macs": macs}
-            yield row | {"time": spread(found), "median": middle, "off": middle / macs - 1}
-            print(f"{row['setting']}: {macs:.3f} of the macs, {middle:.3f} of the time", flush=True)
+        for ready in ("", ", norms folded"):
+            nets = {m: folded(net) if ready else net for m, net in {0: model, **small}.items()}
+            ratios: dict[int, list[float]] = {multiple: [] for multiple in small}
+            for i in range(args.rounds + 1):
+                dense_s = cpu_seconds(nets[0], x)
+                for multiple in small:
+                    ratios[multiple] += [cpu_seconds(nets[multiple], x) / dense_s] if i else []
+            for multiple, found in ratios.items():
+                macs, middle = count_macs(small[multiple], x) / count_macs(model, x), median(found)
+                row = {
+                    "part": "latency",
+                    "setting": f"{name}, channels in multiples of {multiple}{ready}",
+                    "macs": macs,
+                }
+                yield row | {"time": spread(found), "median": middle, "off": middle / macs - 1}
+                print(f"{row['setting']}: {macs:.3f} of the macs, {middle:.3f} of the time", flush=True)
+
+
+def folded(model: nn.Module) -> nn.Module:
+    """A copy as it is deployed: every norm that follows a convolution becomes part of its weights."""
+    made = copy.deepcopy(model)
+    fold_norms(made)
+    return made
 
 
 def cpu_seconds(model: nn.Module, x: torch.Tensor) -> float:

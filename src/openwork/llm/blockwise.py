@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from openwork.core.distributed import rank, wait_for_all, world
+from openwork.core.heap import at_once
 from openwork.core.masks import Masks
 from openwork.core.recipe import Recipe
 from openwork.core.targets import prunable_numel
@@ -32,6 +33,7 @@ from openwork.version import __version__
 _STATISTICS = {"InputGram": "gram", "InputSquares": "vector", "InputMoments": "vector"}
 
 
+@at_once()
 @torch.no_grad()
 def prune_blockwise(
     model: nn.Module | str | Path,

@@ -39,6 +39,8 @@ class Factor:
 def factorise(gram: Tensor, damp: float, name: str = "layer") -> Factor:
     """The triangular factor of the inverse, from one Cholesky factorisation and one triangular inverse.
 
+    Both work where the copy of the matrix lies: at 11,008 inputs one more would be half a gigabyte.
+
     Dead inputs get 1 on the diagonal. ``H = R R^T`` with R upper triangular is the Cholesky factor of H with its rows
     and columns reversed; then ``upper = R^-1``. Where the matrix is not positive definite, the damping is raised ten
     times, at most three times.
@@ -53,22 +55,41 @@ def factorise(gram: Tensor, damp: float, name: str = "layer") -> Factor:
     mean = float((diagonal.double().sum() + dead.sum()) / len(diagonal))
     for attempt in range(TRIES):
         used = damp * 10**attempt
-        flipped = gram.flip(0, 1).contiguous()
-        flipped.diagonal().add_(dead.flip(0).to(gram.dtype) + used * mean)
-        lower, info = torch.linalg.cholesky_ex(flipped)
-        del flipped
-        if int(info) == 0 and bool(torch.isfinite(lower.diagonal()).all()):
-            upper = lower.flip(0, 1)
-            del lower  # of matrices of this size, two beside the Gram matrix are in memory at once
+        upper = gram.flip(0, 1).contiguous()
+        upper.diagonal().add_(dead.flip(0).to(gram.dtype) + used * mean)
+        if _decompose(upper):
+            _reverse(upper)
             _invert(upper)
             if bool(torch.isfinite(upper.diagonal()).all()):
                 return Factor(upper, dead, used, used * mean)
+        del upper
         if damp == 0:
             break
     raise DivergedError(
         f"{name}: the Gram matrix of its inputs is not positive definite, even with damp={used:g} (mean of the "
         f"diagonal {scale:g}); use more calibration data, a larger damp, or double=True"
     )
+
+
+def _decompose(matrix: Tensor) -> bool:
+    """Put the lower Cholesky factor L, ``L L^T = matrix``, in the place of a contiguous matrix; whether there is one.
+
+    The library's factor lies column by column, so it is asked for ``L^T`` in the transposed view.
+    """
+    info = torch.empty((), dtype=torch.int32, device=matrix.device)
+    torch.linalg.cholesky_ex(matrix.mT, upper=True, out=(matrix.mT, info))
+    return int(info) == 0 and bool(torch.isfinite(matrix.diagonal()).all())
+
+
+def _reverse(matrix: Tensor, piece: int = 1 << 20) -> None:
+    """Reverse rows and columns of a contiguous matrix where it lies."""
+    flat = matrix.view(-1)
+    n = len(flat)
+    for first in range(0, n // 2, piece):
+        last = min(first + piece, n // 2)
+        begin = flat[first:last].flip(0)
+        flat[first:last] = flat[n - last : n - first].flip(0)
+        flat[n - last : n - first] = begin
 
 
 def _invert(upper: Tensor, base: int = 128) -> None:
@@ -126,8 +147,7 @@ def solve_columns(weight: Tensor, factor: Factor, choose: Choose, width: int, st
         if last < columns:
             work[last:].addmm_(u[first:last, last:].T, errors, alpha=-1)
         loss += errors.square().sum(0)
-    kept = mask.T.contiguous()
-    return Solved((work.T * kept).contiguous(), kept, loss)
+    return Solved(work.mul_(mask).T.contiguous(), mask.T.contiguous(), loss)
 
 
 def _push(part: Tensor, errors: Tensor, u: Tensor, first: int, done: tuple[int, int], right: tuple[int, int]) -> None:
