@@ -128,7 +128,7 @@ def prune_blockwise(
         windows = calibration_windows(module, calibration, speller, samples, length, seed)
     _check_processes(resume, recovery or reconstruction, windows)
     pruner = BlockPruner(recipe, parts, _shares(shares, parts, named, recipe), recovery, seed, reconstruction)
-    plan = _plan(module, named, parts, recipe, windows, checkpoint, dtype, memory)
+    plan = _plan(module, named, parts, recipe, windows, checkpoint, dtype, memory, place)
     if tell is not None:
         tell(plan.text())
     if isinstance(home, FolderHome) and home.work is not None and not dry_run:
@@ -271,6 +271,7 @@ def _plan(
     checkpoint: Checkpoint | None,
     dtype: torch.dtype | None,
     memory: int | None,
+    device: torch.device,
 ) -> Plan:
     if dtype is None:
         first = next(iter(parts))
@@ -283,7 +284,7 @@ def _plan(
     size = None if windows is None else (windows.shape[0], windows.shape[1])
     width = int(getattr(getattr(model, "config", None), "hidden_size", 0))
     output = 0 if checkpoint is None else checkpoint.nbytes
-    return make_plan(model, blocks, parts, size, width, dtype.itemsize, statistics, memory, output)
+    return make_plan(model, blocks, parts, size, width, dtype, statistics, memory, output, device)
 
 
 def _identity(

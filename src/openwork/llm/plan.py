@@ -16,13 +16,15 @@ from openwork.core.partition import Partition
 from openwork.errors import FileError
 
 GB = 1e9
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Plan:
     """Bytes, all upper bounds: weights of the largest block, its statistics, working copies, activations, output.
 
-    ``cached`` says where the activations go: ``"memory"``, ``"disk"``, or ``"none"`` for methods without data.
+    ``cached`` says where the activations go: ``"memory"``, ``"disk"``, or ``"none"`` for methods without data;
+    ``computed`` in what kind of number blocks compute, and whether this processor is slow at it.
     """
 
     blocks: int
@@ -36,6 +38,7 @@ class Plan:
     activations: int
     cached: str
     output: int
+    computed: str
 
     @property
     def peak(self) -> int:
@@ -60,6 +63,7 @@ class Plan:
             ("activations", f"{_size(self.activations)} ({self.cached})"),
             ("peak", f"at most {_size(self.peak)} beside Python and torch"),
             ("output", _size(self.output)),
+            ("computing", self.computed),
         ]
         return "\n".join(f"  {name:<16} {text}" for name, text in rows)
 
@@ -70,10 +74,11 @@ def make_plan(
     parts: Mapping[str, Partition],
     windows: tuple[int, int] | None,
     width: int,
-    itemsize: int,
+    dtype: torch.dtype,
     statistics: str,
     memory: int | None,
     output: int,
+    device: torch.device = CPU,
 ) -> Plan:
     """Count.
 
@@ -83,11 +88,13 @@ def make_plan(
         parts: name of a targeted tensor -> partition.
         windows: (number, length) of the calibration; None without data.
         width: of the hidden states.
-        itemsize: bytes of a number in computing.
+        dtype: of a number in computing.
         statistics: ``"gram"``, ``"vector"`` or ``"none"``, what the method measures.
         memory: bytes that activations may take; None: a quarter of what is free now.
         output: bytes to be written.
+        device: where blocks are computed.
     """
+    itemsize = dtype.itemsize
     largest = stats = working = 0
     for name, block in blocks.items():
         largest = max(largest, sum(p.numel() for p in block.parameters()) * itemsize)
@@ -96,7 +103,7 @@ def make_plan(
         columns = [(v.folded[0], v.folded[2], v.folded[1] * v.folded[2]) for v in sizes if v is not None]
         if statistics == "gram":
             stats = max(stats, sum(stack * c * c * 4 for stack, c, _ in columns))
-            working = max(working, *(5 * size * 4 + 4 * c * c * 4 for _, c, size in columns), 0)
+            working = max(working, *(5 * size * 4 + 2 * c * c * 4 for _, c, size in columns), 0)
         elif columns:
             stats = max(stats, sum(stack * c * 4 for stack, c, _ in columns) if statistics == "vector" else 0)
             working = max(working, *(4 * size * 4 for _, _, size in columns), 0)
@@ -108,6 +115,7 @@ def make_plan(
     return Plan(
         len(blocks), len(parts), sum(int(p.cost.sum()) for p in parts.values()), everything,
         (everything - inside) * itemsize if windows else 0, largest, stats, working, activations, cached, output,
+        _computed(dtype, device, windows is not None),
     )  # fmt: skip
 
 
@@ -135,9 +143,13 @@ def refuse_full_disk(folder: Path, needed: int) -> None:
         raise FileError(f"{folder}: needs {_size(needed)} of disk, but only {_size(free)} are free")
 
 
-def itemsize_of(dtype: torch.dtype) -> int:
-    """Bytes of a number."""
-    return dtype.itemsize
+def _computed(dtype: torch.dtype, device: torch.device, forwards: bool) -> str:
+    """The kind of number, and what to do where the processor has no products of it."""
+    word = str(dtype).removeprefix("torch.")
+    has = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+    if device.type != "cpu" or not forwards or dtype not in has or getattr(torch.ops.mkldnn, has[dtype])():
+        return word
+    return f"{word}, which this processor emulates; in float32 (--dtype float32) blocks run several times faster"
 
 
 def _size(count: int) -> str:

@@ -114,7 +114,7 @@ def outlier_shares(
     parts, _ = partition(module, Element(), where, skeleton=True, inside=tuple(named))
     windows = calibration_windows(module, calibration, tokenizer, samples, length, seed)
     looking: Any = _Outliers(parts, factor)
-    plan = make_plan(module, named, parts, None, 0, 4, "none", None, 0)
+    plan = make_plan(module, named, parts, None, 0, torch.float32, "none", None, 0)
     run = Run(module, home, list(named), list(named.values()), looking, torch.device("cpu"), batch, None)
     with evaluating(module), eager_experts(module):
         run.everything(windows, plan, None)

@@ -185,6 +185,25 @@ def test_a_dry_run_plans_and_writes_nothing(root, tmp_path):
     assert result.plan.peak >= result.plan.block + result.plan.activations
 
 
+@pytest.mark.parametrize(
+    ("dtype", "has", "told"),
+    [
+        (torch.bfloat16, False, "bfloat16, which this processor emulates"),
+        (torch.float16, False, "float16, which this processor emulates"),
+        (torch.bfloat16, True, "bfloat16"),
+        (None, False, "float32"),
+    ],
+)
+def test_the_plan_says_where_a_kind_of_number_is_slow(dtype, has, told, root, tmp_path, monkeypatch):
+    for name in ("_is_mkldnn_bf16_supported", "_is_mkldnn_fp16_supported"):
+        monkeypatch.setattr(torch.ops.mkldnn, name, lambda: has)
+    plan = prune_blockwise(
+        tiny.saved("llama", root), sparsegpt(0.5), tiny.ids(), out=tmp_path / "out", dry_run=True, dtype=dtype
+    ).plan
+    assert plan.computed.startswith(told)
+    assert ("--dtype float32" in plan.computed) == ("emulates" in told) == ("--dtype float32" in plan.text())
+
+
 def test_reports_count_what_was_written(root, tmp_path):
     result = prune_blockwise(tiny.saved("llama", root), sparsegpt(0.5), tiny.ids(), out=tmp_path / "out")
     data = json.loads((tmp_path / "out" / "openwork.json").read_text())
