@@ -129,7 +129,7 @@ ROWS = [
             SimpleNamespace(feed=Feed([(torch.ones(2, 3, dtype=torch.int64),)], torch.device("cpu")))
         ),
         MissingStatistic,
-        "SynapticFlow needs real-valued inputs; pass input_shape=",
+        "SynapticFlow sends ones through the network, so it needs real-valued inputs, got torch.int64; pass",
     ),
     (
         lambda t: SynapticFlow().measure(SimpleNamespace(feed=Feed(None, torch.device("cpu")))),

@@ -12,16 +12,22 @@ from openwork.core.partition import Partition
 from openwork.core.stat import Stat
 from openwork.stats import InputSquares
 from openwork.stats.deviations import DeviationRatios, making
+from openwork.stats.inputs import weighing
+from openwork.structure.coupled import Coupled
 
 
 @dataclass(frozen=True)
 class WeightTimesInput:
     """``|w| * ||x||_2`` (Wanda) over the calibration batches; a unit takes the l2 norm of its entries.
 
+    Of a coupled unit those entries count that read it, as in Wanda-sp; where none does (experts, blocks, tokens of an
+    output head) all that multiply inputs.
+
     Weights whose input never fired, those of an expert that saw no token for instance, rank below all others and
     among themselves by their size.
     """
 
+    whole: ClassVar[bool] = True
     sharded: ClassVar[bool] = True
     inputs: InputSquares = field(default_factory=InputSquares)
 
@@ -31,6 +37,9 @@ class WeightTimesInput:
 
     def __call__(self, part: Partition, now: Now) -> Tensor:
         squares = now[self.inputs]
+        if isinstance(part, Coupled):
+            (seen,) = weighing({"": part}).values()
+            part = seen.only(m for m in seen.members if m in squares)  # type: ignore[attr-defined]
         return part.pool({m: now.weights[m].float() * _fired(squares[m], part).sqrt() for m in part.members}, "norm")
 
 
@@ -45,7 +54,7 @@ def _fired(squares: Tensor, part: Partition) -> Tensor:
 class BetaRank:
     """``|w| * sigma_out / sigma_in`` of the weight's filter: Beta-Rank's ``||f_k||_1 beta_k``, summed over a unit.
 
-    Of coupled units only the filters that make them are scored.
+    Of coupled units only the filters that make them are scored, of blocks all filters inside.
     """
 
     ratios: DeviationRatios = field(default_factory=DeviationRatios)
@@ -58,17 +67,8 @@ class BetaRank:
         (seen,) = making({"": part}).values()
         ratios = now[self.ratios]
         values = {}
+        if isinstance(seen, Coupled):
+            seen = seen.only(m for m in seen.members if m in ratios)
         for m in seen.members:
-            weight = now.weights[m].double().abs()
-            along = -1 if _is_transposed(part, m) else 0
-            shape = [1] * weight.ndim
-            shape[along] = -1
-            values[m] = weight * ratios[m].view(shape)
+            values[m] = now.weights[m].double().abs() * ratios[m]
         return seen.pool(values)
-
-
-def _is_transposed(part: Partition, member: str) -> bool:
-    view = getattr(part, "view", None)
-    if view is not None:
-        return bool(view.order == (1, 0))
-    return any(s.tensor == member and s.dim == 1 for s in part.side(False).sites)  # type: ignore[attr-defined]

@@ -20,10 +20,12 @@ from openwork.stats import FisherDiagonal
 class NormScale:
     """``|gamma|`` of the norms that scale a unit, their mean where there are several (network slimming).
 
+    Of a block it is the mean over all scales inside.
+
     The scales are the tensors of one dimension whose name ends in ``weight``.
 
     Raises:
-        StructureError: when asked, a group that no norm scales.
+        StructureError: when asked, a group with a unit that no norm scales.
     """
 
     whole: ClassVar[bool] = True
@@ -39,8 +41,15 @@ class NormScale:
                 f"{part.members[0]}: no norm scales these units, so their scales cannot rank them; leave the group out "
                 "with Select(exclude=...) or take another criterion"
             )
-        each = [p.pool({m: now.weights[m].abs() for m in p.members}, "mean") for p in pieces]
-        return torch.stack(each).mean(0)
+        sums = torch.stack([p.pool({m: now.weights[m].abs() for m in p.members}) for p in pieces])
+        entries = torch.stack([p.cost for p in pieces]).to(sums)
+        norms = (entries > 0).sum(0)
+        if not bool(norms.all()):
+            raise StructureError(
+                f"{part.members[0]}: {int((norms == 0).sum())} of {part.n_units} units have no norm that scales them, "
+                "so scales cannot rank the group; leave it out with Select(exclude=...) or take another criterion"
+            )
+        return (sums / entries.clamp(min=1)).sum(0) / norms
 
 
 def _is_scale(name: str, now: Now) -> bool:
@@ -52,7 +61,7 @@ class GeometricMedian:
     """``sum_j ||w_i - w_j||`` over the units of a group, summed over its slices (FPGM).
 
     A unit near the geometric median of its group is what the others can replace best, so it goes first. Slices of one
-    dimension (norms, biases) do not count.
+    dimension (norms, biases) do not count, nor do slices that hold one unit alone (blocks).
     """
 
     whole: ClassVar[bool] = True
@@ -70,7 +79,8 @@ class GeometricMedian:
                 total = distances if total is None else total + distances
         if total is None:
             raise StructureError(
-                f"{part.members[0]}: the geometric median needs weights of two dimensions or more; this group has none"
+                f"{part.members[0]}: the geometric median needs weights of two dimensions or more that hold several "
+                "units; this group has none. Take another criterion"
             )
         return total
 
@@ -89,6 +99,8 @@ def _rows(piece: Partition, now: Now) -> list[Tensor]:
     flat = weight.movedim(sites[0].dim, 0).flatten(1)[labels >= 0]
     owners = labels[labels >= 0]
     counts = torch.bincount(owners, minlength=piece.n_units)
+    if int((counts > 0).sum()) < 2:
+        return []
     if bool((counts == counts[0]).all()):
         return [flat[torch.argsort(owners, stable=True)].reshape(piece.n_units, -1)]
     means = torch.zeros(piece.n_units, flat.shape[1], dtype=flat.dtype, device=flat.device).index_add(0, owners, flat)

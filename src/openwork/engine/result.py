@@ -141,6 +141,8 @@ def conclude(
 def check_promise(recipe: Recipe, parts: Mapping[str, Partition], units: Mapping[str, Tensor]) -> None:
     """The kept unit count must be what the density promises, up to one unit of rounding per region or floor.
 
+    Of coupled units, which are few, a selection that removes nothing is no result.
+
     Raises:
         DensityMissed: it is not.
     """
@@ -167,6 +169,11 @@ def check_promise(recipe: Recipe, parts: Mapping[str, Partition], units: Mapping
         raise DensityMissed(
             f"{recipe.name}: density {recipe.density:g} was asked, but multiple= and at_least= of {recipe.structure} "
             f"keep all {total} units; take smaller ones or another density"
+        )
+    if kept == total and recipe.density < 1 and any(isinstance(part, Coupled) for part in parts.values()):
+        raise DensityMissed(
+            f"{recipe.name}: density {recipe.density:g} was asked, but counts round up in each of {len(parts)} groups "
+            f"of units and all {total} units stay; take a smaller density, finer units or scope='global'"
         )
 
 

@@ -16,7 +16,7 @@ from openwork.relax import SoftmaxAttention
 from openwork.rules.topk import TopK
 from openwork.schedules import Phases, Stretch
 from openwork.schedules.phases import Kind
-from openwork.structure import Block
+from openwork.structure import Block, Coupling, Depth
 
 _CYCLE: tuple[Kind, ...] = ("soften", "sparse", "dense")
 IMAGENET = (
@@ -39,7 +39,7 @@ def sequential_attention_pp(
     structure: Structure = Block(8, 8),
     where: Select = Select(),
     steps: int = 1000,
-    min_blocks: int = 100,
+    min_blocks: int | None = None,
     schedule: Literal["imagenet", "criteo"] | tuple[Stretch, ...] = "imagenet",
     exponent: float = 4.0,
     every: int = 1,
@@ -55,10 +55,12 @@ def sequential_attention_pp(
 
     Args:
         density: kept share of the blocks of every pruned layer (k = floor(density T)); default 0.1.
-        structure: blocks; any structure without regions works.
+        structure: blocks; any structure without regions works. Coupled units (channels, heads, ...) are scaled where
+            they are read.
         where: which parameters.
         steps: optimiser steps of the whole training.
-        min_blocks: layers with fewer blocks stay dense, unless ``where`` sets its own ``min_units``.
+        min_blocks: layers with fewer blocks stay dense, unless ``where`` sets its own ``min_units``. None is 100 as in
+            the paper, and 1 for coupled units, of which a layer has few.
         schedule: phase table of the paper's ImageNet or Criteo runs, or stretches of your own.
         exponent: c.
         every: steps between updates inside a soften phase.
@@ -94,6 +96,8 @@ def sequential_attention_pp(
     stretches = tables[schedule] if isinstance(schedule, str) else tuple(schedule)
     if not sparsification:
         stretches = tuple(half for s in stretches for half in _without(s))
+    if min_blocks is None:
+        min_blocks = 1 if isinstance(structure, Coupling | Depth) else 100
     if where.min_units == 1:
         where = replace(where, min_units=min_blocks)
     rule = TopK(Learned(), Uniform("floor", at_least=1), nested=True)

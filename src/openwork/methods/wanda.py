@@ -32,7 +32,8 @@ def wanda(
 
     Differences:
         None for rows and N:M. Every row keeps exactly in - floor((1 - density) in) weights; ties go to the lower
-        index. Blocks, and single weights compared over the tensor, are additions.
+        index. Blocks, single weights compared over the tensor, and coupled units, weighed where they are read, are
+        additions.
 
     Cost:
         One forward pass over the calibration data and one selection per layer.

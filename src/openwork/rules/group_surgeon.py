@@ -106,11 +106,18 @@ def readers_of(now: Now, grams: Mapping[str, Grams]) -> dict[str, Reader]:
     """Every weight that reads units of some partition; ``grams`` tell stacked experts from convolutions.
 
     Raises:
-        RecipeError: units that are not whole input columns, or a weight that is neither linear nor a convolution.
+        RecipeError: units that nothing reads or that are not whole input columns, or a weight that is neither linear
+            nor a convolution.
     """
     found: dict[str, Reader] = {}
     for part_name, part in now.parts.items():
-        for name, dim, labels in _sites(part_name, part):
+        sites = _sites(part_name, part)
+        if not sites:
+            raise RecipeError(
+                f"{part_name}: no layer reads these units as its inputs, so GroupSurgeon has nothing to weigh and to "
+                "refit; take magnitude, taylor or group_importance for experts, blocks and tokens"
+            )
+        for name, dim, labels in sites:
             view = _view(name, tuple(now.weights[name].shape), dim, grams.get(name))
             columns = view.open(labels.to(now.weights[name].device)).reshape(-1, view.folded[2])
             if bool((columns != columns[:1]).any()):

@@ -55,7 +55,10 @@ class LayerSurgeon(Rule):
     def init(self, now: Now) -> Any:
         for name, part in now.parts.items():
             if not isinstance(part, Tiles):
-                raise RecipeError(f"{name}: LayerSurgeon works on tiles of one matrix, got {type(part).__name__}")
+                raise RecipeError(
+                    f"{name}: LayerSurgeon works on tiles of one matrix, got {type(part).__name__}; obspa is the same "
+                    "for coupled units"
+                )
 
     def update(self, now: Now, phase: Phase, state: Any) -> Update:
         grams: dict[str, Grams] = now[self.gram]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,8 +14,9 @@ from openwork.core.measuring import Measuring, weights_of
 from openwork.core.partition import Partition
 from openwork.core.stat import Stat
 from openwork.errors import DataError, MissingStatistic, RecipeError
-from openwork.stats.inputs import check_batches, refuse_unseen, watch
+from openwork.stats.inputs import check_batches, is_stack, refuse_unseen, watch
 from openwork.stats.products import Product
+from openwork.structure.coupled import Coupled
 
 Ratio = Literal["out_over_in", "in_over_out"]
 
@@ -40,16 +41,19 @@ def making(parts: Mapping[str, Partition]) -> dict[str, Partition]:
 
 @dataclass(frozen=True)
 class DeviationRatios(Stat):
-    """Parameter name -> ``[out]`` float64: the mean over positions of ``sigma_out / sigma_in`` (or its inverse).
+    """Parameter name -> float64: the mean over positions of ``sigma_out / sigma_in`` (or its inverse).
 
-    ``sigma_out`` is the standard deviation of one output at one position over the batch, ``sigma_in`` that of the
-    inputs under it, over the batch and the entries of the patch; both are population deviations, in eval mode, before
-    the norm that follows. Positions whose inputs (for the inverse: outputs) do not vary are left out of the mean. A
-    value of ``batches`` above 1 averages over so many batches.
+    There is one value per output, shaped so that it multiplies the weight: ``[out, 1, ...]``, or ``[1, out]`` of
+    weights that are held as ``(in, out)``. Tables that are only looked up are left out where other layers make the same
+    units. Of stacked experts ``[E, ...]`` the tokens that meet an expert are its batch; one that meets fewer than two
+    has 0. ``sigma_out`` is the standard deviation of one output at one position over the batch, ``sigma_in`` that of
+    the inputs under it, over the batch and the entries of the patch; both are population deviations, in eval mode,
+    before the norm that follows. Positions whose inputs (for the inverse: outputs) do not vary are left out of the
+    mean. A value of ``batches`` above 1 averages over so many batches.
 
     Raises:
         DataError: a batch of one sample, or a layer none of whose inputs vary.
-        MissingStatistic: a weight that is neither a linear layer's nor a convolution's.
+        MissingStatistic: a weight that is neither a linear layer's nor a convolution's nor a stack of experts.
     """
 
     batches: int = 1
@@ -65,25 +69,43 @@ class DeviationRatios(Stat):
         weights = weights_of(ctx)
         total: dict[str, Tensor] = {}
         times: dict[str, Tensor] = {}
+        lookups: set[str] = set()
 
         def see(product: Product) -> None:
-            name = product.name
-            found = self._of(product, weights[name])
-            total[name] = total[name] + found if name in total else found
-            times[name] = times.get(name, found.new_zeros(1)) + 1
+            name, weight = product.name, weights[product.name]
+            stack = is_stack(product, weight)
+            found = self._of(product, weight[product.index] if stack else weight, stack)
+            if found is None:
+                return
+            shape = [1] * (weight.ndim - stack)
+            shape[-1 if product.transposed else 0] = -1
+            found = found.view(shape)
+            if name not in total:
+                lead = (len(weight),) if stack else ()
+                total[name] = found.new_zeros(*lead, *found.shape)
+                times[name] = found.new_zeros(*lead, *(1 for _ in shape))
+            at: Any = product.index if stack else ...
+            total[name][at] += found
+            times[name][at] += 1
 
-        watch(ctx, self.batches, see)
-        refuse_unseen(ctx, set(total))
+        coupled = any(isinstance(p, Coupled) for p in ctx.parts.values())
+        watch(ctx, self.batches, see, lookups if coupled else None)
+        refuse_unseen(ctx, set(total), lookups)
         summed(t for n in sorted(total) for t in (total[n], times[n]))
-        return {n: total[n] / times[n] for n in weights}
+        return {n: total[n] / times[n].clamp(min=1) for n in weights if n in total}
 
-    def _of(self, product: Product, weight: Tensor) -> Tensor:
+    def _of(self, product: Product, weight: Tensor, stack: bool) -> Tensor | None:
+        """``[out]``; None for an expert that met too few tokens to say."""
         x = product.x.double()
+        if stack and len(x) < 2:
+            return None
         if len(x) < 2 or x.ndim < 2:
             raise DataError(f"{product.name}: a batch of one sample has no deviation; pass batches of two or more")
         deviations = _of_linear if product.conv is None else _of_convolution
         inputs, outputs = deviations(product, x, weight.double())  # [1 or out, positions], [out, positions]
         if not bool((inputs > 0).any()):
+            if stack:
+                return None
             raise DataError(f"{product.name}: none of its inputs vary over the batch; pass a larger or another batch")
         inputs = inputs.expand_as(outputs)
         above, below = (outputs, inputs) if self.ratio == "out_over_in" else (inputs, outputs)
@@ -93,11 +115,6 @@ class DeviationRatios(Stat):
 
 
 def _of_linear(product: Product, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    if weight.ndim != 2:
-        raise MissingStatistic(
-            f"{product.name}: deviations are known for linear and convolution layers; leave it out with "
-            f"Select(exclude=({product.name!r},))"
-        )
     x = x.reshape(len(x), -1, x.shape[-1])  # [n, positions, in]
     outputs = (x @ (weight if product.transposed else weight.T)).std(0, correction=0).T
     return x.permute(1, 0, 2).flatten(1).std(1, correction=0)[None], outputs

@@ -59,5 +59,9 @@ class SynapticFlow(Stat):
         batch = ctx.feed.next()
         x = batch[0] if isinstance(batch, tuple | list) else batch
         if not isinstance(x, Tensor) or not x.is_floating_point():
-            raise MissingStatistic("SynapticFlow needs real-valued inputs; pass input_shape=")
+            found = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
+            raise MissingStatistic(
+                f"SynapticFlow sends ones through the network, so it needs real-valued inputs, got {found}; pass "
+                "input_shape= if the model takes a real-valued tensor, and for token ids take magnitude, snip or taylor"
+            )
         return tuple(x.shape[1:])

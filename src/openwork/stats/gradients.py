@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from openwork.core.batches import Loss, logits_of, loss_on
 from openwork.core.distributed import averaged
@@ -87,7 +88,8 @@ class GradientFlow(Stat):
     """``(g, H g)`` for GraSP: the gradient and its product with the Hessian, by double backward.
 
     The loss sees ``logits / temperature``. Each batch is cut in two halves, as in the paper's code; both passes see
-    the same samples. Dropout is off (``eval`` mode) unless ``mode`` says otherwise.
+    the same samples. Dropout is off (``eval`` mode) unless ``mode`` says otherwise. Attention runs in plain operations,
+    since fused kernels have no second derivative.
     """
 
     needs_loss: ClassVar[bool] = True
@@ -104,7 +106,10 @@ class GradientFlow(Stat):
     def measure(self, ctx: Measuring) -> Callable[[Mapping[str, Tensor]], tuple[dict[str, Tensor], dict[str, Tensor]]]:
         seen = [half for _ in range(self.batches) for half in _halves(ctx.feed.next(f"{self.batches} scoring batches"))]
         if ctx.loss is None:
-            raise MissingStatistic("GradientFlow scales logits, so it needs loss=, for instance F.cross_entropy")
+            raise MissingStatistic(
+                "GradientFlow scales logits, so it needs loss=, for instance F.cross_entropy; of batches that are "
+                "mappings it is called as loss(logits, batch)"
+            )
         user_loss = ctx.loss
 
         def cooled(output: Any, target: Any) -> Tensor:
@@ -113,7 +118,7 @@ class GradientFlow(Stat):
         def flow(masks: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
             leaves = masked(weights_of(ctx), masks)
             loss_fn: Loss = cooled
-            with ctx.calling(self.mode) as call, seeded(ctx.seed):
+            with ctx.calling(self.mode) as call, seeded(ctx.seed), sdpa_kernel(SDPBackend.MATH):
 
                 def run(i: int, batch: Any) -> Tensor:
                     return loss_on(lambda *a, **k: call(leaves, *a, **k), batch, loss_fn, step=i)

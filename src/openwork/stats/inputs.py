@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -12,10 +12,12 @@ from torch import Tensor
 from openwork.core.batches import forward
 from openwork.core.distributed import summed
 from openwork.core.measuring import Measuring, weights_of
+from openwork.core.partition import Partition
 from openwork.core.shards import piece_like, reshard
 from openwork.core.stat import Stat
 from openwork.errors import MissingStatistic, RecipeError
 from openwork.stats.products import Product, Products, unfolded
+from openwork.structure.coupled import Coupled
 
 
 def check_batches(owner: str, batches: int | None) -> None:
@@ -24,29 +26,61 @@ def check_batches(owner: str, batches: int | None) -> None:
         raise RecipeError(f"{owner}: batches must be at least 1, got {batches}")
 
 
-def watch(ctx: Measuring, batches: int | None, see: Callable[[Product], None]) -> None:
-    """Run the model in eval mode without gradients and show every product with a member to ``see``."""
+def watch(ctx: Measuring, batches: int | None, see: Callable[[Product], None], lookups: set[str] | None = None) -> None:
+    """Run the model in eval mode without gradients and show every product with a member to ``see``.
+
+    Members that an Embedding looks up are refused, or added to ``lookups``.
+    """
     weights = weights_of(ctx)
     what = "calibration batches" if batches is None else f"{batches} calibration batches"
     with torch.no_grad(), ctx.calling("eval") as call:
         for batch in ctx.feed.sweep(batches, what):
-            with Products(weights, ctx.parts.values(), see, ctx.model if ctx.sharded else None):
+            with Products(weights, ctx.parts.values(), see, ctx.model if ctx.sharded else None, lookups):
                 forward(lambda *a, **k: call({}, *a, **k), batch)
     reshard(ctx.model)
 
 
-def refuse_unseen(ctx: Measuring, seen: set[str]) -> None:
-    """Every member must have met an input.
+def refuse_unseen(ctx: Measuring, seen: set[str], lookups: set[str] | None = None) -> None:
+    """Every member must have met an input; of those that an Embedding looked up, one of each partition.
 
     Raises:
         MissingStatistic: one has not.
     """
-    missing = set(ctx.members) - seen
+    missing = set(ctx.members) - seen - (lookups or set())
     if missing:
         raise MissingStatistic(
             f"{sorted(missing)[0]}: its inputs were never seen ({len(missing)} tensors); it is not the weight of a "
             "layer that the forward pass calls, leave it out with Select(exclude=...)"
         )
+    for name, part in ctx.parts.items():
+        if seen.isdisjoint(part.members):
+            raise MissingStatistic(
+                f"{name}: its units are looked up in a table and nothing multiplies with them, so no inputs weigh "
+                "them; take a criterion that needs none (magnitude, taylor, group_importance), or leave them out with "
+                f"Select(exclude=({part.members[0]!r},))"
+            )
+
+
+def weighing(parts: Mapping[str, Partition]) -> dict[str, Partition]:
+    """The same partitions, of coupled units only the matrices that read them; all their matrices when none does.
+
+    Raises:
+        MissingStatistic: units without a matrix.
+    """
+    found: dict[str, Partition] = {}
+    for name, part in parts.items():
+        found[name] = part
+        if isinstance(part, Coupled):
+            shapes = dict(part.shapes)
+            seen = part.reading
+            matrices = [m for m in seen.members if len(shapes[m]) > 1]
+            if not matrices:
+                raise MissingStatistic(
+                    f"{name}: no matrix reads or makes these units, so no inputs weigh them; leave them out with "
+                    f"Select(exclude=({part.members[0]!r},))"
+                )
+            found[name] = seen.only(matrices)
+    return found
 
 
 @dataclass(frozen=True)
@@ -56,6 +90,7 @@ class InputSquares(Stat):
     The value maps parameter names to float32 tensors of the weight's shape (constant along the outputs; do not write
     into them), counted in eval mode over ``batches`` batches, or over every batch of the data once (None). Linear
     layers, Conv1D, convolutions and fused experts are known; others are refused. Of a sharded weight it is the piece.
+    Of coupled units only the ``weighing`` matrices are measured, without tables that are only looked up.
     """
 
     sharded: ClassVar[bool] = True
@@ -65,31 +100,27 @@ class InputSquares(Stat):
         check_batches("InputSquares", self.batches)
 
     def measure(self, ctx: Measuring) -> dict[str, Tensor]:
+        coupled = any(isinstance(p, Coupled) for p in ctx.parts.values())
+        ctx = replace(ctx, parts=weighing(ctx.parts))
         params = {n: ctx.model.get_parameter(n) for n in ctx.members}
         total: dict[str, Tensor] = {}
+        lookups: set[str] | None = set() if coupled else None
 
         def see(product: Product) -> None:
             shape = params[product.name].shape
             squares = _squares(product, shape)
+            if product.conv is None:
+                squares = squares.reshape((-1, 1) if product.transposed else (1, -1))
             if len(shape) == 3 and product.conv is None:  # experts: one row of sums each
-                total.setdefault(product.name, squares.new_zeros(shape[0], 1, squares.numel()))
-                total[product.name][product.index, 0] += squares
-            elif product.conv is not None:
-                total[product.name] = total[product.name] + squares if product.name in total else squares
+                total.setdefault(product.name, squares.new_zeros(shape[0], *squares.shape))
+                total[product.name][product.index] += squares
             else:
-                squares = squares.reshape((1, -1) if _lies_along_inputs(ctx, product.name) else (-1, 1))
                 total[product.name] = total[product.name] + squares if product.name in total else squares
 
-        watch(ctx, self.batches, see)
-        refuse_unseen(ctx, set(total))
+        watch(ctx, self.batches, see, lookups)
+        refuse_unseen(ctx, set(total), lookups)
         summed(total[n] for n in sorted(total))
-        return {n: piece_like(p, total[n].expand(p.shape)) for n, p in params.items()}
-
-
-def _lies_along_inputs(ctx: Measuring, name: str) -> bool:
-    """True for ``(out, in)``, False for the transposed layout of Conv1D."""
-    view = next((getattr(part, "view", None) for part in ctx.parts.values() if name in part.members), None)
-    return view is None or view.order != (1, 0)
+        return {n: piece_like(params[n], total[n].expand(params[n].shape)) for n in params if n in total}
 
 
 def _squares(product: Product, shape: Sequence[int]) -> Tensor:

@@ -1,8 +1,8 @@
 """Every product of a forward pass that a weight takes part in, whoever computes it.
 
 A layer's hook sees only layers; fused experts and functions of one's own multiply slices of a parameter. So the
-functions are watched instead: ``linear``, ``addmm``, ``mm``, ``matmul``, ``bmm`` and the convolutions, whenever one of
-their arguments is a watched parameter or a matrix of one.
+functions are watched instead: ``linear``, ``addmm``, ``mm``, ``matmul``, ``bmm``, ``grouped_mm`` and the convolutions,
+whenever one of their arguments is a watched parameter or a matrix of one.
 """
 
 from __future__ import annotations
@@ -28,13 +28,15 @@ _REFUSED = {
     F.conv_transpose3d: "ConvTranspose3d",
 }
 _MATMULS = (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm, torch.bmm, Tensor.bmm)
+_GROUPED = tuple(f for f in (getattr(F, "grouped_mm", None), getattr(torch, "_grouped_mm", None)) if f is not None)
 
 
 @dataclass(frozen=True)
 class Product:
     """One product: ``x`` meets matrix number ``index`` of parameter ``name``; ``conv`` holds a convolution's options.
 
-    Without ``conv``, ``x`` is ``[..., in]`` and the matrix ``[out, in]``, or ``[in, out]`` when it is ``transposed``.
+    Without ``conv``, ``x`` is ``[..., in]`` and the matrix, as the parameter holds it, ``[out, in]``, or ``[in, out]``
+    when it is ``transposed``.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Products(TorchFunctionMode):
     """Inside ``with Products(weights, parts, see):`` every product with one of the weights is shown to ``see``.
 
     ``gathered``, the model, is for sharded weights: what multiplies is then what FSDP has gathered by that time.
+    Tables that an Embedding looks up have no inputs; they are refused, or noted in ``lookups`` where that is given.
     """
 
     def __init__(
@@ -60,9 +63,11 @@ class Products(TorchFunctionMode):
         parts: Iterable[Partition],
         see: See,
         gathered: nn.Module | None = None,
+        lookups: set[str] | None = None,
     ):
         super().__init__()
         self._gathered = gathered
+        self._lookups = lookups
         self._see = see
         self._views = {member: getattr(part, "view", None) for part in parts for member in part.members}
         self._at: dict[int, list[str]] = {}
@@ -80,27 +85,32 @@ class Products(TorchFunctionMode):
             self._rows(*_named(args[1:], kwargs, "mat1", "mat2"), transposed=True)
         elif func in _MATMULS:
             self._rows(*_named(args, kwargs, "input", "other"), transposed=True)
+        elif func in _GROUPED:
+            self._sorted_rows(args[0], args[1], args[2] if len(args) > 2 else kwargs.get("offs"))
         elif func in _CONVS:
             self._conv(func, args, kwargs)
         elif func in _REFUSED:
             found = self._find(_named(args, kwargs, "input", "weight")[1])
-            if found is not None:
+            if found is not None and func is F.embedding and self._lookups is not None:
+                self._lookups.add(found[0])
+            elif found is not None:
                 raise MissingStatistic(
                     f"{_REFUSED[func]}: input norms are known for linear and convolution layers only; "
-                    f"leave it out with Select(exclude=({found[0]!r},))"
+                    f"leave it out with Select(exclude=({found[0]!r},)), or take a method that asks for no inputs "
+                    "(magnitude, taylor)"
                 )
         return func(*args, **kwargs)
 
-    def _find(self, weight: Any) -> tuple[str, int | None] | None:
-        """(name, matrix number) of the watched parameter that a tensor is, or is a matrix of; None: another tensor."""
+    def _find(self, weight: Any) -> tuple[str, int | None, Tensor] | None:
+        """(name, matrix number, parameter) of what a tensor is, or is a matrix of; None: another tensor."""
         if not isinstance(weight, Tensor) or weight.is_meta or weight.device.type == "meta":
             return None
         for name, base in self._bases(weight.untyped_storage().data_ptr()):
             offset = weight.storage_offset() - base.storage_offset()
             if weight.numel() == base.numel() and offset == 0:
-                return name, None
+                return name, None, base
             if base.ndim == 3 and weight.numel() == base[0].numel() and 0 <= offset < base.numel():
-                return name, offset // base[0].numel()
+                return name, offset // base[0].numel(), base
         return None
 
     def _bases(self, at: int) -> Iterator[tuple[str, Tensor]]:
@@ -117,9 +127,10 @@ class Products(TorchFunctionMode):
         found = self._find(weight)
         if found is None:
             return
-        name, index = found
+        name, index, base = found
         x = x.detach()
         inputs = weight.shape[-2] if transposed else weight.shape[-1]
+        turned = transposed == _as_stored(weight, base)
         wanted = self._inputs(name)
         if wanted is not None and (inputs != wanted or (weight.ndim == 3 and not transposed)):
             raise MissingStatistic(
@@ -128,9 +139,20 @@ class Products(TorchFunctionMode):
             )
         if index is None and weight.ndim == 3:
             for number in range(weight.shape[0]):
-                self._see(Product(name, number, x[number] if x.ndim == 3 else x, transposed=transposed))
+                self._see(Product(name, number, x[number] if x.ndim == 3 else x, transposed=turned))
         else:
-            self._see(Product(name, index or 0, x, transposed=transposed))
+            self._see(Product(name, index or 0, x, transposed=turned))
+
+    def _sorted_rows(self, x: Tensor, weight: Tensor, offs: Tensor | None) -> None:
+        """Rows in the order of their experts, ``offs`` [E] where each one's end: ``[S, in]`` times ``[E, in, out]``."""
+        found = self._find(weight)
+        if found is None or offs is None or x.ndim != 2 or weight.ndim != 3:
+            return
+        ends = offs.tolist()
+        for number, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
+            if end > start:
+                rows = x.detach()[start:end]
+                self._see(Product(found[0], number, rows, transposed=_as_stored(weight, found[2])))
 
     def _inputs(self, name: str) -> int | None:
         view = self._views.get(name)
@@ -150,6 +172,12 @@ class Products(TorchFunctionMode):
         if found is not None:
             options = {key: given[key] for key in names[3:]}
             self._see(Product(found[0], 0, given["input"].detach(), options, func))
+
+
+def _as_stored(weight: Tensor, base: Tensor) -> bool:
+    """Whether a matrix lies as the parameter holds it, and not transposed."""
+    there, here = (base.shape[-2:], base.stride()[-2:]), (weight.shape[-2:], weight.stride()[-2:])
+    return here == there or here != (there[0][::-1], there[1][::-1])
 
 
 def _named(args: tuple[Any, ...], kwargs: Mapping[str, Any], first: str, second: str) -> tuple[Any, Any]:

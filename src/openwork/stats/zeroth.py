@@ -16,11 +16,11 @@ from openwork.errors import RecipeError
 
 @dataclass(frozen=True)
 class ZerothNorms(Stat):
-    """Tensor -> sum over batches of |L(W + eps z) - L(W - eps z)| / (2 eps) with z ~ N(0, I): its gradient norm.
+    """Partition -> sum over batches of |L(W + eps z) - L(W - eps z)| / (2 eps) with z ~ N(0, I): its gradient norm.
 
-    E|g^T z| = sqrt(2 / pi) ||g||, so sums compare as norms do. One noise per batch and tensor, in eval mode and without
-    gradients: the memory of inference and 2 forward passes per tensor and batch. The model is called with moved copies,
-    so its weights are never written.
+    E|g^T z| = sqrt(2 / pi) ||g||, so sums compare as norms do. One noise per batch and partition (a tensor, or all
+    slices of a group of coupled units), in eval mode and without gradients: the memory of inference and 2 forward
+    passes per partition and batch. The model is called with moved copies, so its weights are never written.
     """
 
     batches: int | None = 8
@@ -40,14 +40,17 @@ class ZerothNorms(Stat):
         with torch.no_grad(), ctx.calling("eval") as call:
             for step, batch in enumerate(ctx.feed.sweep(self.batches, "zeroth-order norms")):
                 slopes.append([])
-                for name, weight in weights.items():
-                    noise = torch.randn(weight.shape, generator=rng).to(weight.device) * self.eps
+                for part in ctx.parts.values():
+                    noise = {}
+                    for name, outside in part.spread(torch.zeros(part.n_units)).items():
+                        drawn = torch.randn(outside.shape, generator=rng) * (outside == 0)
+                        noise[name] = drawn.to(weights[name].device) * self.eps
                     ends = []
                     for sign in (1, -1):
-                        moved = {name: (weight.float() + sign * noise).to(weight.dtype)}
+                        moved = {n: (weights[n].float() + sign * z).to(weights[n].dtype) for n, z in noise.items()}
                         at = lambda *a, _m=moved, **k: call(_m, *a, **k)  # noqa: E731
                         ends.append(float(loss_on(at, batch, ctx.loss, step).double()))
                     slopes[-1].append((ends[0] - ends[1]) / (2 * self.eps))
         found = torch.tensor(slopes, dtype=torch.float64)
         averaged([found])  # of the whole batch, before its sign goes
-        return dict(zip(weights, found.abs().sum(0).tolist(), strict=True))
+        return dict(zip(ctx.parts, found.abs().sum(0).tolist(), strict=True))

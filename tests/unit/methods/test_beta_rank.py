@@ -148,19 +148,7 @@ def test_bad_input_is_refused():
         beta_rank(0.5, batches=0)
 
 
-def test_stacked_weights_and_units_that_no_layer_makes_are_refused():
-    class Experts(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.up, self.down = nn.Parameter(torch.randn(2, 4, 6)), nn.Parameter(torch.randn(2, 6, 3))
-
-        def forward(self, x):
-            return torch.relu(x @ self.up) @ self.down
-
-    x = torch.randn(2, 5, 4)
-    with pytest.raises(MissingStatistic, match=r"up: deviations are known for linear and convolution layers"):
-        ow.prune(Experts(), beta_rank(0.5, ow.channels(example=x)), data=[x])
-
+def test_units_that_no_layer_makes_are_refused():
     model = Net().eval()
     parts, _ = partition(model, ow.channels(example=torch.randn(2, 2, 6, 6)), ow.Select())
     with pytest.raises(MissingStatistic, match=r"a.weight: no layer makes these units"):
