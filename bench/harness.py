@@ -2,9 +2,9 @@
 
 python bench/harness.py [--quick]
 
-Overhead: the same job alone and as a cell of a comparison, in turn, so that other programs hit both alike. Kills: the
-parent gets SIGKILL at random moments and is started again with --resume; every finished record must stay as it was, and
-the end must be that of a run without a disturbance.
+Overhead: what a cell of a comparison takes beside the job inside it, and what a worker takes before its first. Kills:
+the parent gets SIGKILL at random moments and is started again with --resume; every finished record must stay as it was,
+and the end must be that of a run without a disturbance.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ import yaml
 from common import write
 
 from openwork.data import load_data
+from openwork.lab import worker
 from openwork.lab.cells import cells_of, facts_of
 from openwork.lab.compare import compare
 from openwork.lab.runner import Runner
 from openwork.lab.suite_file import read_suite
 from openwork.lab.summary import without_times
-from openwork.lab.worker import Task, execute
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -52,6 +52,14 @@ def grid(methods: int, densities: int, seeds: int, epochs: float, at: str = "pre
     }
 
 
+def leaderboard(epochs: float) -> dict[str, Any]:
+    """The job of most methods on the digits in recipes/leaderboard.yaml, of which there are a hundred."""
+    suite = grid(1, 1, 1, epochs, "init")
+    suite["settings"]["digits"] |= {"model_options": {}}
+    suite["settings"]["digits"]["budget"] |= {"finetune_epochs": epochs * 1.5}  # all of the training, for `at: init`
+    return suite
+
+
 def processor() -> float:
     """Seconds of this process and of its children that have ended."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
@@ -67,20 +75,30 @@ def start() -> tuple[float, float]:
 
 
 def overhead(rounds: int, epochs: float) -> dict[str, list[float]]:
-    """Processor seconds of bare jobs, and of the same as cells of a comparison, in turn."""
-    data, found = load_data("digits"), {"bare": [], "cell": [], "start": [start()[0]]}
-    suite = read_suite(grid(1, 1, 1, epochs, "init"))
+    """Processor seconds of cells of a comparison: of the job inside, of what lies around it, of a worker's start."""
+    data, found = load_data("digits"), {"job": [], "around": [], "start": [start()[0]]}
+    suite = read_suite(leaderboard(epochs))
     cell = cells_of(suite, facts_of(suite))[0]
-    Runner(replace(cell.job, budget=replace(cell.job.budget, epochs=0.1)), data=data).run()  # whatever is done once
-    for i in range(rounds):
+    inside = []
+
+    class Timed(Runner):
+        def run(self, **options: Any) -> Any:
+            began = processor()
+            result = super().run(**options)
+            inside.append(processor() - began)
+            return result
+
+    worker.Runner = Timed  # type: ignore[misc]
+    for i in range(rounds + 1):
         once = replace(cell, job=replace(cell.job, seed=i))
-        began = processor()
-        Runner(once.job, data=data).run()
-        found["bare"].append(processor() - began)
         with tempfile.TemporaryDirectory() as folder:
             began = processor()
-            assert execute(Task(once, Path(folder)), data)["status"] == "done"
-            found["cell"].append(processor() - began)
+            record = worker.execute(worker.Task(once, Path(folder)), data)
+            assert record["status"] != "failed", record["error"]
+            whole = processor() - began
+        if i:  # the first one does whatever is done once
+            found["job"].append(inside[-1])
+            found["around"].append(whole - inside[-1])
     found["start"].append(start()[0])
     return found
 
@@ -115,7 +133,7 @@ def kills(count: int, size: tuple[int, int, int], epochs: float) -> dict[str, An
             while process.poll() is None and len(records()) <= len(files):  # every start gets at least one cell done
                 time.sleep(0.02)
             try:
-                process.wait(rng.uniform(0, 1.6) * took / (count + 1) if done < count else None)
+                process.wait(rng.uniform(0, 1.0) * took / (count + 1) if done < count else None)
                 break
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
@@ -134,15 +152,16 @@ def kills(count: int, size: tuple[int, int, int], epochs: float) -> dict[str, An
 
 def main(quick: bool) -> None:
     torch.set_num_threads(1)
-    found = overhead(2 if quick else 7, 1 if quick else 20)
+    found = overhead(2 if quick else 15, 1 if quick else 20)
     killed = kills(1 if quick else 20, (1, 2, 1) if quick else (5, 5, 4), 1 if quick else 4)
-    bare, begin = median(found["bare"]), median(found["start"])
-    more = median([c - b for b, c in zip(found["bare"], found["cell"], strict=True)]) + killed["parent"]
+    bare, around, begin = (median(found[k]) for k in ("job", "around", "start"))
+    more = around + killed["parent"]
     rows: list[dict[str, Any]] = [
         {"what": "processor seconds of a job", "value": bare},
         {"what": "the harness adds, seconds a job", "value": more},
         {"what": "and seconds a worker to start and to load its data, once", "value": begin},
         {"what": "so to 200 such jobs with one worker, share", "value": (200 * more + begin) / (200 * bare)},
+        {"what": "seconds of 200 jobs, each, that make it 2 %", "value": (more + begin / 200) / 0.02},
         {"what": "runs of the suite that was killed", "value": killed["runs"]},
         {"what": "kills", "value": killed["kills"]},
         {"what": "records lost or written twice", "value": killed["lost"]},
@@ -155,8 +174,8 @@ def main(quick: bool) -> None:
         rows,
         title="The harness of comparisons",
         command="python bench/harness.py",
-        note="Small runs on digits; processor time, the jobs alone and as cells in turn. The parent of the suite was "
-        "killed at random moments and started again with --resume.",
+        note="Small runs on digits; processor time. Long jobs leave a checkpoint every 20 s as well. The parent of "
+        "the suite was killed at random moments and started again with --resume.",
         columns={"what": "what", "found": "value:.4g"},
         seconds=found,
     )

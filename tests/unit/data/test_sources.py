@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import struct
+import subprocess
 import sys
 
 import numpy as np
@@ -180,7 +181,7 @@ def test_digits_split_depends_on_the_seed_only():
 @pytest.mark.parametrize(
     ("name", "module", "package"),
     [
-        ("digits", "sklearn.datasets", "scikit-learn"),
+        ("digits", "sklearn", "scikit-learn"),
         ("photopatch-27", "PIL", "pillow"),
         ("cifar10-jpeg", "PIL", "pillow"),
     ],
@@ -189,6 +190,19 @@ def test_a_missing_package_names_the_extra(monkeypatch, name, module, package):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(DataError, match=rf"{name} needs {package}; install it: pip install 'openwork\[data\]'"):
         load_data(name)
+
+
+def test_digits_are_those_that_scikit_learn_loads(monkeypatch):
+    module = sys.modules["openwork.data.digits"]
+    read = digits()
+    monkeypatch.setattr(module, "INSIDE", "moved/elsewhere.csv.gz")
+    assert digits().fingerprint() == read.fingerprint()
+
+
+def test_digits_do_not_import_scikit_learn():
+    code = "import sys; from openwork.data import load_data; load_data('digits'); print('sklearn' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"
 
 
 @pytest.fixture
