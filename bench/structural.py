@@ -197,7 +197,8 @@ def accuracy(args: argparse.Namespace, log: Log) -> Iterator[dict[str, Any]]:
                     )
                     found.setdefault((setting.title, share, who, name), []).append(value)
     for (title, share, who, name), values in found.items():
-        row = {"part": "accuracy", "setting": f"{title}, {100 - 100 * share:.0f} % removed", "by": who, "method": name}
+        named = f"{title}, {100 - 100 * share:.0f} % removed" + f", {args.seeds} seeds" * narrow(args)
+        row = {"part": "accuracy", "setting": named, "by": who, "method": name}
         failed = next((v for v in values if isinstance(v, str)), None)
         if failed is None:
             macs, pruned, tuned = (spread([v[i] for v in values]) for i in range(3))
@@ -314,9 +315,18 @@ def llama() -> tuple[nn.Module, Any]:
         return LlamaForCausalLM(config).eval(), {"input_ids": torch.zeros(1, 16, dtype=torch.long, device="meta")}
 
 
+def narrow(args: argparse.Namespace) -> bool:
+    """Whether only a few methods are compared, over more seeds perhaps; the rows of all of them are then kept."""
+    return bool(args.ours or args.peers)
+
+
 def seeds_of(rows: list[dict[str, Any]], part: str, data: str = "") -> int:
     """How many seeds the rows of a part, and of data, hold at most."""
-    mine = [r for r in rows if r["part"] == part and "accuracy" in r and r["setting"].startswith(data)]
+    mine = [
+        r
+        for r in rows
+        if r["part"] == part and "accuracy" in r and r["setting"].startswith(data) and "seeds" not in r["setting"]
+    ]
     return max((len(r["accuracy"]["values"]) for r in mine), default=0)
 
 
@@ -351,7 +361,10 @@ def main() -> None:
     rows += latency(args) if "latency" in args.only else []
     rows += graphs(args) if "graph" in args.only else []
     name = "structural_quick" if args.quick else "structural"
-    rows = [r for r in earlier(name) if r["part"] not in args.only] + rows
+    made = {r["setting"] for r in rows}
+    before = earlier(name)
+    kept = [r for r in before if r["part"] not in args.only or (narrow(args) and r["setting"] not in made)]
+    rows = kept + rows
     words = {"title": "Structural pruning: networks cut to a budget", "command": "python bench/structural.py"}
     note = "Times are process CPU times of one thread on a busy machine, in turn. "
     if any(r["part"] in ("accuracy", "spode") for r in rows):

@@ -67,7 +67,7 @@ def test_quick_bench(name, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "methods"), [("obspa", 9), ("beta_rank", 5), ("precrop", 4), ("masksparsity", 5)], ids=lambda v: str(v)
+    ("name", "methods"), [("obspa", 10), ("beta_rank", 5), ("precrop", 4), ("masksparsity", 5)], ids=lambda v: str(v)
 )
 def test_quick_structural_bench(name, methods, tmp_path):
     found = quick(name, tmp_path)
