@@ -30,6 +30,10 @@ class Borrowed:
     def needs(self) -> frozenset[Stat]:
         return self.criterion.needs | getattr(self.allocation, "needs", frozenset())
 
+    @property
+    def sharded(self) -> bool:
+        return all(getattr(p, "sharded", False) for p in (self.criterion, self.allocation))
+
     def __post_init__(self) -> None:
         if getattr(self.criterion, "needs_grads", False):
             raise RecipeError(

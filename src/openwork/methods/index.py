@@ -80,7 +80,7 @@ METHODS: tuple[Method, ...] = (
     Method("sparsegpt", "Layer-wise second order, survivors are corrected", "Frantar and Alistarh, ICML 2023", "prune",
            "data", ANY),
     Method("dsnot", "Swap weights until expected outputs match", "Zhang et al., ICLR 2024", "prune", "data",
-           "element, N:M"),
+           "element, N:M", BOTH),
     Method("ecoflap", "Layer shares from forward passes, then Wanda", "Sung et al., ICLR 2024", "prune", "data, loss",
            FREE),
     Method("icbs", "Re-decide blocks of weights by a quadratic model", "Rosenberg et al., 2024", "prune", "data, loss",

@@ -9,15 +9,20 @@ import torch
 from torch import Tensor
 
 from openwork.core.now import Now, Phase, Update
+from openwork.core.partition import Partition
 from openwork.core.protocols import Rule
+from openwork.core.shards import summed_over
 from openwork.core.stat import Stat
 from openwork.errors import RecipeError
 from openwork.stats import InputMoments
 from openwork.stats.inputs import Moments
+from openwork.structure.pieces import Piece
 from openwork.structure.tiles import Tiles
 
 FLOOR = 1e-8
 """Variances below this share of the largest one are raised to it: a dead input must not be divided by zero."""
+FINE = 2**20
+"""Row errors are added up in steps of 1 / FINE, so that the sum does not depend on who adds them."""
 
 
 @dataclass(frozen=True)
@@ -49,41 +54,57 @@ class MeanSwap(Rule):
             raise RecipeError(f"MeanSwap: unit must be 'sequence' or 'token', got {self.unit!r}")
 
     @property
+    def sharded(self) -> bool:  # type: ignore[override]
+        return self.host.sharded
+
+    @property
     def needs(self) -> frozenset[Stat]:  # type: ignore[override]
         return self.host.needs | {self.moments}
 
     def init(self, now: Now) -> Any:
         for name, part in now.parts.items():
-            if not isinstance(part, Tiles) or part.block != (1, 1) or part.flipped:
+            tiles = _tiles(part)
+            if tiles is None or tiles.block != (1, 1) or tiles.flipped:
                 raise RecipeError(f"{name}: MeanSwap exchanges single weights; use Element or N:M along the inputs")
         return self.host.init(now)
 
     def update(self, now: Now, phase: Phase, state: Any) -> Update:
         start = self.host.update(now, phase, state)
         units: dict[str, Tensor] = {}
-        swaps, rows, before, after = 0, 0, 0.0, 0.0
-        for name, part in now.parts.items():
-            assert isinstance(part, Tiles)
+        swaps: dict[str, int] = {}
+        rows: dict[str, int] = {}
+        before: dict[str, int] = {}
+        after: dict[str, int] = {}
+        for name, whole in now.parts.items():
+            part = _tiles(whole)
+            assert part is not None
             moments: Moments = now[self.moments][name]
             weight = part.view.open(now.weights[name])
             shape, groups = weight.shape, len(moments.tokens)
+            if part is not whole and groups > 1:
+                raise RecipeError(
+                    f"{name}: MeanSwap cannot tell which of its {groups} groups lie on this rank; prune before "
+                    f"fully_shard, or leave it out with Select(exclude=({name!r},))"
+                )
             weight = weight.reshape(groups, -1, shape[-1]).float()
             kept = part.view.open(part.spread(start.units[name])[name]).reshape(weight.shape)
             new = torch.empty_like(kept)
             run = part.quota[1] if part.quota is not None else None
             per = float(moments.tokens.sum()) / max(1, moments.samples) if self.unit == "sequence" else 1.0
+            swaps[name] = before[name] = after[name] = 0
+            rows[name] = part.cost.numel() // max(1, part.view.folded[2])
             for g in range(groups):
                 mean, variance = moments.mean[g].float() * per, moments.variance[g].float()
                 new[g], e0, e1 = self.swapped(
                     weight[g], kept[g], mean, variance, moments.squares[g].float().sqrt(), run
                 )
-                before, after = before + float(e0.abs().sum()), after + float(e1.abs().sum())
-                swaps += int((new[g] & ~kept[g]).sum())
+                before[name] += int((e0.abs().double() * FINE).round().sum())
+                after[name] += int((e1.abs().double() * FINE).round().sum())
+                swaps[name] += int((new[g] & ~kept[g]).sum())
             units[name] = part.pool({name: part.view.close(new.reshape(shape)).to(torch.uint8)}).bool()
-        rows = sum(
-            part.cost.numel() // max(1, part.view.folded[2]) for part in now.parts.values() if isinstance(part, Tiles)
-        )
-        log = {**start.log, "swaps": swaps, "row_error": [before / max(1, rows), after / max(1, rows)]}
+        told = [sum(summed_over(now.parts, found).values()) for found in (swaps, rows, before, after)]
+        errors = [total / FINE / max(1, told[1]) for total in told[2:]]
+        log = {**start.log, "swaps": told[0], "row_error": errors}
         return Update(units, {}, start.state, log=log)
 
     def swapped(
@@ -131,3 +152,9 @@ class MeanSwap(Rule):
             error = torch.where(active, moved, error)
             active &= error.abs() > self.threshold
         return alive, first, error
+
+
+def _tiles(part: Partition) -> Tiles | None:
+    """The tiling of this rank; None for other partitions."""
+    tiles = part.tiles if isinstance(part, Piece) else part
+    return tiles if isinstance(tiles, Tiles) else None

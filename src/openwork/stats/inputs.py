@@ -164,15 +164,19 @@ class Moments:
 
 @dataclass(frozen=True)
 class InputMoments(Stat):
-    """Parameter name -> ``Moments`` of the inputs, merged exactly over batches; one group per expert or conv group."""
+    """Parameter name -> ``Moments`` of the inputs, merged exactly over batches; one group per expert or conv group.
 
+    Of a sharded weight they are those of all its groups, on every rank.
+    """
+
+    sharded: ClassVar[bool] = True
     batches: int | None = None
 
     def __post_init__(self) -> None:
         check_batches("InputMoments", self.batches)
 
     def measure(self, ctx: Measuring) -> dict[str, Moments]:
-        weights = weights_of(ctx)
+        weights = {n: ctx.model.get_parameter(n) for n in ctx.members}
         sums: dict[str, list[Tensor]] = {}
         samples: dict[str, int] = {}
 

@@ -22,6 +22,7 @@ CASES = {
     "pattern": ("magnitude", {"structure": ow.NM(1, 2), "density": 0.5, "where": ow.Select(exclude=("0",))}),
     "global_mp": ("global_mp", {"minimum": 0.01}),
     "random": ("random", {}),
+    "random, shares of snip": ("random", {"scope": "snip", "batches": 2}),
     "snip": ("snip", {"batches": 2}),
     "snip in rounds": ("snip", {"rounds": 3, "absolute": True}),
     "taylor": ("taylor", {"batches": 2}),
@@ -29,6 +30,11 @@ CASES = {
     "wanda": ("wanda", {}),
     "wanda pattern": ("wanda", {"structure": ow.NM(1, 2), "density": 0.5, "where": ow.Select(exclude=("0",))}),
     "wanda over the tensor": ("wanda", {"structure": ow.Element(), "batches": 3}),
+    "dsnot": ("dsnot", {"threshold": 0.01}),
+    "dsnot pattern": (
+        "dsnot",
+        {"structure": ow.NM(1, 2), "density": 0.5, "where": ow.Select(exclude=("0",)), "threshold": 0.01},
+    ),
     "random_search": ("random_search", {"draws": 4, "batches": 2}),
     "random_search of all": (
         "random_search",

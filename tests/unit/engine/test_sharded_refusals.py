@@ -61,6 +61,19 @@ def test_methods_that_need_whole_weights(words):
     assert not optimizer._optimizer_step_post_hooks
 
 
+def test_swaps_in_groups_that_lie_anywhere():
+    model = sharded(nn.Sequential(nn.Conv2d(4, 8, 3, groups=2), nn.Flatten(), nn.Linear(8, 4)))
+    before = {n: p.full_tensor().clone() for n, p in model.named_parameters()}
+    message = (
+        "0.weight: MeanSwap cannot tell which of its 2 groups lie on this rank; prune before fully_shard, or leave"
+    )
+    with pytest.raises(RecipeError, match=message):
+        ow.prune(model, methods.dsnot(0.5), [torch.randn(4, 4, 3, 3)])
+    assert all(torch.equal(p.full_tensor(), before[n]) for n, p in model.named_parameters())
+    rest = ow.Select(exclude=("0.weight",))
+    assert ow.prune(model, methods.dsnot(0.5, where=rest), [torch.randn(4, 4, 3, 3)]).density == 0.5
+
+
 def test_the_index_says_what_is_held():
     claimed = {m.name for m in methods.METHODS if "FSDP2" in m.ranks}
     assert claimed == {method for method, _ in SHARDED.values()}
