@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from openwork.core.shards import counted, local
@@ -46,12 +47,14 @@ def densities(model: nn.Module, masks: Mapping[str, Tensor], written: bool = Tru
     """Count from the masks; with ``written``, check that the model really holds zeros wherever a mask says so.
 
     Raises:
-        VerificationFailed: a pruned entry is not zero in the model, or the masks are of another model.
+        VerificationFailed: a pruned entry is not zero in the model, or the masks are of another model or not bool.
     """
     params = dict(model.named_parameters())
     for name, mask in masks.items():
         if name not in params or params[name].shape != mask.shape:
             raise VerificationFailed(f"{name}: the model has no such parameter of shape {tuple(mask.shape)}")
+        if mask.dtype != torch.bool:
+            raise VerificationFailed(f"{name}: densities are counted from bool masks, got {mask.dtype}; take mask != 0")
         alive = counted(mask, local(params[name].detach())[~local(mask)] != 0) if written else 0
         if alive:
             raise VerificationFailed(f"{name}: {alive} entries that the mask prunes are not zero in the model")

@@ -56,5 +56,10 @@ def test_masks_of_another_model_are_refused():
     wrong = {"fc.weight": torch.ones(2, 2, dtype=torch.bool)}
     with pytest.raises(VerificationFailed, match=r"fc.weight: the model has no such parameter of shape \(2, 2\)"):
         densities(Tied(), wrong)
+    for mask in (torch.full((4, 4), 2), torch.rand(4, 4)):
+        with pytest.raises(
+            VerificationFailed, match=r"fc.weight: densities are counted from bool masks, got torch\.\w+;"
+        ):
+            densities(Tied(), {"fc.weight": mask}, written=False)
     with pytest.raises(VerificationFailed, match="x: the model has no such parameter"):
         densities(Tied(), {"x": wrong["fc.weight"]}, written=False)
