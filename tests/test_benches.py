@@ -50,6 +50,8 @@ def test_quick_formats(tmp_path):
     [
         "init_digits",
         "floor_digits",
+        "gradual_digits",
+        "shares_digits",
         "rounds_digits",
         "digits_oneshot",
         "digits_blocks",
