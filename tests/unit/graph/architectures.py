@@ -167,11 +167,6 @@ DIFFUSERS = {
 ZOO = {**(TRANSFORMERS if hf else {}), **(DIFFUSERS if df else {})}
 
 
-def multiple_of(name):
-    """Grouped products want rows of 16 bytes."""
-    return 4 if name == "Mixtral" else 1
-
-
 def build(name):
     torch.manual_seed(0)
     model, example = ZOO[name][0]()
