@@ -131,7 +131,7 @@ class Budget:
             under = filled(under, over, now.parts, self.of_units, wanted)
         best = min((f for f in (under, over) if f is not None), key=lambda f: abs(f[0] - wanted))
         if not fixed and abs(best[0] - wanted) > TOLERANCE * wanted and phase.share == recipe.density:
-            best = exchanged(best, now.parts, self.of_units, wanted)
+            best = exchanged(best, now.parts, self.of_units, wanted, TOLERANCE * wanted)
         return recipe.rule.settled(now, best[1], best[1].units) or best[1]
 
     def told(self, recipe: Recipe, units: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -149,7 +149,7 @@ class Budget:
     def refuse_missed(self, recipe: Recipe, units: Mapping[str, Tensor]) -> float:
         """The cost of the units, if it is within 1 % of the target; else DensityMissed."""
         reached = self.of_units(units)
-        if abs(reached - self.share * self.dense) > TOLERANCE * self.share * self.dense:
+        if abs(reached - self.share * self.dense) > (TOLERANCE + 1e-9) * self.share * self.dense:
             least = self.of_units({n: _fewest(u) for n, u in units.items()})
             amount = f" ({reached:,.6g} {self.unit}, {self.asked:,.6g} asked)" if self.share != self.asked else ""
             raise DensityMissed(

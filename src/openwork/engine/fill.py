@@ -14,6 +14,8 @@ from openwork.core.select import keep_top
 
 Choice = tuple[float, Update]
 Units = dict[str, Tensor]
+REACH = 64
+"""Blocks up and down that a last attempt tries, shared among the partitions."""
 
 
 def filled(
@@ -46,15 +48,33 @@ def filled(
 
 
 def exchanged(
-    choice: Choice, parts: Mapping[str, Partition], cost: Callable[[Mapping[str, Tensor]], float], wanted: float
+    choice: Choice,
+    parts: Mapping[str, Partition],
+    cost: Callable[[Mapping[str, Tensor]], float],
+    wanted: float,
+    close: float,
 ) -> Choice:
     """The choice, with one or two blocks of a partition exchanged for some of another, if that is nearer.
 
-    For models so small that single units are coarser than the tolerance: units of different cost combine.
-    Groups of the same cost need not be told apart, so at most sixteen partitions are tried.
+    For models so small that single units are coarser than the tolerance: units of different cost combine. Groups of the
+    same cost need not be told apart, so at most sixteen partitions are tried. Where there are few of them and that is
+    not ``close`` to the cost yet, more blocks change places.
     """
+    found = _exchanged(choice, parts, cost, wanted, 2)
+    few = len(parts) <= 8 and abs(found[0] - wanted) > close
+    return _exchanged(choice, parts, cost, wanted, REACH // len(parts)) if few else found
+
+
+def _exchanged(
+    choice: Choice,
+    parts: Mapping[str, Partition],
+    cost: Callable[[Mapping[str, Tensor]], float],
+    wanted: float,
+    reach: int,
+) -> Choice:
+    """The nearest choice that differs by up to ``reach`` blocks in one or two partitions."""
     best = choice
-    moves = [(name, step) for name in list(parts)[:16] for step in (-2, -1, 1, 2)]
+    moves = [(name, step) for name in list(parts)[:16] for step in range(-reach, reach + 1) if step]
     for first in moves:
         for second in [None, *(m for m in moves if m[0] > first[0])]:
             units = dict(choice[1].units)

@@ -26,6 +26,8 @@ from openwork.structure.coupled import Coupled
 KINDS = ("channels", "heads")
 UNITS = ("params", "macs", "bytes")
 TOLERANCE = 0.01
+WIDER = 64
+"""Steps that a last attempt tries at once, shared among the groups of a small model."""
 MENDS = 8
 LOOSE = {"float64": 1e-10, "float32": 1e-5, "float16": 1e-2}
 
@@ -123,7 +125,10 @@ def _checked(target: Mapping[str, float], kinds: tuple[str, ...], multiple: int,
     if unit not in UNITS:
         raise RecipeError(f"prune_onnx: unknown unit of a target {unit!r}; {did_you_mean(str(unit), UNITS)}")
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
-        raise RecipeError(f"prune_onnx: target must be the share of {unit} that stays, inside (0, 1), got {share!r}")
+        hint = f"; {share:g} % is {share / 100:g}" if isinstance(share, int | float) and 1 < share <= 100 else ""
+        raise RecipeError(
+            f"prune_onnx: target must be the share of {unit} that stays, inside (0, 1), got {share!r}{hint}"
+        )
     for kind in kinds:
         if kind not in KINDS:
             raise RecipeError(f"prune_onnx: unknown kind of units {kind!r}; {did_you_mean(kind, KINDS)}")
@@ -152,7 +157,9 @@ def _parts(
             continue
         parts.append(_coupled(group, graph, multiple, at_least))
     if not parts:
-        reasons = "; ".join(dict.fromkeys(row.reason for row in graph.frozen)) or "all groups are left out"
+        others = {f"{g.kind} are not asked for" for g in graph.groups if g.kind not in kinds}
+        left = ["all groups are left out or too small"] if chosen else sorted(others)
+        reasons = "; ".join(dict.fromkeys([*left, *(row.reason for row in graph.frozen)]))
         raise StructureError(f"{owner}: finds nothing to prune ({reasons})")
     return parts
 
@@ -190,10 +197,14 @@ class _Ranking:
             return n
         return min(n, max(count // step, 1, -(-least // step)) * step)
 
-    def near(self, counts: list[int]) -> Iterator[list[int]]:
-        """One step more or less in one group, or in two of them."""
-        steps = [(i, by) for i, part in enumerate(self.parts) for by in (part.multiple, -part.multiple)]
-        moves = [(a,) for a in steps] + [pair for pair in combinations(steps[:32], 2) if pair[0][0] != pair[1][0]]
+    def near(self, counts: list[int], reach: int) -> Iterator[list[int]]:
+        """Up to ``reach`` steps more or less in one group, or in two of them."""
+        steps = [
+            (i, by * part.multiple) for i, part in enumerate(self.parts) for k in range(1, reach + 1) for by in (k, -k)
+        ]
+        moves = [(a,) for a in steps] + [
+            pair for pair in combinations(steps[: 32 if reach == 1 else None], 2) if pair[0][0] != pair[1][0]
+        ]
         for move in moves:
             made = list(counts)
             for i, by in move:
@@ -208,7 +219,7 @@ class _Ranking:
 
 
 def _within(ranking: _Ranking, cost: Cost, unit: str, share: float) -> dict[str, Tensor]:
-    """Bisect how many units go, then mend the last step group by group."""
+    """Bisect how many units go, then mend the last step group by group, at last in wider steps of small models."""
     dense = cost(unit, {})
     wanted = share * dense
 
@@ -220,13 +231,15 @@ def _within(ranking: _Ranking, cost: Cost, unit: str, share: float) -> dict[str,
         middle = (low + high) // 2
         low, high = (middle, high) if costs(ranking.counts(middle)) > wanted else (low, middle)
     best = min((ranking.counts(gone) for gone in (low, high)), key=lambda c: abs(costs(c) - wanted))
-    for _ in range(MENDS):
-        if abs(costs(best) - wanted) <= TOLERANCE * wanted:
-            return ranking.alive(best)
-        better = min(ranking.near(best), key=lambda c: abs(costs(c) - wanted), default=best)
-        if abs(costs(better) - wanted) >= abs(costs(best) - wanted):
-            break
-        best = better
+    few = len(ranking.parts) <= 8
+    for reach in (1, WIDER // len(ranking.parts)) if few else (1,):
+        for _ in range(MENDS):
+            if abs(costs(best) - wanted) <= TOLERANCE * wanted:
+                return ranking.alive(best)
+            better = min(ranking.near(best, reach), key=lambda c: abs(costs(c) - wanted), default=best)
+            if abs(costs(better) - wanted) >= abs(costs(best) - wanted):
+                break
+            best = better
     least = costs(ranking.counts(ranking.total))
     raise DensityMissed(
         f"prune_onnx: {share:g} of the {dense:,} {unit} cannot be met within 1 %; the closest reachable is "

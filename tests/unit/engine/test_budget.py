@@ -132,6 +132,28 @@ def test_a_budget_that_is_missed_is_no_result():
         run.load_state_dict({**run.state_dict(), "target": {"params": 0.5}})
 
 
+def coarse():
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 24, 3), nn.Flatten(), nn.Linear(864, 10)
+    )
+
+
+@pytest.mark.parametrize("share", [0.07, 0.19, 0.31, 0.53])
+def test_a_small_model_meets_a_budget_wherever_some_choice_does(share):
+    """Single channels are coarser than the tolerance, so only some pairs of widths come near."""
+    model, x = coarse(), torch.zeros(1, 3, 8, 8)
+    dense = count_macs(model, x)
+    costs = [(a * 27 * 64 + a * b * 9 * 36 + b * 36 * 10) / dense for a in range(1, 17) for b in range(1, 25)]
+    nearest = min(costs, key=lambda c: abs(c - share))
+    recipe = magnitude(structure=ow.channels(example=x))
+    if abs(nearest - share) <= 0.01 * share:
+        told = ow.prune(model, recipe, target={"macs": share}).manifest["budget"]
+        assert abs(told["share"] - share) <= 0.01 * share
+    else:
+        with pytest.raises(ow.DensityMissed, match=f"the closest reachable is {nearest:.4f}"):
+            ow.prune(model, recipe, target={"macs": share})
+
+
 class Deep(nn.Module):
     """Wide enough for its products to take longer than torch's own overhead."""
 

@@ -122,3 +122,18 @@ def test_the_smallest_units_go(tmp_path):
     kept = onnx.numpy_helper.to_array(read_onnx(tmp_path / "small.onnx").graph.initializer[0])
     np.testing.assert_array_equal(kept, first[:, 1::2])
     assert graph.graph.initializer[0].dims == [4, 10]
+
+
+@pytest.mark.parametrize("share", [0.07, 0.19, 0.31, 0.53])
+def test_a_small_file_meets_a_budget_wherever_some_choice_does(share, tmp_path):
+    m = Maker(18, x=("n", 3, 8, 8))
+    y = m("Flatten", m.conv(m("Relu", m.conv("x", 3, 16)), 16, 24))
+    onnx.save(m.model(m("Gemm", y, m.w(24 * 64, 5), m.w(5))), tmp_path / "made.onnx")
+    costs = [a * 27 * 64 + a * b * 9 * 64 + b * 64 * 5 for a in range(1, 17) for b in range(1, 25)]
+    nearest = min((c / max(costs) for c in costs), key=lambda c: abs(c - share))
+    if abs(nearest - share) <= 0.01 * share:
+        before, after = ow.prune_onnx(tmp_path / "made.onnx", None, target={"macs": share}).macs
+        assert abs(after / before - share) <= 0.01 * share
+    else:
+        with pytest.raises(ow.DensityMissed, match=f"the closest reachable is {nearest:.4f}"):
+            ow.prune_onnx(tmp_path / "made.onnx", None, target={"macs": share})
