@@ -145,8 +145,16 @@ def _spode_variants(found: Found) -> Section:
     return described(found, columns, title="SpODE's settings", command="python bench/spode_variants.py", text=text)
 
 
-@section("init_digits", "shares_digits", "gradual_digits", "rounds_digits", "floor_digits", "growth_fashion", "baselines_digits",
-         "channels_fashion")
+@section(
+    "init_digits",
+    "shares_digits",
+    "gradual_digits",
+    "rounds_digits",
+    "floor_digits",
+    "growth_fashion",
+    "baselines_digits",
+    "channels_fashion",
+)
 def _accuracies(found: Found) -> Section:
     columns = {
         "setting": "setting",
