@@ -146,14 +146,8 @@ def _spode_variants(found: Found) -> Section:
 
 
 @section(
-    "init_digits",
-    "shares_digits",
-    "gradual_digits",
-    "rounds_digits",
-    "floor_digits",
-    "growth_fashion",
-    "baselines_digits",
-    "channels_fashion",
+    *("init_digits", "shares_digits", "gradual_digits", "rounds_digits"),
+    *("floor_digits", "growth_fashion", "baselines_digits", "channels_fashion"),
 )
 def _accuracies(found: Found) -> Section:
     columns = {
