@@ -117,7 +117,7 @@ def test_folders_in_the_way_are_left_alone(done, tmp_path, monkeypatch):
             compare(suite, tmp_path / "mine", **how)
     (tmp_path / "cut").mkdir()
     (tmp_path / "cut" / ".suite.json.part").write_text("{")  # what a kill may leave behind
-    with module._locked(tmp_path / "cut", suite, facts_of(suite), True, False):
+    with module._locked(tmp_path / "cut", module._told(suite, facts_of(suite)), True, False):
         assert (tmp_path / "cut" / "suite.json").is_file()
     monkeypatch.setattr(module, "PATIENCE", 0.0)
     fcntl = pytest.importorskip("fcntl")
