@@ -30,7 +30,7 @@ def prune_folder(folder: str, ids: str, out: str) -> dict[str, Any]:
     import transformers
 
     import openwork as ow
-    from openwork.core.heap import resident
+    from openwork.llm.heap import resident
     from openwork.methods import sparsegpt
 
     _ = transformers.LlamaForCausalLM  # what the run would import later

@@ -19,7 +19,7 @@ from common import spread, write
 from safetensors.torch import save_file
 
 import openwork as ow
-from openwork.core.heap import resident
+from openwork.llm.heap import resident
 from openwork.methods import sparsegpt
 
 # hidden, intermediate, layers, heads, key-value heads

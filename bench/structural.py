@@ -31,12 +31,12 @@ from torch import nn
 from torch.nn import functional as F
 
 import openwork as ow
-from openwork.core.heap import resident
 from openwork.data import Batches, DataSet, load_data
 from openwork.data.places import assets_folder
 from openwork.graph import build_graph, count_macs
 from openwork.lab import Budget
 from openwork.lab.evaluate import evaluate_source
+from openwork.llm.heap import resident
 from openwork.methods import group_importance, spode, taylor
 from openwork.runtime.fold import fold_norms
 

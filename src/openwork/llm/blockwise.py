@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from openwork.core.distributed import rank, wait_for_all, world
-from openwork.core.heap import at_once
 from openwork.core.masks import Masks
 from openwork.core.recipe import Recipe
 from openwork.core.targets import prunable_numel
@@ -20,6 +19,7 @@ from openwork.errors import DataError, FileError, MissingStatistic, RecipeError
 from openwork.llm.blocks import BlockPruner, Recovery
 from openwork.llm.calibration import digest, load_tokenizer, read_text, refuse_long_windows, token_ids, windows_of
 from openwork.llm.checkpoint import Checkpoint, load_config
+from openwork.llm.heap import at_once
 from openwork.llm.homes import FolderHome, Home, ModelHome
 from openwork.llm.plan import Plan, make_plan, refuse_full_disk
 from openwork.llm.reconstruction import Reconstruction

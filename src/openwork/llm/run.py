@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from openwork.core.batches import to_device
 from openwork.core.distributed import rank, world
-from openwork.core.heap import give_back, resident
 from openwork.llm.activations import Activations
 from openwork.llm.blocks import BlockPruner, Rooted
 from openwork.llm.first_inputs import Calls, call_block, record
+from openwork.llm.heap import give_back, resident
 from openwork.llm.homes import Home
 from openwork.llm.plan import Plan
 

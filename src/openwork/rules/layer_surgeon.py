@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from openwork.core import views
-from openwork.core.heap import give_back
 from openwork.core.now import Now, Phase, Update
 from openwork.core.protocols import Rule
 from openwork.core.select import count_kept, keep_top
@@ -18,9 +17,6 @@ from openwork.errors import RecipeError
 from openwork.rules.columns import Factor, Solved, factorise, solve_columns
 from openwork.stats import Grams, InputGram
 from openwork.structure.tiles import Tiles
-
-_LARGE = 1 << 18
-"""Entries of a weight whose working copies are worth giving back to the system before the next one's turn."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +67,6 @@ class LayerSurgeon(Rule):
             units[name] = part.pool({name: mask.to(torch.uint8)}, "max").bool()
             edits[name] = weight.to(now.weights[name].dtype)
             del mask, weight  # what is not returned need not be in memory beside the next layer's
-            if edits[name].numel() >= _LARGE:
-                give_back()
         return Update(units, edits, state, log={"layers": layers})
 
     def _tensor(self, part: Tiles, now: Now, share: float, grams: Grams) -> tuple[Tensor, Tensor, dict[str, Any]]:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 _MMAP_THRESHOLD = -3
 """glibc's name for the size from which memory comes from the system at once, instead of from the heap."""
@@ -24,7 +25,7 @@ def resident() -> int:
 
 def give_back() -> None:
     """Return freed memory to the system, where the C library (glibc) would keep it between blocks."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    trim = _glibc("malloc_trim")
     if trim is not None:
         trim(0)
 
@@ -36,7 +37,7 @@ def at_once(size: int = 1 << 20) -> Iterator[None]:
     glibc raises that size by itself, up to 32 MiB, whenever such memory is freed; matrices then leave holes in the heap
     that nothing else fits into. Afterwards the size is 32 MiB. Does nothing where the C library is another one.
     """
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    set_option = _glibc("mallopt")
     if set_option is not None:
         set_option(_MMAP_THRESHOLD, size)
     try:
@@ -44,3 +45,8 @@ def at_once(size: int = 1 << 20) -> Iterator[None]:
     finally:
         if set_option is not None:
             set_option(_MMAP_THRESHOLD, 1 << 25)
+
+
+def _glibc(name: str) -> Any:
+    """A function of the C library; None where it is another one."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None

@@ -7,13 +7,13 @@ import sys
 import pytest
 import torch
 
-from openwork.core.heap import resident
+from openwork.llm.heap import resident
 
 MIB = 2**20
 NOW = "int(open('/proc/self/statm').read().split()[1]) * 4096"
 HOLES = f"""
 import ctypes, torch
-from openwork.core.heap import give_back
+from openwork.llm.heap import give_back
 ctypes.CDLL(None).mallopt(-3, 4 * {MIB})  # below that size nothing is mapped by itself
 pieces = [torch.ones({MIB} // 8, dtype=torch.float64) for _ in range(200)]
 kept, full = pieces[::20], {NOW}
@@ -25,7 +25,7 @@ print(full - {NOW})
 WITHOUT_HOLES = f"""
 import torch
 from contextlib import nullcontext
-from openwork.core.heap import at_once
+from openwork.llm.heap import at_once
 torch.ones(5 * {MIB})  # 20 MiB freed: from here on glibc keeps what is smaller
 with {{}}:
     pieces = [torch.ones({MIB} // 4, dtype=torch.float64) for _ in range(100)]
@@ -59,6 +59,6 @@ def test_the_peak_is_not_that_of_the_process_that_started_this_one():
     held = torch.ones(400 * MIB // 4)
     mine = resident()
     assert mine > 400 * MIB
-    assert told("from openwork.core.heap import resident; print(resident())") < mine - 200 * MIB
+    assert told("from openwork.llm.heap import resident; print(resident())") < mine - 200 * MIB
     del held
     assert resident() > mine - 10 * MIB
