@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 import openwork as ow
 from openwork.data import DataSet
+from openwork.kernels import isa
 from openwork.lab import Job, Runner
 
 RESULTS = Path(__file__).parent / "results"
@@ -43,6 +44,11 @@ def write(name: str, rows: Sequence[Mapping[str, Any]], **extra: Any) -> None:
     RESULTS.mkdir(exist_ok=True)
     data = {"bench": name, "machine": machine(), **extra, "rows": list(rows)}
     (RESULTS / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
+
+
+def of_isa(name: str) -> str:
+    """The result's name with the kernels' instruction set; those of AVX2 have none."""
+    return name if isa() == "avx2" else f"{name}_{isa()}"
 
 
 def earlier(name: str) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import ratio, write
+from common import of_isa, ratio, write
 from torch import Tensor, nn
 
 from openwork.formats import BlockSparse, Csr, Format
@@ -52,7 +52,7 @@ def main() -> None:
         size = 128 if args.quick else 4096
         for dtype in (torch.float32, torch.bfloat16, torch.int8):
             rows += decode(size, dtype, ("32x32",) if dtype != torch.float32 else patterns, sparsities, rounds)
-    name = "kernels" if args.threads == 1 else f"kernels_{args.threads}"
+    name = of_isa("kernels") + ("" if args.threads == 1 else f"_{args.threads}")
     note = (
         f"{isa()} kernels. Ratios are medians over interleaved rounds; error is the largest, over the largest output."
     )

@@ -5,16 +5,14 @@
 namespace openwork::OW_ISA {
 namespace {
 
-// Rows of x become tiles [tile][k][token of the tile].
-void pack_tile(const float* x, int64_t x_stride, int tokens, int64_t inputs, int64_t padded, float* to) {
-  for (int m = 0; m < tokens; ++m) {
-    const float* row = x + m * x_stride;
-    float* out = to + m;
-    int64_t k = 0;
-    for (; k + 8 <= inputs; k += 8)
-      for (int i = 0; i < 8; ++i) out[(k + i) * tokens] = row[k + i];
-    for (; k < inputs; ++k) out[k * tokens] = row[k];
-    for (; k < padded; ++k) out[k * tokens] = 0.0f;
+// Lines of one set of the first cache that tokens may take: of twelve beside AVX-512, of eight elsewhere.
+constexpr int kSet = W == 16 ? 10 : 6;
+
+// Rows of x, `to_stride` apart, with zeros behind the last input.
+void copy_rows(const float* x, int64_t x_stride, int64_t rows, int64_t inputs, float* to, int64_t to_stride) {
+  for (int64_t r = 0; r < rows; ++r, x += x_stride, to += to_stride) {
+    copy_run(x, inputs, to);
+    std::fill(to + inputs, to + to_stride, 0.0f);
   }
 }
 
@@ -22,11 +20,15 @@ void pack_tile(const float* x, int64_t x_stride, int tokens, int64_t inputs, int
 
 void block_linear(const BlockWeights& b, const Epilogue& e, const Tokens& a, int threads) {
   if (a.tokens <= 4) return block_few(b, e, a, threads);
-  const int nv = vectors_of(b.height), most = most_tokens(nv);
-  const int64_t padded = (a.inputs + b.depth - 1) / b.depth * b.depth;
+  const int nv = vectors_of(b.height);
+  const int64_t padded = (a.inputs + b.depth - 1) / b.depth * b.depth, size = b.depth * b.height;
   // Tokens are read where they lie, unless a block sticks out over their end, or so many rows lie a multiple of 4 KiB
-  // apart that they do not fit one set of the first cache.
-  const bool rows = padded == a.inputs && (most <= 8 ? a.x_stride % 2048 != 0 : a.x_stride % 1024 != 0);
+  // apart that they do not fit one set of the first cache; those are copied, a cache line further apart, when enough
+  // weights use every input, and otherwise taken fewer at once.
+  const bool one_set = a.x_stride % 1024 == 0, narrow = one_set && b.starts[b.strips] * size < 256 * a.inputs;
+  const int most = narrow ? std::min(most_tokens(nv), kSet) : most_tokens(nv);
+  const bool lie_well = padded == a.inputs && (!one_set || narrow || (most <= 8 && a.x_stride % 2048 != 0));
+  const int64_t row = lie_well ? a.x_stride : padded + 16;
   // Token tiles as even as can be; super-tiles of them fit half the L2 cache, groups of strips 256 KiB of weights.
   const int64_t tiles = (a.tokens + most - 1) / most;
   const auto first_token = [&](int64_t tile) { return tile * a.tokens / tiles; };
@@ -34,7 +36,7 @@ void block_linear(const BlockWeights& b, const Epilogue& e, const Tokens& a, int
   const int64_t per_super = std::min<int64_t>(cached, std::max(1, 192 / most));
   int64_t supers = (tiles + per_super - 1) / per_super;
   if (supers < threads) supers = std::min<int64_t>(tiles, threads);
-  const int64_t in_group = std::max<int64_t>(1, (256 << 10) / (b.depth * b.height * 4));
+  const int64_t in_group = std::max<int64_t>(1, (256 << 10) / (size * 4));
   // With fewer super-tiles than threads want, the strips are split as well, evenly by blocks.
   int64_t parts = threads > 1 && supers < 4 * threads ? (4 * threads + supers - 1) / supers : 1;
   parts = std::min(parts, b.strips);
@@ -44,33 +46,34 @@ void block_linear(const BlockWeights& b, const Epilogue& e, const Tokens& a, int
     const int64_t s0 = first_strip(b, part, parts), s1 = first_strip(b, part + 1, parts);
     if (s0 >= s1) return;
     const int64_t base = first_token(t0);
-    float* packed = rows ? nullptr : scratch(0, (first_token(t1) - base) * padded);
-    for (int64_t tile = t0; !rows && tile < t1; ++tile) {
-      const int64_t at = first_token(tile);
-      pack_tile(a.x + at * a.x_stride, a.x_stride, static_cast<int>(first_token(tile + 1) - at), a.inputs, padded,
-                packed + (at - base) * padded);
+    const float* x = a.x + base * a.x_stride;
+    if (!lie_well) {
+      const int64_t count = first_token(t1) - base;
+      float* room = scratch(0, count * row);
+      copy_rows(x, a.x_stride, count, a.inputs, room, row);
+      x = room;
     }
     for (int64_t g0 = s0, g1; g0 < s1; g0 = g1) {
       g1 = g0 + 1;
       while (g1 < s1 && b.starts[g1 + 1] - b.starts[g0] <= in_group) ++g1;
-      const int64_t first = b.starts[g0], last = b.starts[g1], size = b.depth * b.height;
+      const int64_t first = b.starts[g0], last = b.starts[g1];
       const float* w = widened(b, first, last, b.store == kFloat ? nullptr : scratch(1, (last - first) * size));
       for (int64_t tile = t0; tile < t1; ++tile) {
         const int64_t at = first_token(tile);
         const int count = static_cast<int>(first_token(tile + 1) - at);
         for (int64_t s = g0; s < g1; ++s) {
           const int64_t from = b.starts[s];
-          for (int64_t row = 0; row < b.height && s * b.height + row < b.outputs; row += nv * W) {
-            const int64_t n = s * b.height + row;
+          for (int64_t down = 0; down < b.height && s * b.height + down < b.outputs; down += nv * W) {
+            const int64_t n = s * b.height + down;
             Tile t;
-            t.x = rows ? a.x + at * a.x_stride : packed + (at - base) * padded;
-            t.row = rows ? a.x_stride : 0;
+            t.x = x + (at - base) * row;
+            t.row = row;
             t.offsets = b.inputs + from;
-            t.scale = t.step = count;
+            t.scale = t.step = 1;
             t.blocks = b.starts[s + 1] - from;
             t.depth = b.depth;
             t.height = b.height;
-            t.w = w + (from - first) * size + row;
+            t.w = w + (from - first) * size + down;
             t.y = a.y + at * a.y_stride + n;
             t.y_stride = a.y_stride;
             t.outputs = b.outputs - n;

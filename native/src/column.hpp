@@ -100,28 +100,29 @@ inline const float* widened(const ColumnWeights& c, int64_t first, int64_t last,
   return room;
 }
 
-// The sums [group][height][step] of one part of the outputs over a packed tile.
-inline void sum_part(const ColumnWeights& c, int64_t part, int64_t step, Micro run, const float* packed, float* sums,
-                     float* (*room)(int, size_t)) {
+// Adds chunk `k` of the inputs, a packed tile, to the sums [group][height][step] of one part of the outputs.
+inline void add_chunk(const ColumnWeights& c, int64_t k, int64_t part, int64_t step, Micro run, const float* x,
+                      float* sums, float* (*room)(int, size_t)) {
   const int64_t g0 = part * c.part, g1 = std::min(c.groups, g0 + c.part);
-  for (int64_t k = 0; k < c.chunks; ++k) {
-    const int64_t* starts = c.starts + k * c.groups;
-    const int32_t* order = c.order + k * c.groups;
-    const int64_t begin = starts[g0], end = starts[g1];
-    const float* w = widened(c, begin, end, c.store == kFloat ? nullptr : room(3, (end - begin) * c.height));
-    const float* x = packed + k * c.chunk * step;
-    for (int64_t g = g0; g < g1; ++g) {
-      const int64_t first = starts[g], count = starts[g + 1] - first;
-      if (count == 0 && k > 0) continue;
-      run(x, c.inputs + first, w + (first - begin) * c.height, count, sums + (order[g] - g0) * c.height * step,
-          k == 0);
-    }
+  const int64_t* starts = c.starts + k * c.groups;
+  const int32_t* order = c.order + k * c.groups;
+  const int64_t begin = starts[g0], end = starts[g1];
+  const float* w = widened(c, begin, end, c.store == kFloat ? nullptr : room(3, (end - begin) * c.height));
+  for (int64_t g = g0; g < g1; ++g) {
+    const int64_t first = starts[g], count = starts[g + 1] - first;
+    if (count == 0 && k > 0) continue;
+    run(x, c.inputs + first, w + (first - begin) * c.height, count, sums + (order[g] - g0) * c.height * step, k == 0);
   }
-  if (c.store == kInt8)
-    for (int64_t n = 0; n < (g1 - g0) * c.height; ++n) {
-      const vf factor = splat(c.scales[g0 * c.height + n]);
-      for (int64_t i = 0; i < step; i += W) store(sums + n * step + i, load(sums + n * step + i) * factor);
-    }
+}
+
+// Scales the finished sums of a part whose weights are int8.
+inline void scale_part(const ColumnWeights& c, int64_t part, int64_t step, float* sums) {
+  if (c.store != kInt8) return;
+  const int64_t n0 = part * c.part * c.height, n1 = std::min(c.groups, (part + 1) * c.part) * c.height;
+  for (int64_t n = n0; n < n1; ++n, sums += step) {
+    const vf factor = splat(c.scales[n]);
+    for (int64_t i = 0; i < step; i += W) store(sums + i, load(sums + i) * factor);
+  }
 }
 
 // Sums [output][step] become rows of y, one for each of up to W tokens, with bias, residual and activation on the way.

@@ -6,6 +6,8 @@
 namespace openwork::OW_ISA {
 namespace {
 
+constexpr int64_t kSums = 64 << 10;  // sums of a tile that stay in the second cache while chunks of inputs pass
+
 // Sums [output][step] of one vector of positions become pieces of rows of y, channels first.
 void write_channels(const float* sums, int64_t step, int64_t positions, int64_t outputs, const Epilogue& e,
                     int64_t first, float* y, int64_t plane, const float* residual) {
@@ -53,22 +55,32 @@ void column_conv(const ColumnWeights& c, const Epilogue& e, const Images& a, int
       const int64_t v0 = first_vector(tile);
       const int wide = static_cast<int>(first_vector(tile + 1) - v0);
       const int64_t step = wide * W;
-      float* packed = scratch(0, inputs * step);
-      taps.pack(taps.direct ? a.x + (b0 + b) * a.channels * plane : laid + b * taps.image, v0 * W, wide, packed);
+      const float* image = taps.direct ? a.x + (b0 + b) * a.channels * plane : laid + b * taps.image;
+      float* packed = scratch(0, c.chunk * step);
       const Micro run = pick(c.height, wide);
-      float* sums = scratch(1, c.part * c.height * step);
-      for (int64_t part = parts * share / shares; part < parts * (share + 1) / shares; ++part) {
-        sum_part(c, part, step, run, packed, sums, scratch);
-        const int64_t n0 = part * c.part * c.height, n = std::min(c.outputs - n0, c.part * c.height);
-        for (int v = 0; v < wide; ++v) {
-          const int64_t at = (v0 + v) * W, positions = std::min<int64_t>(W, plane - at);
-          const int64_t first = a.channels_last ? ((b0 + b) * plane + at) * c.outputs + n0
-                                                : ((b0 + b) * c.outputs + n0) * plane + at;
-          const float* residual = e.residual == nullptr ? nullptr : e.residual + first;
-          if (a.channels_last)
-            write_rows(sums + v * W, step, static_cast<int>(positions), n, e, n0, a.y + first, c.outputs, residual);
-          else
-            write_channels(sums + v * W, step, positions, n, e, n0, a.y + first, plane, residual);
+      const int64_t part_sums = c.part * c.height * step, end = parts * (share + 1) / shares;
+      const int64_t span = std::max<int64_t>(1, kSums / part_sums);
+      float* sums = scratch(1, std::min(span, parts) * part_sums);
+      for (int64_t p0 = parts * share / shares; p0 < end; p0 += span) {
+        const int64_t p1 = std::min(end, p0 + span);
+        for (int64_t k = 0; k < c.chunks; ++k) {
+          taps.pack(image, k * c.chunk, std::min(inputs, (k + 1) * c.chunk), v0 * W, wide, packed);
+          for (int64_t p = p0; p < p1; ++p) add_chunk(c, k, p, step, run, packed, sums + (p - p0) * part_sums, scratch);
+        }
+        for (int64_t p = p0; p < p1; ++p) {
+          float* done = sums + (p - p0) * part_sums;
+          scale_part(c, p, step, done);
+          const int64_t n0 = p * c.part * c.height, n = std::min(c.outputs - n0, c.part * c.height);
+          for (int v = 0; v < wide; ++v) {
+            const int64_t at = (v0 + v) * W, positions = std::min<int64_t>(W, plane - at);
+            const int64_t first = a.channels_last ? ((b0 + b) * plane + at) * c.outputs + n0
+                                                  : ((b0 + b) * c.outputs + n0) * plane + at;
+            const float* residual = e.residual == nullptr ? nullptr : e.residual + first;
+            if (a.channels_last)
+              write_rows(done + v * W, step, static_cast<int>(positions), n, e, n0, a.y + first, c.outputs, residual);
+            else
+              write_channels(done + v * W, step, positions, n, e, n0, a.y + first, plane, residual);
+          }
         }
       }
     });

@@ -80,6 +80,7 @@ struct Kernels {
   int width;                          // floats in a vector
   int64_t (*strip)(int64_t height);   // height of strips for blocks of this height, 0 when there is no kernel for it
   int64_t (*reach)(int64_t height);   // inputs whose activations fit the L1 cache beside columns of this height
+  int64_t (*visit)(int64_t height);   // columns that a visit to a group should bring, so that its sums are worth moving
   bool spreads;                       // has a fast way from bits to places
   void (*block_linear)(const BlockWeights&, const Epilogue&, const Tokens&, int threads);
   void (*column_linear)(const ColumnWeights&, const Epilogue&, const Tokens&, int threads);

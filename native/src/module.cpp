@@ -122,6 +122,7 @@ NB_MODULE(_native, m) {
   });
   m.def("strip", [](int64_t height) { return chosen->strip(height); });
   m.def("reach", [](int64_t height) { return chosen->reach(height); });
+  m.def("visit", [](int64_t height) { return chosen->visit(height); });
   m.def("block_linear", [](nb::tuple w, nb::tuple e, nb::tuple a, int threads) {
     const auto weights = block_weights(w);
     const auto end = epilogue(e);

@@ -20,7 +20,10 @@ int64_t strip(int64_t height) {
   return 0;
 }
 
-int64_t reach(int64_t height) { return (24 << 10) / (most_vectors(height) * W * 4); }
+// Measured where the first cache holds 48 KiB (512-bit vectors) and 32 KiB (all others).
+int64_t reach(int64_t height) { return ((W == 16 ? 48 : 24) << 10) / (most_vectors(height) * W * 4); }
+
+int64_t visit(int64_t height) { return W < 16 ? 24 : height == 1 ? 16 : 48; }
 
 }  // namespace
 
@@ -30,7 +33,7 @@ constexpr bool spreads = true;
 constexpr bool spreads = false;
 #endif
 
-extern const Kernels kernels = {OW_TEXT(OW_ISA), W,           strip,      reach,      spreads, block_linear,
-                                column_linear,   bits_linear, block_conv, column_conv};
+extern const Kernels kernels = {OW_TEXT(OW_ISA), W,           strip,        reach,       visit,      spreads,
+                                block_linear,    column_linear, bits_linear, block_conv, column_conv};
 
 }  // namespace openwork::OW_ISA

@@ -92,23 +92,25 @@ struct Taps {
     }
   }
 
-  // Copies `vectors` vectors of positions from `first` on into a tile [input][vector].
-  void pack(const float* laid, int64_t first, int vectors, float* to) const { pack_of<8>(laid, first, vectors, to); }
+  // Copies inputs [first, last) at `vectors` vectors of positions from `position` on into a tile [input][vector].
+  void pack(const float* laid, int64_t first, int64_t last, int64_t position, int vectors, float* to) const {
+    pack_of<8>(laid, first, last, position, vectors, to);
+  }
 
  private:
   template <int V>
-  void pack_of(const float* laid, int64_t first, int vectors, float* to) const {
+  void pack_of(const float* laid, int64_t first, int64_t last, int64_t position, int vectors, float* to) const {
     if constexpr (V > 1) {
-      if (vectors < V) return pack_of<V - 1>(laid, first, vectors, to);
+      if (vectors < V) return pack_of<V - 1>(laid, first, last, position, vectors, to);
     }
-    const int64_t left = positions - first - (V - 1) * W;  // in the last vector, which may end behind the image
-    for (const Tap& t : taps) {
-      const float* from = laid + t.begin + first;
-      for (int64_t c = 0; c < a.channels; ++c, from += t.length, to += V * W) {
+    const int64_t left = positions - position - (V - 1) * W;  // in the last vector, which may end behind the image
+    for (int64_t t = first / a.channels, c = first % a.channels; first < last; ++t, c = 0) {
+      const float* from = laid + taps[t].begin + position + c * taps[t].length;
+      for (; c < a.channels && first < last; ++c, ++first, from += taps[t].length, to += V * W) {
 #pragma GCC unroll 8
         for (int v = 0; v + 1 < V; ++v) store(to + v * W, load(from + v * W));
-        const float* last = from + (V - 1) * W;
-        store(to + (V - 1) * W, left < W && direct ? load_some(last, left) : load(last));
+        const float* end = from + (V - 1) * W;
+        store(to + (V - 1) * W, left < W && direct ? load_some(end, left) : load(end));
       }
     }
   }

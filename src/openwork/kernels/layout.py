@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from openwork.formats.bits import pack_rows
-from openwork.kernels.native import reach_of, strip_of
+from openwork.kernels.native import reach_of, strip_of, visit_of
 
 PART = 256  # outputs whose sums a column kernel keeps in the cache
 
@@ -102,9 +102,9 @@ def column_layout(c: Columns, *, few: bool = False) -> Layout:
     groups = max(1, -(-c.rows // height))
     part = max(1, PART // height)
     density = len(c.values) / max(1, groups * c.cols)
-    # Wide enough for some two dozen columns a visit, else the sums are moved more often than they are used.
+    # Wide enough for a worthwhile visit, else the sums are moved more often than they are used.
     reach = reach_of(height)
-    chunk = min(max(reach, math.ceil(24 / max(density, 1e-9))), 8 * reach)
+    chunk = min(max(reach, math.ceil(visit_of(height) / max(density, 1e-9))), 8 * reach)
     chunk = max(1, min(1 << 16 if few else chunk, c.cols, 1 << 16))
     chunks = max(1, -(-c.cols // chunk))
     k = torch.div(c.inputs.long(), chunk, rounding_mode="floor")

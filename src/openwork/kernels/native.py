@@ -10,7 +10,7 @@ from typing import Any
 
 from openwork.errors import OpenworkError
 
-PORTABLE_STRIP, PORTABLE_REACH = 16, 4096  # layouts for the Python path, which reads any
+PORTABLE_STRIP, PORTABLE_REACH, PORTABLE_VISIT = 16, 4096, 24  # layouts for the Python path, which reads any
 
 
 @cache
@@ -56,6 +56,12 @@ def reach_of(height: int) -> int:
     """How many inputs a column kernel of this height keeps in the first cache."""
     module = native()
     return PORTABLE_REACH if module is None else module.reach(height)
+
+
+def visit_of(height: int) -> int:
+    """How many columns of this height a visit to a group should bring, so that moving its sums is worth while."""
+    module = native()
+    return PORTABLE_VISIT if module is None else module.visit(height)
 
 
 def spreads() -> bool:
