@@ -22,11 +22,13 @@ from torch import Tensor, nn
 
 from openwork.formats import BlockSparse, Csr, Format
 from openwork.kernels import isa, kinds_of
+from openwork.kernels.native import native
 from openwork.runtime import PackedConv2d, PackedLinear
 from openwork.runtime.prepacked import prepacked
 from openwork.runtime.timing import interleaved
 
 PATTERNS = {"32x32": (32, 32), "64x64": (64, 64), "16x16": (16, 16), "4x1": (4, 1), "unstructured": (1, 1)}
+BLOCKS = ("32x32", "64x64", "16x16")
 LINEAR = [(1024, 1024, 4096), (512, 768, 768), (128, 768, 3072), (16, 4096, 4096)]
 CONVS = [(1, 256, 256, 14, 3), (1, 1024, 256, 14, 1), (8, 256, 256, 14, 3)]
 COLD = 96 << 20  # bytes of weights that rotate
@@ -47,8 +49,13 @@ def main() -> None:
     with torch.no_grad():
         for tokens, inputs, outputs in [(64, 128, 128)] if args.quick else LINEAR:
             rows += linear(tokens, inputs, outputs, patterns, sparsities, rounds)
+            if not args.quick and computes_in_bfloat16():
+                tall = tuple(p for p in patterns if p in BLOCKS)
+                rows += linear(tokens, inputs, outputs, tall, sparsities, rounds, torch.bfloat16)
         for shape in [(1, 32, 32, 8, 3)] if args.quick else CONVS:
             rows += conv(shape, patterns, sparsities, rounds)
+            if not args.quick:
+                rows += conv(shape, tuple(p for p in patterns if p in BLOCKS), sparsities, rounds, last=True)
         size = 128 if args.quick else 4096
         for dtype in (torch.float32, torch.bfloat16, torch.int8):
             rows += decode(size, dtype, ("32x32",) if dtype != torch.float32 else patterns, sparsities, rounds)
@@ -131,20 +138,37 @@ def _dense(module: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
     return F.linear(x, weight)
 
 
+def computes_in_bfloat16() -> bool:
+    """Whether bfloat16 is multiplied as it is here."""
+    module = native()
+    return module is not None and module.halves()
+
+
 def linear(
-    tokens: int, inputs: int, outputs: int, patterns: tuple[str, ...], sparsities: tuple[float, ...], rounds: int
+    tokens: int,
+    inputs: int,
+    outputs: int,
+    patterns: tuple[str, ...],
+    sparsities: tuple[float, ...],
+    rounds: int,
+    dtype: torch.dtype = torch.float32,
 ) -> list[dict[str, Any]]:
     variants = {}
     for pattern in patterns:
         for sparsity in sparsities:
-            fmt = weights(outputs, inputs, pattern, sparsity, torch.float32)
+            fmt = weights(outputs, inputs, pattern, sparsity, dtype)
             variants[(pattern, sparsity)] = (PackedLinear(fmt, None, kinds_of(fmt)[0]), fmt.unpack())
-    x = torch.randn(tokens, inputs)
-    return compare(f"linear {tokens},{inputs},{outputs}", nn.Linear(inputs, outputs, bias=False), x, variants, rounds)
+    x = torch.randn(tokens, inputs).to(dtype)
+    case = f"linear {tokens},{inputs},{outputs}" + (", bfloat16" if dtype == torch.bfloat16 else "")
+    return compare(case, nn.Linear(inputs, outputs, bias=False).to(dtype), x, variants, rounds)
 
 
 def conv(
-    shape: tuple[int, int, int, int, int], patterns: tuple[str, ...], sparsities: tuple[float, ...], rounds: int
+    shape: tuple[int, int, int, int, int],
+    patterns: tuple[str, ...],
+    sparsities: tuple[float, ...],
+    rounds: int,
+    last: bool = False,
 ) -> list[dict[str, Any]]:
     batch, inputs, outputs, size, k = shape
     p = k // 2
@@ -158,7 +182,11 @@ def conv(
             variants[(pattern, sparsity)] = (layer, layer.dense_weight())
     x = torch.randn(batch, inputs, size, size)
     dense = nn.Conv2d(inputs, outputs, k, padding=p, bias=False)
-    return compare(f"conv {k}x{k} {inputs}-{outputs} at {size}, batch {batch}", dense, x, variants, rounds)
+    case = f"conv {k}x{k} {inputs}-{outputs} at {size}, batch {batch}"
+    if last:
+        case += ", channels last"
+        x, dense = (t.to(memory_format=torch.channels_last) for t in (x, dense))
+    return compare(case, dense, x, variants, rounds)
 
 
 class Rotating(nn.Module):

@@ -63,7 +63,15 @@ inline const float* widened(const BlockWeights& b, int64_t first, int64_t last, 
   if (b.store == kFloat) return static_cast<const float*>(b.values) + first * size;
   for (int64_t i = first; i < last; ++i) {
     float* to = room + (i - first) * size;
-    if (b.store == kBfloat) {
+    if (b.store == kPairs) {
+      const uint16_t* from = static_cast<const uint16_t*>(b.values) + i * size;
+      for (int64_t k = 0; k < size; k += 2 * b.height)
+        for (int64_t n = 0; n < b.height; n += W) {
+          const Pair pair = load_pair(from + k + 2 * n);
+          store(to + k + n, pair.first);
+          store(to + k + b.height + n, pair.second);
+        }
+    } else if (b.store == kBfloat) {
       const uint16_t* from = static_cast<const uint16_t*>(b.values) + i * size;
       for (int64_t j = 0; j < size; j += W) store(to + j, widen(from + j));
     } else {

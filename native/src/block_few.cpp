@@ -1,6 +1,7 @@
 // At most four tokens through blocks of weights. Reading the weights takes the time, so they are read as they are
 // stored, and at several places at once: a processor fetches four streams from memory faster than one.
 #include <limits>
+#include <type_traits>
 
 #include "block.hpp"
 #include "block_write.hpp"
@@ -19,6 +20,11 @@ struct Few {
   int64_t down;  // outputs of the strips that other tiles do
 };
 
+// Two inputs' weights of an output side by side.
+struct Paired {
+  uint16_t one;
+};
+
 // Strips [strip, last), one after the other.
 template <typename T>
 struct Stream {
@@ -31,7 +37,7 @@ struct Stream {
     if (strip == last) return;
     block = f.b.starts[strip];
     end = f.b.starts[strip + 1];
-    w = static_cast<const T*>(f.b.values) + block * f.b.depth * f.b.height + f.down;
+    w = static_cast<const T*>(f.b.values) + block * f.b.depth * f.b.height + f.down * (std::is_same_v<T, Paired> ? 2 : 1);
   }
 };
 
@@ -79,15 +85,25 @@ OW_INLINE void add(const Few& f, Stream<T>* streams, int64_t count, vf (*acc)[MT
 #pragma GCC unroll 4
         for (int v = 0; v < NV; ++v) sum[s][m][v] = scaled ? vf{} : acc[s][m][v];
     }
+    constexpr int step = std::is_same_v<T, Paired> ? 2 : 1;
     int64_t at = 0;
-    for (int64_t k = 0; k < depth; ++k, at += height)
+    for (int64_t k = 0; k < depth; k += step, at += step * height)
 #pragma GCC unroll 4
       for (int s = 0; s < S; ++s) {
 #pragma GCC unroll 4
         for (int v = 0; v < NV; ++v) {
-          const vf wv = widen(w[s] + at + v * W);
+          vf wv[step];
+          if constexpr (step == 2) {
+            const Pair pair = load_pair(&w[s][at + v * 2 * W].one);
+            wv[0] = pair.first;
+            wv[1] = pair.second;
+          } else {
+            wv[0] = widen(w[s] + at + v * W);
+          }
+#pragma GCC unroll 2
+          for (int j = 0; j < step; ++j)
 #pragma GCC unroll 4
-          for (int m = 0; m < MT; ++m) sum[s][m][v] = fma(splat(x[s][m * f.row + k]), wv, sum[s][m][v]);
+            for (int m = 0; m < MT; ++m) sum[s][m][v] = fma(splat(x[s][m * f.row + k + j]), wv[j], sum[s][m][v]);
         }
       }
 #pragma GCC unroll 4
@@ -157,9 +173,10 @@ void block_few(const BlockWeights& b, const Epilogue& e, const Tokens& a, int th
     f.row = padded;
   }
   const int nv = vectors_of(b.height);
-  const Run go = b.store == kBfloat ? run_of<uint16_t>(nv, a.tokens)
-                 : b.store == kInt8 ? run_of<int8_t>(nv, a.tokens)
-                                    : run_of<float>(nv, a.tokens);
+  const Run go = b.store == kPairs    ? run_of<Paired>(nv, a.tokens)
+                 : b.store == kBfloat ? run_of<uint16_t>(nv, a.tokens)
+                 : b.store == kInt8   ? run_of<int8_t>(nv, a.tokens)
+                                      : run_of<float>(nv, a.tokens);
   const int64_t parts = std::min<int64_t>(b.strips, threads > 1 ? 4 * threads : 1);
   for (; f.down < b.height; f.down += nv * W)
     parallel(parts, threads, [&](int64_t part) { go(f, part, parts); });

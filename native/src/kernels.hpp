@@ -7,8 +7,8 @@ namespace openwork {
 
 enum Act : int { kNone = 0, kRelu = 1, kGelu = 2, kGeluTanh = 3, kSilu = 4, kRelu6 = 5 };
 
-// How weights are stored. Sums are always float32.
-enum Store : int { kFloat = 0, kBfloat = 1, kInt8 = 2 };
+// How weights are stored. Sums are always float32. Pairs are bfloat16 as well, two inputs of an output side by side.
+enum Store : int { kFloat = 0, kBfloat = 1, kInt8 = 2, kPairs = 3 };
 
 // What is done with a finished sum: add a bias per output, add a residual, activate.
 struct Epilogue {
@@ -17,7 +17,8 @@ struct Epilogue {
   int act = kNone;
 };
 
-// Blocks of weights, [strip][block][k][height]; a strip is `height` outputs, a block `depth` successive inputs.
+// Blocks of weights, [strip][block][k][height]; a strip is `height` outputs, a block `depth` successive inputs. Pairs lie
+// as [strip][block][k / 2][height][2], and `depth` is even.
 // `height` is a multiple of the vector.
 struct BlockWeights {
   const void* values;
@@ -59,6 +60,19 @@ struct Tokens {
   int64_t tokens, inputs, x_stride, y_stride;
 };
 
+// The same in bfloat16; bias and sums are float32.
+struct HalfTokens {
+  const uint16_t* x;
+  uint16_t* y;
+  int64_t tokens, inputs, x_stride, y_stride;
+};
+
+struct HalfEpilogue {
+  const float* bias = nullptr;
+  const uint16_t* residual = nullptr;
+  int act = kNone;
+};
+
 // A batch of images, channels first or last; so are the outputs. Inputs of the weights are (kernel row, kernel column,
 // channel).
 struct Images {
@@ -75,6 +89,8 @@ struct Images {
   }
 };
 
+using BlockHalf = void (*)(const BlockWeights&, const HalfEpilogue&, const HalfTokens&, int threads);
+
 struct Kernels {
   const char* name;
   int width;                          // floats in a vector
@@ -87,8 +103,16 @@ struct Kernels {
   void (*bits_linear)(const BitWeights&, const Epilogue&, const Tokens&, int threads);
   void (*block_conv)(const BlockWeights&, const Epilogue&, const Images&, int threads);
   void (*column_conv)(const ColumnWeights&, const Epilogue&, const Images&, int threads);
+  BlockHalf block_half = nullptr;     // pairs of weights and tokens in bfloat16, where there is arithmetic for them
 };
 
+// Processors with arithmetic in bfloat16 run the kernels of AVX-512 for everything else.
+namespace amx {
+void block_half(const BlockWeights&, const HalfEpilogue&, const HalfTokens&, int threads);
+}
+namespace avx512_bf16 {
+void block_half(const BlockWeights&, const HalfEpilogue&, const HalfTokens&, int threads);
+}
 namespace avx512 {
 extern const Kernels kernels;
 }

@@ -3,6 +3,11 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -14,13 +19,39 @@ using namespace openwork;
 
 namespace {
 
+#if defined(__x86_64__) && !defined(OW_ONLY_PORTABLE)
+Kernels with(const char* name, BlockHalf half) {
+  Kernels found = avx512::kernels;
+  found.name = name;
+  found.block_half = half;
+  return found;
+}
+
+// Matrix tiles must be asked for: their state makes every thread's memory for signals larger.
+bool tiles_allowed() {
+#if defined(__linux__)
+  constexpr long ask = 0x1023, tile_data = 18;
+  return syscall(SYS_arch_prctl, ask, tile_data) == 0;
+#else
+  return false;
+#endif
+}
+#endif
+
 std::vector<const Kernels*> usable() {
   std::vector<const Kernels*> found;
 #if defined(__x86_64__) && !defined(OW_ONLY_PORTABLE)
+  static const Kernels amx = with("amx", amx::block_half), bf16 = with("avx512_bf16", avx512_bf16::block_half);
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl"))
+      __builtin_cpu_supports("avx512vl")) {
+    const bool dots = __builtin_cpu_supports("avx512bf16"), quick = __builtin_cpu_is("amd");
+    if (dots && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") && tiles_allowed())
+      found.push_back(&amx);
+    if (dots && quick) found.push_back(&bf16);
     found.push_back(&avx512::kernels);
+    if (dots && !quick) found.push_back(&bf16);  // slower than float32 on Intel's: there only when it is asked for
+  }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&avx2::kernels);
 #endif
   found.push_back(&portable::kernels);
@@ -51,7 +82,8 @@ BlockWeights block_weights(nb::tuple t) {
           nb::cast<int64_t>(t[6]),
           nb::cast<int64_t>(t[7]),
           nb::cast<int>(t[8])};
-  demand(found.height > 0 && found.height % chosen->width == 0 && found.depth > 0);
+  demand(found.height > 0 && found.height % chosen->width == 0 && found.depth > 0 &&
+         (found.store != kPairs || found.depth % 2 == 0));
   return found;
 }
 
@@ -129,6 +161,18 @@ NB_MODULE(_native, m) {
     const auto given = tokens(a);
     nb::gil_scoped_release free;
     chosen->block_linear(weights, end, given, threads);
+  });
+  m.def("halves", [] { return chosen->block_half != nullptr; });
+  m.def("block_half", [](nb::tuple w, nb::tuple e, nb::tuple a, int threads) {
+    const auto weights = block_weights(w);
+    demand(weights.store == kPairs && chosen->block_half != nullptr);
+    const HalfEpilogue end = {at<const float>(nb::cast<uintptr_t>(e[0])), at<const uint16_t>(nb::cast<uintptr_t>(e[1])),
+                              nb::cast<int>(e[2])};
+    const HalfTokens given = {at<const uint16_t>(nb::cast<uintptr_t>(a[0])), at<uint16_t>(nb::cast<uintptr_t>(a[1])),
+                              nb::cast<int64_t>(a[2]), nb::cast<int64_t>(a[3]), nb::cast<int64_t>(a[4]),
+                              nb::cast<int64_t>(a[5])};
+    nb::gil_scoped_release free;
+    chosen->block_half(weights, end, given, threads);
   });
   m.def("column_linear", [](nb::tuple w, nb::tuple e, nb::tuple a, int threads) {
     const auto weights = column_weights(w);

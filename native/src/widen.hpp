@@ -38,6 +38,18 @@ OW_INLINE vf widen(const int8_t* w) {
 #endif
 }
 
+// Pairs of bfloat16 for W outputs.
+struct Pair {
+  vf first, second;
+};
+OW_INLINE Pair load_pair(const uint16_t* w) {
+  typedef uint32_t vu __attribute__((vector_size(W * 4)));
+  vu both;
+  std::memcpy(&both, w, sizeof both);
+  if constexpr (__BYTE_ORDER__ == __ORDER_BIG_ENDIAN__) both = both << 16 | both >> 16;
+  return {reinterpret_cast<vf>(both << 16), reinterpret_cast<vf>(both & 0xffff0000u)};
+}
+
 #if defined(__AVX2__)
 // Four or eight weights, whatever the vector.
 OW_INLINE __m128 four(const float* w) { return _mm_loadu_ps(w); }

@@ -19,6 +19,8 @@ def _of_blocks(tensors: Sequence[Tensor], sizes: Sequence[int], cols: int) -> Te
     values, inputs, starts = tensors[:3]
     height, depth, outputs, _ = sizes
     strips = len(starts) - 1
+    if values.dim() == 4:  # pairs of inputs
+        values = values.transpose(2, 3).flatten(1, 2)
     blocks = values.float()
     if values.dtype == torch.int8:
         blocks = blocks * tensors[3][:, None, None]

@@ -39,6 +39,7 @@ class Layout:
     """Tensors and numbers for a kernel, as the operators take them.
 
     ``block``: tensors ``values (blocks, depth, height)``, ``inputs``, ``starts``; sizes height, depth, outputs, inputs.
+    bfloat16 of an even depth goes in pairs, ``(blocks, depth / 2, height, 2)``, as processors multiply it.
     ``bits``, for few tokens: tensors ``values (stored + 8,)``, ``bits``, ``starts``; sizes 1, 1, outputs, inputs.
     ``column``: tensors ``values (columns, height)``, ``inputs``, ``starts``, ``order``; sizes chunk, height, outputs,
     part, inputs. Scales of int8 values come last. What they mean stands in ``native/src/kernels.hpp``.
@@ -92,6 +93,8 @@ def block_layout(
     kept, starts = kept[: int(starts[used])], starts[: used + 1].clone()
     first = first[inside].int()[: len(kept)].contiguous()
     factors = None if factors is None else factors[: len(kept)].contiguous()
+    if kept.dtype == torch.bfloat16 and depth % 2 == 0:
+        kept = kept.view(len(kept), depth // 2, 2, strip).transpose(2, 3).contiguous()
     tensors = (kept, first, starts) if factors is None else (kept, first, starts, factors)
     return Layout("block", tensors, (strip, depth, rows, cols))
 

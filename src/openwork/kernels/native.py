@@ -39,7 +39,7 @@ def native() -> Any | None:
 
 
 def isa() -> str:
-    """``avx512``, ``avx2``, ``portable``, or ``python`` without the native kernels."""
+    """``amx``, ``avx512_bf16``, ``avx512``, ``avx2``, ``portable``, or ``python`` without the native kernels."""
     module = native()
     return "python" if module is None else module.isa()
 

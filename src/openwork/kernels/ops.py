@@ -1,7 +1,7 @@
 """The operators ``torch.ops.openwork.sparse_*``: products that torch.compile and torch.export understand.
 
-Sums are float32. Inputs of another floating type are computed in float32 and turned back. For inference: there is no
-gradient.
+Sums are float32. bfloat16 blocks and inputs are multiplied as they are where the processor can (AMX, AVX512-BF16); all
+other inputs are computed in float32 and turned back. For inference: there is no gradient.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from openwork.kernels.native import native
 
 ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu", "relu6")
 STORES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+PAIRS = 3
+FEW = 4  # tokens up to which weights bound the time, not arithmetic
 WORTH = 2_000_000  # multiplications below which a second thread costs more than it brings
 
 _LIB = torch.library.Library("openwork", "DEF")
@@ -34,7 +36,7 @@ def _weights(kind: str, tensors: Sequence[Tensor], sizes: Sequence[int]) -> tupl
     values = tensors[0]
     scaled = values.dtype == torch.int8
     scales = tensors[-1].data_ptr() if scaled else 0
-    store = STORES[values.dtype]
+    store = PAIRS if values.dim() == 4 else STORES[values.dtype]
     if kind == "block":
         inputs, starts = tensors[1:3]
         height, depth, outputs, _ = sizes
@@ -123,27 +125,30 @@ def linear_now(
     shape = (*x.shape[:-1], outputs)
     _check("sparse_linear", x, bias, residual, activation, shape, sizes, cols)
     dtype, module = x.dtype, native()
-    x = _floats(x)
+    bias = None if bias is None else _floats(bias).contiguous()
+    half = weights[0].dim() == 4 and x.numel() > FEW * cols and module is not None and module.halves()
+    half = half and dtype is torch.bfloat16 and (residual is None or residual.dtype is dtype)
+    if not half:
+        x = _floats(x)
     if x.dim() != 2:
         x = x.reshape(-1, cols)
-    bias = None if bias is None else _floats(bias).contiguous()
     if module is None:
         more = None if residual is None else residual.reshape(-1, outputs)
         y = F.linear(x, dense_of(kind, weights, sizes, cols), bias)
         return activated(y, more, activation).to(dtype).view(shape)
     tokens, (step, along) = x.shape[0], x.stride()
-    y = torch.empty(shape, dtype=torch.float32, device="cpu")
+    y = torch.empty(shape, dtype=x.dtype, device="cpu")
     if tokens and outputs:
         if along != 1 or step < cols:
             x, step = x.contiguous(), cols
-        more = None if residual is None else _floats(residual).contiguous()
-        _kernel(module, kind, "linear")(
+        more = None if residual is None else residual.to(x.dtype).contiguous()
+        _kernel(module, kind, "half" if half else "linear")(
             _weights(kind, weights, sizes),
             (_address(bias), _address(more), ACTIVATIONS.index(activation)),
             (x.data_ptr(), y.data_ptr(), tokens, cols, step, outputs),
             _threads(weights, tokens),
         )
-    return y if dtype is torch.float32 else y.to(dtype)
+    return y if y.dtype is dtype else y.to(dtype)
 
 
 def sizes_out(x: Tensor, *window: Sequence[int]) -> list[int]:

@@ -11,10 +11,8 @@ from torch import Tensor, nn
 from openwork.errors import FormatError
 from openwork.formats import Format, from_tensors
 from openwork.kernels import Layout, isa, layout_of
-from openwork.kernels.ops import ACTIVATIONS, activated, conv2d_now, linear_now, sizes_out
+from openwork.kernels.ops import ACTIVATIONS, FEW, activated, conv2d_now, linear_now, sizes_out
 from openwork.runtime.eager import eager
-
-FEW = 4  # tokens up to which weights bound the time, not arithmetic
 
 
 class Packed(nn.Module):

@@ -35,7 +35,7 @@ class Prepacked(nn.Module):
 
     def _plain(self, x: Tensor) -> bool:
         """Whether torch's own product must run: other types, empty inputs, and calls that are traced."""
-        return not (x.dtype == self.weight.dtype == torch.float32 and x.numel() and eager(x))
+        return not (x.dtype == self.weight.dtype and x.numel() and eager(x))
 
     def _order_for(self, shape: tuple[int, ...], make: Callable[[], Any]) -> Any:
         """The weights in the order for one input shape; the oldest order goes when there are too many."""
@@ -96,10 +96,15 @@ class PrepackedConv2d(Prepacked):
 
 def prepacked(layer: nn.Module) -> nn.Module | None:
     """The layer in oneDNN's order, or None when oneDNN is not there or does not run this layer."""
-    if not torch.backends.mkldnn.is_available():
-        return None
-    if type(layer) is nn.Linear and layer.weight.dtype == torch.float32:
+    if type(layer) is nn.Linear and _runs(layer.weight.dtype):
         return PrepackedLinear(layer)
     if type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
-        return PrepackedConv2d(layer) if layer.weight.dtype == torch.float32 else None
+        return PrepackedConv2d(layer) if _runs(layer.weight.dtype) else None
     return None
+
+
+def _runs(dtype: torch.dtype) -> bool:
+    """Whether oneDNN computes in this type here; bfloat16 takes a processor that does."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())

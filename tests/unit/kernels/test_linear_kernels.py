@@ -76,6 +76,48 @@ def test_inputs_of_other_types_keep_theirs(isa, dtype):
         close(y, wanted, 2 * max(torch.finfo(dtype).eps, 5e-6))
 
 
+@pytest.mark.parametrize("size", [(32, 32), (64, 16), (16, 16), (64, 64), (16, 6)], ids=str)
+def test_bfloat16_tokens_through_bfloat16_blocks(isa, size):
+    """Where the processor multiplies bfloat16 itself, tiles of every number of tokens, ragged outputs and inputs."""
+    ends = cycle((act, bias, more) for act in ACTIVATIONS for bias in (True, False) for more in (True, False))
+    for rows, cols in ((64, 64), (70, 52), (200, 130)):
+        fmt = block(rows, cols, *size, torch.bfloat16)
+        matrix = fmt.unpack().double()
+        for layout in layouts(fmt):
+            for count in TOKENS if isa == "python" else [*TOKENS, 14, 15, 16, 31, 32, 33, 48, 64, 65]:
+                activation, biased, more = next(ends)
+                x, bias = torch.randn(count, cols).bfloat16(), torch.randn(rows) if biased else None
+                residual = torch.randn(count, rows).bfloat16() if more else None
+                y = linear(x, layout, bias, residual, activation)
+                assert y.dtype == torch.bfloat16
+                wanted = F.linear(x.double(), matrix, None if bias is None else bias.double())
+                close(y, expected(wanted, residual, activation), 5e-3)
+                if more and count:  # a residual of another type is added in float32, not rounded
+                    fine = linear(x, layout, bias, residual.float(), activation)
+                    close(fine, y, 1e-2)
+
+
+def test_bfloat16_views_and_special_numbers(isa):
+    fmt = block(40, 48, 16, 16, torch.bfloat16, density=2.0)
+    matrix = fmt.unpack().double()
+    wide = torch.randn(20, 100).bfloat16()
+    for layout in layouts(fmt):
+        for x in (
+            wide[:, 30:78],
+            torch.randn(20, 48).bfloat16()[::2],
+            torch.randn(48, 9).bfloat16().T,
+            wide[:12, :96:2],
+        ):
+            close(linear(x, layout), x.double() @ matrix.T, 5e-3)
+        x = torch.randn(2, 9, 48).bfloat16()
+        x[1, 3, 5], x[0, 2, 7] = float("nan"), float("inf")
+        y = linear(x, layout)
+        assert y[1, 3].isnan().all()
+        assert not y[0, 2].isfinite().any()
+        x[1, 3], x[0, 2] = 0, 0
+        close(linear(x, layout), x.double() @ matrix.T, 5e-3)
+
+
 def test_views_are_read_where_they_lie(isa):
     fmt = block(40, 48, 8, 8)
     wide = torch.randn(20, 100)

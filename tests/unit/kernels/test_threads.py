@@ -29,6 +29,9 @@ def products():
         for layout in layouts(fmt):
             inputs = [torch.randn(n, 96) for n in counts]
             calls += [lambda x=x, o=layout: linear(x, o, activation="silu") for x in inputs]
+    for layout in layouts(block(200, 96, 32, 32, torch.bfloat16)):
+        tokens = [torch.randn(n, 96).bfloat16() for n in (5, 33, 200)]
+        calls += [lambda x=x, o=layout: linear(x, o, activation="silu") for x in tokens]
     for size, batch, side in (((16, 8), 5, 9), ((4, 1), 1, 20), ((32, 32), 2, 1), ((1, 1), 3, 6)):
         for layout in layouts(block(80, 72, *size), 8):
             x = torch.randn(batch, 8, side, side)

@@ -12,7 +12,7 @@ import openwork as ow
 from openwork.errors import FormatError, OpenworkError
 from openwork.runtime import Packed, pack
 from openwork.runtime.plan import Choice, Plan
-from openwork.runtime.prepacked import PrepackedConv2d, PrepackedLinear
+from openwork.runtime.prepacked import PrepackedConv2d, PrepackedLinear, prepacked
 
 
 def agree(one, two, *inputs):
@@ -257,3 +257,19 @@ def test_refusals():
         always(model)
     with pytest.raises(KeyError, match="is not one of its layers: a"):
         Plan((Choice("a", (), "", 1.0),))["b"]
+
+
+def test_bfloat16_layers_in_onednns_order_where_it_runs_them(monkeypatch):
+    for layer, x in (
+        (nn.Linear(48, 40), torch.randn(9, 48)),
+        (nn.Conv2d(8, 16, 3, padding=1), torch.randn(2, 8, 7, 7)),
+    ):
+        layer, x = layer.bfloat16(), x.bfloat16()
+        fast = prepacked(layer)
+        if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            y = fast(x)
+            assert y.dtype == torch.bfloat16
+            torch.testing.assert_close(y, layer(x), rtol=2e-2, atol=2e-2)
+        assert prepacked(layer.half()) is None
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert prepacked(nn.Linear(8, 8)) is None
