@@ -36,7 +36,7 @@ void column_conv(const ColumnWeights& c, const Epilogue& e, const Images& a, int
   const int64_t tiles = (vectors + most - 1) / most;
   const auto first_vector = [&](int64_t tile) { return tile * vectors / tiles; };
   const int64_t parts = (c.groups + c.part - 1) / c.part, inputs = a.kernel_h * a.kernel_w * a.channels;
-  const int64_t group = together(a.batch, taps.image, threads);
+  const int64_t group = taps.direct ? a.batch : together(a.batch, taps.image, threads);
   const int64_t jobs = group * tiles;
   const int64_t shares = threads > 1 && jobs < 4 * threads ? std::min(parts, (4 * threads + jobs - 1) / jobs) : 1;
   const int64_t planes = static_cast<int64_t>(taps.planes.size()), cuts = threads > 1 ? (a.channels + 63) / 64 : 1;
@@ -55,7 +55,8 @@ void column_conv(const ColumnWeights& c, const Epilogue& e, const Images& a, int
       const int64_t v0 = first_vector(tile);
       const int wide = static_cast<int>(first_vector(tile + 1) - v0);
       const int64_t step = wide * W;
-      const float* image = taps.direct ? a.x + (b0 + b) * a.channels * plane : laid + b * taps.image;
+      const float* image =
+          taps.direct ? a.x + (b0 + b) * a.channels * a.height * a.width : laid + b * taps.image;
       float* packed = scratch(0, c.chunk * step);
       const Micro run = pick(c.height, wide);
       const int64_t part_sums = c.part * c.height * step, end = parts * (share + 1) / shares;
@@ -64,7 +65,7 @@ void column_conv(const ColumnWeights& c, const Epilogue& e, const Images& a, int
       for (int64_t p0 = parts * share / shares; p0 < end; p0 += span) {
         const int64_t p1 = std::min(end, p0 + span);
         for (int64_t k = 0; k < c.chunks; ++k) {
-          taps.pack(image, k * c.chunk, std::min(inputs, (k + 1) * c.chunk), v0 * W, wide, packed);
+          taps.pack(image, k * c.chunk, std::min(inputs, (k + 1) * c.chunk), v0, wide, packed);
           for (int64_t p = p0; p < p1; ++p) add_chunk(c, k, p, step, run, packed, sums + (p - p0) * part_sums, scratch);
         }
         for (int64_t p = p0; p < p1; ++p) {

@@ -82,6 +82,36 @@ OW_INLINE void store_some(float* p, vf v, long n) {
 #endif
 }
 
+// Which floats of a vector there are; the others are zeros and not even read.
+#if defined(__AVX512F__)
+using Lanes = __mmask16;
+#else
+using Lanes = vi;
+#endif
+
+OW_INLINE Lanes lanes_of(uint32_t bits) {
+#if defined(__AVX512F__)
+  return static_cast<__mmask16>(bits);
+#else
+  vi lanes;
+  for (int i = 0; i < W; ++i) lanes[i] = -static_cast<int32_t>(bits >> i & 1);
+  return lanes;
+#endif
+}
+
+OW_INLINE vf load_lanes(const float* p, Lanes lanes) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_loadu_ps(lanes, p);
+#elif defined(__AVX2__)
+  return _mm256_maskload_ps(p, reinterpret_cast<__m256i>(lanes));
+#else
+  vf v{};
+  for (int i = 0; i < W; ++i)
+    if (lanes[i] != 0) v[i] = p[i];
+  return v;
+#endif
+}
+
 // Copies n floats, few as a rule; the last vectors may overlap.
 OW_INLINE void copy_run(const float* from, int64_t n, float* to) {
   if (n < W) return store_some(to, load_some(from, std::max<int64_t>(n, 0)), std::max<int64_t>(n, 0));
