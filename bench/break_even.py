@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from common import write
+from common import of_isa, write
 from kernels import PATTERNS, weights
 from torch import Tensor, nn
 
@@ -114,10 +114,10 @@ def main() -> None:
             rows += linear(*shape, patterns, rounds)
         for image in [(1, 32, 32, 8, 3)] if args.quick else CONVS:
             rows += conv(image, patterns, rounds)
-    name = "break_even" if args.threads == 1 else f"break_even_{args.threads}"
+    name = of_isa("break_even", args.threads, quick=args.quick)
     text = (__doc__ or "").split("\n\n")[2].replace("\n", " ")
     about = {"title": "Break-even", "command": "python bench/break_even.py", "columns": COLUMNS}
-    write(f"{name}_quick" if args.quick else name, rows, isa=isa(), text=text, **about)
+    write(name, rows, isa=isa(), text=text, **about)
 
 
 if __name__ == "__main__":

@@ -46,9 +46,11 @@ def write(name: str, rows: Sequence[Mapping[str, Any]], **extra: Any) -> None:
     (RESULTS / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
 
 
-def of_isa(name: str) -> str:
-    """The result's name with the kernels' instruction set; those of AVX2 have none."""
-    return name if isa() == "avx2" else f"{name}_{isa()}"
+def of_isa(name: str, threads: int, *, quick: bool) -> str:
+    """A result's name with the kernels' instruction set (AVX2 has none) and threads; quick ones are replaced anywhere."""
+    if quick:
+        return f"{name}_quick"
+    return name + ("" if isa() == "avx2" else f"_{isa()}") + ("" if threads == 1 else f"_{threads}")
 
 
 def earlier(name: str) -> list[dict[str, Any]]:

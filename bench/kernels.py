@@ -59,11 +59,11 @@ def main() -> None:
         size = 128 if args.quick else 4096
         for dtype in (torch.float32, torch.bfloat16, torch.int8):
             rows += decode(size, dtype, ("32x32",) if dtype != torch.float32 else patterns, sparsities, rounds)
-    name = of_isa("kernels") + ("" if args.threads == 1 else f"_{args.threads}")
+    name = of_isa("kernels", args.threads, quick=args.quick)
     note = (
         f"{isa()} kernels. Ratios are medians over interleaved rounds; error is the largest, over the largest output."
     )
-    write(f"{name}_quick" if args.quick else name, rows, isa=isa(), note=note)
+    write(name, rows, isa=isa(), note=note)
     if args.json:
         Path(args.json).write_text(json.dumps(rows, indent=1))
 

@@ -1,6 +1,6 @@
 """Whole models with random masks, packed against dense: milliseconds end to end, error, and how many layers run packed.
 
-    python bench/whole_models.py [--quick] [--threads N] [--only TEXT] [--patterns P ...] [--sparsities S ...]
+    python bench/whole_models.py [--quick] [--threads N] [--only TEXT] [--patterns P ...] [--sparsities S ...] [--dtype D]
 
 Speed does not depend on the values of weights; where the pretrained packages (EfficientNet-Lite0, MiniLM) are missing,
 their rows are left out or run from a configuration. First convolutions, heads and depthwise layers stay dense. Both
@@ -13,7 +13,7 @@ import argparse
 from typing import Any
 
 import torch
-from common import earlier, write
+from common import earlier, of_isa, write
 from networks import CASES, Case, resnet, sparsify
 
 import openwork as ow
@@ -28,13 +28,15 @@ EARLIER = (
 )
 
 
-def measure(case: str, made: Case, pattern: str, sparsity: float, rounds: int) -> dict[str, Any]:
+def measure(case: str, made: Case, pattern: str, sparsity: float, rounds: int, dtype: torch.dtype) -> dict[str, Any]:
     """One row: pack with a measured plan, then time it against both dense baselines."""
     torch.manual_seed(0)
     model, example = made.make()
     model.eval()
     sparsify(model, STRUCTURES[pattern], sparsity, made.dense)
-    packed = ow.pack(model, STRUCTURES[pattern], example=example)
+    if dtype != torch.float32:  # both baselines too
+        model, example = model.to(dtype), example.to(dtype) if isinstance(example, torch.Tensor) else example
+    packed = ow.pack(model, STRUCTURES[pattern], example=example, dtype=dtype)
     found = verdict(model, packed, example, rounds=rounds)
     t = found.times
     plan: Any = packed.openwork_plan
@@ -62,12 +64,13 @@ def main() -> None:
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--patterns", nargs="+", choices=list(STRUCTURES), default=list(STRUCTURES))
     parser.add_argument("--sparsities", nargs="+", type=float, default=[0.5, 0.8, 0.9, 0.95])
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of model and input")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    name = "whole_models" if args.threads == 1 else f"whole_models_{args.threads}"
-    name += "_quick" * args.quick
+    name = of_isa("whole_models", args.threads, quick=args.quick)
     cases = {n: c for n, c in CASES.items() if args.only in n}
+    kind = "" if args.dtype == "float32" else f", {args.dtype}"
     patterns, sparsities, rounds = args.patterns, args.sparsities, args.rounds
     if args.quick:
         cases, patterns, sparsities, rounds = {"ResNet-20, batch 2": resnet("resnet20", 32, 2)}, patterns[::2], [0.9], 3
@@ -79,8 +82,9 @@ def main() -> None:
                 if made.missing():
                     print(f"{case}: skipped, {', '.join(made.missing())} is not installed")
                 else:
-                    rows[case, pattern, sparsity] = measure(case, made, pattern, sparsity, rounds)
-        order = {n: i for i, n in enumerate(CASES)}
+                    row = measure(case + kind, made, pattern, sparsity, rounds, getattr(torch, args.dtype))
+                    rows[case + kind, pattern, sparsity] = row
+        order = {n + k: i for i, n in enumerate(CASES) for k in ("", ", bfloat16")}
         write(name, sorted(rows.values(), key=lambda r: order.get(r["case"], len(order))), note=note)
 
 
