@@ -47,7 +47,7 @@ def write(name: str, rows: Sequence[Mapping[str, Any]], **extra: Any) -> None:
 
 
 def of_isa(name: str, threads: int, *, quick: bool) -> str:
-    """A result's name with the kernels' instruction set (AVX2 has none) and threads; quick ones are replaced anywhere."""
+    """A result's name with the kernels' instruction set (AVX2 has none) and threads; quick ones have neither."""
     if quick:
         return f"{name}_quick"
     return name + ("" if isa() == "avx2" else f"_{isa()}") + ("" if threads == 1 else f"_{threads}")

@@ -1,6 +1,7 @@
 """Whole models with random masks, packed against dense: milliseconds end to end, error, and how many layers run packed.
 
-    python bench/whole_models.py [--quick] [--threads N] [--only TEXT] [--patterns P ...] [--sparsities S ...] [--dtype D]
+    python bench/whole_models.py [--quick] [--threads N] [--only TEXT] [--patterns P ...] [--sparsities S ...]
+        [--dtype float32|bfloat16]
 
 Speed does not depend on the values of weights; where the pretrained packages (EfficientNet-Lite0, MiniLM) are missing,
 their rows are left out or run from a configuration. First convolutions, heads and depthwise layers stay dense. Both
