@@ -52,6 +52,35 @@ def _weights(kind: str, tensors: Sequence[Tensor], sizes: Sequence[int]) -> tupl
     return values.data_ptr(), scales, *places, chunk, len(order) // groups, groups, height, outputs, part, store
 
 
+class Ready:
+    """The weights of a layout and the native function's arguments made of them, which are remade when a tensor moved.
+
+    Args:
+        kind: of the layout.
+        tensors: of the layout.
+        sizes: of the layout.
+    """
+
+    __slots__ = ("_arguments", "_places", "kind", "numel", "paired", "sizes", "tensors")
+
+    def __init__(self, kind: str, tensors: Sequence[Tensor], sizes: Sequence[int]) -> None:
+        self.kind, self.tensors, self.sizes = kind, tensors, sizes
+        self.numel, self.paired = tensors[0].numel(), tensors[0].dim() == 4
+        self._places: list[int] = []
+        self._arguments: tuple[int, ...] = ()
+
+    def arguments(self) -> tuple[int, ...]:
+        """What the native function takes for the weights."""
+        places = [t.data_ptr() for t in self.tensors]
+        if places != self._places:
+            self._places, self._arguments = places, _weights(self.kind, self.tensors, self.sizes)
+        return self._arguments
+
+    def threads(self, times: float) -> int:
+        """How many threads a product is worth that uses every weight so many times."""
+        return torch.get_num_threads() if self.numel * times > WORTH else 1
+
+
 def activated(y: Tensor, residual: Tensor | None, activation: str) -> Tensor:
     """What kernels do with finished sums, computed by torch."""
     y = y if residual is None else y + residual
@@ -107,10 +136,6 @@ def _kernel(module: Any, kind: str, job: str) -> Any:
     return getattr(module, f"{kind}_{job}")
 
 
-def _threads(tensors: Sequence[Tensor], times: float) -> int:
-    return torch.get_num_threads() if tensors[0].numel() * times > WORTH else 1
-
-
 def linear_now(
     x: Tensor,
     kind: str,
@@ -121,20 +146,26 @@ def linear_now(
     activation: str,
 ) -> Tensor:
     """``sparse_linear`` without torch's dispatcher. ``x`` is ``(..., in)``; see ``Layout`` for the weights."""
+    return linear_of(x, Ready(kind, weights, sizes), bias, residual, activation)
+
+
+def linear_of(x: Tensor, ready: Ready, bias: Tensor | None, residual: Tensor | None, activation: str) -> Tensor:
+    """``linear_now`` with weights that were made ready before."""
+    sizes = ready.sizes
     outputs, cols = sizes[2], x.shape[-1]
     shape = (*x.shape[:-1], outputs)
     _check("sparse_linear", x, bias, residual, activation, shape, sizes, cols)
     dtype, module = x.dtype, native()
     bias = None if bias is None else _floats(bias).contiguous()
-    half = weights[0].dim() == 4 and x.numel() > FEW * cols and module is not None and module.halves()
-    half = half and dtype is torch.bfloat16 and (residual is None or residual.dtype is dtype)
+    half = ready.paired and dtype is torch.bfloat16 and x.numel() > FEW * cols
+    half = half and (residual is None or residual.dtype is dtype) and module is not None and module.halves()
     if not half:
         x = _floats(x)
     if x.dim() != 2:
         x = x.reshape(-1, cols)
     if module is None:
         more = None if residual is None else residual.reshape(-1, outputs)
-        y = F.linear(x, dense_of(kind, weights, sizes, cols), bias)
+        y = F.linear(x, dense_of(ready.kind, ready.tensors, sizes, cols), bias)
         return activated(y, more, activation).to(dtype).view(shape)
     tokens, (step, along) = x.shape[0], x.stride()
     y = torch.empty(shape, dtype=x.dtype, device="cpu")
@@ -142,11 +173,11 @@ def linear_now(
         if along != 1 or step < cols:
             x, step = x.contiguous(), cols
         more = None if residual is None else residual.to(x.dtype).contiguous()
-        _kernel(module, kind, "half" if half else "linear")(
-            _weights(kind, weights, sizes),
+        _kernel(module, ready.kind, "half" if half else "linear")(
+            ready.arguments(),
             (_address(bias), _address(more), ACTIVATIONS.index(activation)),
             (x.data_ptr(), y.data_ptr(), tokens, cols, step, outputs),
-            _threads(weights, tokens),
+            ready.threads(tokens),
         )
     return y if y.dtype is dtype else y.to(dtype)
 
@@ -174,8 +205,24 @@ def conv2d_now(
     dilation: Sequence[int],
 ) -> Tensor:
     """``sparse_conv2d`` without torch's dispatcher. ``x`` is ``(batch, in, height, width)``."""
+    return conv2d_of(x, Ready(kind, weights, sizes), bias, residual, activation, kernel, stride, padding, dilation)
+
+
+def conv2d_of(
+    x: Tensor,
+    ready: Ready,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """``conv2d_now`` with weights that were made ready before."""
     if x.dim() != 4:
         raise OpenworkError(f"sparse_conv2d: the input must be (batch, channels, height, width), got {tuple(x.shape)}")
+    sizes = ready.sizes
     outputs, (batch, channels, height, width) = sizes[2], x.shape
     out = sizes_out(x, kernel, stride, padding, dilation)
     if min(out) < 1:
@@ -189,7 +236,7 @@ def conv2d_now(
     last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     form = torch.channels_last if last else torch.contiguous_format
     if module is None:
-        matrix = dense_of(kind, weights, sizes, inputs)
+        matrix = dense_of(ready.kind, ready.tensors, sizes, inputs)
         weight = matrix.view(outputs, *kernel, channels).permute(0, 3, 1, 2).contiguous()
         y = activated(F.conv2d(x, weight, bias, stride, padding, dilation), residual, activation)
         return y.to(dtype).contiguous(memory_format=form)
@@ -198,11 +245,11 @@ def conv2d_now(
         x = x.contiguous(memory_format=form)
         more = None if residual is None else _floats(residual).contiguous(memory_format=form)
         image = (batch, channels, height, width, *kernel, *stride, *padding, *dilation, *out, last)
-        _kernel(module, kind, "conv")(
-            _weights(kind, weights, sizes),
+        _kernel(module, ready.kind, "conv")(
+            ready.arguments(),
             (_address(bias), _address(more), ACTIVATIONS.index(activation)),
             (x.data_ptr(), y.data_ptr(), *image),
-            _threads(weights, batch * out[0] * out[1]),
+            ready.threads(batch * out[0] * out[1]),
         )
     return y if dtype is torch.float32 else y.to(dtype)
 

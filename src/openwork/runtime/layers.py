@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from openwork.errors import FormatError
 from openwork.formats import Format, from_tensors
 from openwork.kernels import Layout, isa, layout_of
-from openwork.kernels.ops import ACTIVATIONS, FEW, activated, conv2d_now, linear_now, sizes_out
+from openwork.kernels.ops import ACTIVATIONS, FEW, Ready, activated, conv2d_of, linear_of, sizes_out
 from openwork.runtime.eager import eager
 
 
@@ -72,6 +72,7 @@ class Packed(nn.Module):
 
     def _watch(self) -> None:
         """Remember what the kernel trusts, as it is now."""
+        self._made: dict[str, Ready] = {}
         packed = [t for n, t in self._buffers.items() if n != "bias" and t is not None]
         self._trusted = [t for t in packed if not t.is_inference()]
         self._changes = [t._version for t in self._trusted]
@@ -87,7 +88,7 @@ class Packed(nn.Module):
         """uint16 goes as int16, since torch does not pickle it."""
         short = [n for n, t in self._buffers.items() if t is not None and t.dtype == torch.uint16]
         seen = {n: t.view(torch.int16) if n in short and t is not None else t for n, t in self._buffers.items()}
-        return {**self.__dict__, "_buffers": seen, "_short": short, "_trusted": [], "_changes": []}
+        return {**self.__dict__, "_buffers": seen, "_short": short, "_trusted": [], "_changes": [], "_made": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         short = state.pop("_short")
@@ -106,6 +107,14 @@ class Packed(nn.Module):
     def _weights(self, name: str) -> tuple[list[Any], list[int]]:
         buffers = self._buffers
         return [buffers[place] for place in self._kept[name]], self._sizes[name]
+
+    def _ready(self, name: str) -> Ready:
+        """The weights for a call that runs now, checked."""
+        self._demand_unchanged()
+        found = self._made.get(name)
+        if found is None:
+            found = self._made[name] = Ready(self._kinds[name], *self._weights(name))
+        return found
 
     def _load_from_state_dict(self, state: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         """Weights are checked before they replace the old ones, since kernels trust them."""
@@ -167,15 +176,15 @@ class PackedLinear(Packed):
         # An exported program serves every number of tokens with one order.
         few = "few" in self._sizes and not torch.compiler.is_exporting() and x.numel() <= FEW * self.in_features
         name = "few" if few else "many"
-        kind, (weights, sizes) = self._kinds[name], self._weights(name)
-        run: Any = linear_now
+        run: Any
+        given: tuple[Any, ...]
         if eager(x):
-            self._demand_unchanged()
+            run, given = linear_of, (x, self._ready(name))
         else:
-            run = torch.ops.openwork.sparse_linear
+            run, given = torch.ops.openwork.sparse_linear, (x, self._kinds[name], *self._weights(name))
         if residual is not None and self._by_torch(residual, x, (*x.shape[:-1], self.out_features)):
-            return activated(run(x, kind, weights, sizes, self.bias, None, "none"), residual, self.activation)
-        return run(x, kind, weights, sizes, self.bias, residual, self.activation)
+            return activated(run(*given, self.bias, None, "none"), residual, self.activation)
+        return run(*given, self.bias, residual, self.activation)
 
 
 class PackedConv2d(Packed):
@@ -219,20 +228,20 @@ class PackedConv2d(Packed):
             raise FormatError(
                 f"PackedConv2d: the input must have {self.in_channels} channels in dimension -3, got {tuple(x.shape)}"
             )
-        weights, sizes = self._weights("many")
         if x.dim() == 3:
             return self(x[None], None if residual is None else residual[None])[0]
         if self.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
-        run: Any = conv2d_now
+        run: Any
+        given: tuple[Any, ...]
         if eager(x):
-            self._demand_unchanged()
+            run, given = conv2d_of, (x, self._ready("many"))
         else:
-            run = torch.ops.openwork.sparse_conv2d
+            run, given = torch.ops.openwork.sparse_conv2d, (x, self._kinds["many"], *self._weights("many"))
         window = (self.kernel_size, self.stride, self.padding, self.dilation)
         if residual is not None:
             shape = (x.shape[0], self.out_channels, *sizes_out(x, *window))
             if self._by_torch(residual, x, shape):
-                y = run(x, self.kind, weights, sizes, self.bias, None, "none", *window)
+                y = run(*given, self.bias, None, "none", *window)
                 return activated(y, residual, self.activation)
-        return run(x, self.kind, weights, sizes, self.bias, residual, self.activation, *window)
+        return run(*given, self.bias, residual, self.activation, *window)
