@@ -116,7 +116,11 @@ def main() -> None:
             rows += conv(image, patterns, rounds)
     name = of_isa("break_even", args.threads, quick=args.quick)
     text = (__doc__ or "").split("\n\n")[2].replace("\n", " ")
-    about = {"title": "Break-even", "command": "python bench/break_even.py", "columns": COLUMNS}
+    about = {
+        "title": "Break-even" + ("" if isa() == "avx2" else f", {isa()}"),
+        "command": "python bench/break_even.py",
+        "columns": COLUMNS,
+    }
     write(name, rows, isa=isa(), text=text, **about)
 
 

@@ -18,6 +18,7 @@ from common import earlier, of_isa, write
 from networks import CASES, Case, resnet, sparsify
 
 import openwork as ow
+from openwork.kernels import isa
 from openwork.runtime import verdict
 from openwork.structure import Element, GroupOf
 
@@ -86,7 +87,7 @@ def main() -> None:
                     row = measure(case + kind, made, pattern, sparsity, rounds, getattr(torch, args.dtype))
                     rows[case + kind, pattern, sparsity] = row
         order = {n + k: i for i, n in enumerate(CASES) for k in ("", ", bfloat16")}
-        write(name, sorted(rows.values(), key=lambda r: order.get(r["case"], len(order))), note=note)
+        write(name, sorted(rows.values(), key=lambda r: order.get(r["case"], len(order))), note=note, isa=isa())
 
 
 if __name__ == "__main__":

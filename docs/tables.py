@@ -24,6 +24,15 @@ class Section:
     command: str = ""
 
 
+NAMES = {
+    "avx2": "AVX2",
+    "amx": "AVX-512 and AMX",
+    "avx512": "AVX-512",
+    "avx512_bf16": "AVX-512",
+    "portable": "portable",
+}
+"""Instruction sets of the kernels as headings name them."""
+
 SECTIONS: dict[str, Callable[[Found], Section]] = {}
 """Result name -> how it is shown, in the order of the page."""
 
@@ -326,7 +335,7 @@ def _formats(found: Found) -> Section:
     return Section(text, columns, rows, "Bytes on disk of packed layers", "python bench/formats.py")
 
 
-@section("kernels", "kernels_2")
+@section("kernels", "kernels_2", "kernels_amx", "kernels_amx_2")
 def _kernels(found: Found) -> Section:
     threads = found["machine"]["threads"]
     for r in found["rows"]:
@@ -345,14 +354,14 @@ def _kernels(found: Found) -> Section:
     return described(
         found,
         columns,
-        title=f"Sparse products, {threads} thread{'s' * (threads > 1)}",
+        title=f"Sparse products, {NAMES[found['isa']]}, {threads} thread{'s' * (threads > 1)}",
         command="python bench/kernels.py" + (f" --threads {threads}" if threads > 1 else ""),
         text=f"{found['note']} oneDNN is the dense product with its weights in oneDNN's own order. In the cold rows the "
         "weights come from memory, as in a model.",
     )
 
 
-@section("whole_models", "whole_models_2")
+@section("whole_models", "whole_models_2", "whole_models_amx")
 def _whole_models(found: Found) -> Section:
     for r in found["rows"]:
         r["share"] = f"{r['packed_layers']} of {r['layers']}"
@@ -370,7 +379,8 @@ def _whole_models(found: Found) -> Section:
         "fused": "between",
         "error": "error:.0e",
     }
-    return described(found, columns, title="Whole models", command="python bench/whole_models.py")
+    title = f"Whole models, {NAMES[found.get('isa', 'avx2')]}"
+    return described(found, columns, title=title, command="python bench/whole_models.py")
 
 
 @section("kill_resume")

@@ -1,32 +1,12 @@
 // Images with channels last through blocks of weights, read where they lie: outputs of a row are tokens, and every
 // kernel position is a run of inputs at an offset of its own.
-#include <limits>
-#include <stdexcept>
-#include <vector>
-
-#include "block.hpp"
 #include "pool.hpp"
+#include "rows.hpp"
 
 namespace openwork::OW_ISA {
 namespace {
 
-constexpr int64_t kBand = 192 << 10;     // bytes of padded rows that a thread keeps beside the weights
 constexpr int64_t kWeights = 128 << 10;  // bytes of weights that pass over a band together
-
-// Padded rows [first, first + count) of an image, zeros around it.
-void pad_rows(const Images& a, const float* image, int64_t first, int64_t count, int64_t wide, float* to) {
-  const int64_t row = wide * a.channels, left = a.pad_w * a.channels, middle = a.width * a.channels;
-  for (int64_t r = first; r < first + count; ++r, to += row) {
-    const int64_t y = r - a.pad_h;
-    if (y < 0 || y >= a.height) {
-      std::fill(to, to + row, 0.0f);
-      continue;
-    }
-    std::fill(to, to + left, 0.0f);
-    std::copy(image + y * middle, image + (y + 1) * middle, to + left);
-    std::fill(to + left + middle, to + row, 0.0f);
-  }
-}
 
 }  // namespace
 
@@ -40,15 +20,7 @@ void block_conv_rows(const BlockWeights& b, const Epilogue& e, const Images& a, 
   const bool padded = a.pad_h + a.pad_w > 0;
   const int64_t wide = a.width + 2 * a.pad_w, row_floats = wide * a.channels, size = b.depth * b.height;
   const int64_t reach = (a.kernel_h - 1) * a.dilation_h + 1;  // rows under the kernel
-  if (reach > std::numeric_limits<int32_t>::max() / std::max<int64_t>(1, row_floats))
-    throw std::length_error("openwork: the rows under a convolution's kernel hold more than 2^31 numbers; use smaller images");
-  const int64_t blocks = b.starts[b.strips];
-  std::vector<int32_t> offsets(blocks);
-  for (int64_t i = 0; i < blocks; ++i) {
-    const int64_t position = b.inputs[i] / a.channels, channel = b.inputs[i] % a.channels;
-    const int64_t y = position / a.kernel_w * a.dilation_h, x = position % a.kernel_w * a.dilation_w;
-    offsets[i] = static_cast<int32_t>((y * wide + x) * a.channels + channel);
-  }
+  const std::vector<int32_t> offsets = row_offsets(b, a);
   std::vector<int64_t> groups{0};
   for (int64_t s = 0; s < b.strips; ++s)
     if (s > groups.back() && (b.starts[s + 1] - b.starts[groups.back()]) * size * 4 > kWeights) groups.push_back(s);
@@ -57,10 +29,7 @@ void block_conv_rows(const BlockWeights& b, const Epilogue& e, const Images& a, 
   const int nv = vectors_of(b.height), most = most_tokens(nv);
   const int64_t tiles = (a.out_w + most - 1) / most;
   const auto first_of = [&](int64_t tile) { return tile * a.out_w / tiles; };
-  const int64_t fit = std::max<int64_t>(1, (kBand / 4 / std::max<int64_t>(1, row_floats) - reach) / a.stride_h + 1);
-  int64_t bands = (a.out_h + fit - 1) / fit;
-  if (threads > 1) bands = std::max(bands, (4 * threads + a.batch - 1) / a.batch);
-  bands = std::min(bands, a.out_h);
+  const int64_t bands = bands_of(a, 4, threads);
 
   parallel(a.batch * bands, threads, [&](int64_t task) {
     const int64_t image = task / bands, band = task % bands;

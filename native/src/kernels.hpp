@@ -75,9 +75,7 @@ struct HalfEpilogue {
 
 // A batch of images, channels first or last; so are the outputs. Inputs of the weights are (kernel row, kernel column,
 // channel).
-struct Images {
-  const float* x;
-  float* y;
+struct Window {
   int64_t batch, channels, height, width;
   int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
   int64_t out_h, out_w;
@@ -89,7 +87,19 @@ struct Images {
   }
 };
 
+struct Images : Window {
+  const float* x;
+  float* y;
+};
+
+// Channels last.
+struct HalfImages : Window {
+  const uint16_t* x;
+  uint16_t* y;
+};
+
 using BlockHalf = void (*)(const BlockWeights&, const HalfEpilogue&, const HalfTokens&, int threads);
+using BlockHalfConv = void (*)(const BlockWeights&, const HalfEpilogue&, const HalfImages&, int threads);
 
 struct Kernels {
   const char* name;
@@ -103,15 +113,19 @@ struct Kernels {
   void (*bits_linear)(const BitWeights&, const Epilogue&, const Tokens&, int threads);
   void (*block_conv)(const BlockWeights&, const Epilogue&, const Images&, int threads);
   void (*column_conv)(const ColumnWeights&, const Epilogue&, const Images&, int threads);
-  BlockHalf block_half = nullptr;     // pairs of weights and tokens in bfloat16, where there is arithmetic for them
+  // Pairs of weights and tokens in bfloat16, where there is arithmetic for them; blocks inside one pixel.
+  BlockHalf block_half = nullptr;
+  BlockHalfConv block_half_conv = nullptr;
 };
 
 // Processors with arithmetic in bfloat16 run the kernels of AVX-512 for everything else.
 namespace amx {
 void block_half(const BlockWeights&, const HalfEpilogue&, const HalfTokens&, int threads);
+void block_half_conv(const BlockWeights&, const HalfEpilogue&, const HalfImages&, int threads);
 }
 namespace avx512_bf16 {
 void block_half(const BlockWeights&, const HalfEpilogue&, const HalfTokens&, int threads);
+void block_half_conv(const BlockWeights&, const HalfEpilogue&, const HalfImages&, int threads);
 }
 namespace avx512 {
 extern const Kernels kernels;

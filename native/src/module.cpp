@@ -20,10 +20,11 @@ using namespace openwork;
 namespace {
 
 #if defined(__x86_64__) && !defined(OW_ONLY_PORTABLE)
-Kernels with(const char* name, BlockHalf half) {
+Kernels with(const char* name, BlockHalf half, BlockHalfConv conv) {
   Kernels found = avx512::kernels;
   found.name = name;
   found.block_half = half;
+  found.block_half_conv = conv;
   return found;
 }
 
@@ -41,7 +42,8 @@ bool tiles_allowed() {
 std::vector<const Kernels*> usable() {
   std::vector<const Kernels*> found;
 #if defined(__x86_64__) && !defined(OW_ONLY_PORTABLE)
-  static const Kernels amx = with("amx", amx::block_half), bf16 = with("avx512_bf16", avx512_bf16::block_half);
+  static const Kernels amx = with("amx", amx::block_half, amx::block_half_conv);
+  static const Kernels bf16 = with("avx512_bf16", avx512_bf16::block_half, avx512_bf16::block_half_conv);
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl")) {
@@ -123,10 +125,16 @@ Tokens tokens(nb::tuple t) {
           nb::cast<int64_t>(t[3]), nb::cast<int64_t>(t[4]), nb::cast<int64_t>(t[5])};
 }
 
-Images images(nb::tuple t) {
-  Images a{};
-  a.x = at<const float>(nb::cast<uintptr_t>(t[0]));
-  a.y = at<float>(nb::cast<uintptr_t>(t[1]));
+HalfEpilogue half_epilogue(nb::tuple t) {
+  return {at<const float>(nb::cast<uintptr_t>(t[0])), at<const uint16_t>(nb::cast<uintptr_t>(t[1])), nb::cast<int>(t[2])};
+}
+
+// Images, or those in bfloat16.
+template <typename I, typename T>
+I images(nb::tuple t) {
+  I a{};
+  a.x = at<const T>(nb::cast<uintptr_t>(t[0]));
+  a.y = at<T>(nb::cast<uintptr_t>(t[1]));
   int64_t* numbers[] = {&a.batch,    &a.channels, &a.height, &a.width, &a.kernel_h,   &a.kernel_w,   &a.stride_h,
                         &a.stride_w, &a.pad_h,    &a.pad_w,  &a.dilation_h, &a.dilation_w, &a.out_h, &a.out_w};
   int i = 2;
@@ -166,13 +174,20 @@ NB_MODULE(_native, m) {
   m.def("block_half", [](nb::tuple w, nb::tuple e, nb::tuple a, int threads) {
     const auto weights = block_weights(w);
     demand(weights.store == kPairs && chosen->block_half != nullptr);
-    const HalfEpilogue end = {at<const float>(nb::cast<uintptr_t>(e[0])), at<const uint16_t>(nb::cast<uintptr_t>(e[1])),
-                              nb::cast<int>(e[2])};
+    const auto end = half_epilogue(e);
     const HalfTokens given = {at<const uint16_t>(nb::cast<uintptr_t>(a[0])), at<uint16_t>(nb::cast<uintptr_t>(a[1])),
                               nb::cast<int64_t>(a[2]), nb::cast<int64_t>(a[3]), nb::cast<int64_t>(a[4]),
                               nb::cast<int64_t>(a[5])};
     nb::gil_scoped_release free;
     chosen->block_half(weights, end, given, threads);
+  });
+  m.def("block_half_conv", [](nb::tuple w, nb::tuple e, nb::tuple a, int threads) {
+    const auto weights = block_weights(w);
+    const auto end = half_epilogue(e);
+    const auto given = images<HalfImages, uint16_t>(a);
+    demand(weights.store == kPairs && chosen->block_half_conv != nullptr && given.channels % weights.depth == 0);
+    nb::gil_scoped_release free;
+    chosen->block_half_conv(weights, end, given, threads);
   });
   m.def("column_linear", [](nb::tuple w, nb::tuple e, nb::tuple a, int threads) {
     const auto weights = column_weights(w);
@@ -192,14 +207,14 @@ NB_MODULE(_native, m) {
   m.def("block_conv", [](nb::tuple w, nb::tuple e, nb::tuple a, int threads) {
     const auto weights = block_weights(w);
     const auto end = epilogue(e);
-    const auto given = images(a);
+    const auto given = images<Images, float>(a);
     nb::gil_scoped_release free;
     chosen->block_conv(weights, end, given, threads);
   });
   m.def("column_conv", [](nb::tuple w, nb::tuple e, nb::tuple a, int threads) {
     const auto weights = column_weights(w);
     const auto end = epilogue(e);
-    const auto given = images(a);
+    const auto given = images<Images, float>(a);
     nb::gil_scoped_release free;
     chosen->column_conv(weights, end, given, threads);
   });

@@ -76,6 +76,11 @@ class Ready:
             self._places, self._arguments = places, _weights(self.kind, self.tensors, self.sizes)
         return self._arguments
 
+    def computes_half(self, dtype: torch.dtype, residual: Tensor | None, module: Any | None) -> bool:
+        """Whether the kernels multiply inputs of this type by these weights without widening them."""
+        fits = self.paired and dtype is torch.bfloat16 and (residual is None or residual.dtype is dtype)
+        return fits and module is not None and module.halves()
+
     def threads(self, times: float) -> int:
         """How many threads a product is worth that uses every weight so many times."""
         return torch.get_num_threads() if self.numel * times > WORTH else 1
@@ -157,8 +162,7 @@ def linear_of(x: Tensor, ready: Ready, bias: Tensor | None, residual: Tensor | N
     _check("sparse_linear", x, bias, residual, activation, shape, sizes, cols)
     dtype, module = x.dtype, native()
     bias = None if bias is None else _floats(bias).contiguous()
-    half = ready.paired and dtype is torch.bfloat16 and x.numel() > FEW * cols
-    half = half and (residual is None or residual.dtype is dtype) and module is not None and module.halves()
+    half = ready.computes_half(dtype, residual, module) and x.numel() > FEW * cols
     if not half:
         x = _floats(x)
     if x.dim() != 2:
@@ -231,7 +235,8 @@ def conv2d_of(
     inputs = math.prod(kernel) * channels
     _check("sparse_conv2d", x, bias, residual, activation, shape, sizes, inputs)
     dtype, module = x.dtype, native()
-    x = _floats(x)
+    half = ready.computes_half(dtype, residual, module) and channels % sizes[1] == 0
+    x = x if half else _floats(x)
     bias = None if bias is None else _floats(bias).contiguous()
     last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     form = torch.channels_last if last else torch.contiguous_format
@@ -240,18 +245,19 @@ def conv2d_of(
         weight = matrix.view(outputs, *kernel, channels).permute(0, 3, 1, 2).contiguous()
         y = activated(F.conv2d(x, weight, bias, stride, padding, dilation), residual, activation)
         return y.to(dtype).contiguous(memory_format=form)
-    y = torch.empty(shape, dtype=torch.float32, device="cpu", memory_format=form)
+    order = torch.channels_last if half else form  # of what the kernel reads and writes
+    y = torch.empty(shape, dtype=x.dtype, device="cpu", memory_format=order)
     if batch and outputs:
-        x = x.contiguous(memory_format=form)
-        more = None if residual is None else _floats(residual).contiguous(memory_format=form)
-        image = (batch, channels, height, width, *kernel, *stride, *padding, *dilation, *out, last)
-        _kernel(module, ready.kind, "conv")(
+        x = x.contiguous(memory_format=order)
+        more = None if residual is None else residual.to(x.dtype).contiguous(memory_format=order)
+        image = (batch, channels, height, width, *kernel, *stride, *padding, *dilation, *out, last or half)
+        _kernel(module, ready.kind, "half_conv" if half else "conv")(
             ready.arguments(),
             (_address(bias), _address(more), ACTIVATIONS.index(activation)),
             (x.data_ptr(), y.data_ptr(), *image),
             ready.threads(batch * out[0] * out[1]),
         )
-    return y if dtype is torch.float32 else y.to(dtype)
+    return y.to(dtype).contiguous(memory_format=form)
 
 
 _LIB.impl("sparse_linear", linear_now, "CPU")

@@ -96,14 +96,14 @@ class PrepackedConv2d(Prepacked):
 
 def prepacked(layer: nn.Module) -> nn.Module | None:
     """The layer in oneDNN's order, or None when oneDNN is not there or does not run this layer."""
-    if type(layer) is nn.Linear and _runs(layer.weight.dtype):
+    if type(layer) is nn.Linear and runs(layer.weight.dtype):
         return PrepackedLinear(layer)
     if type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
-        return PrepackedConv2d(layer) if _runs(layer.weight.dtype) else None
+        return PrepackedConv2d(layer) if runs(layer.weight.dtype) else None
     return None
 
 
-def _runs(dtype: torch.dtype) -> bool:
+def runs(dtype: torch.dtype) -> bool:
     """Whether oneDNN computes in this type here; bfloat16 takes a processor that does."""
     if not torch.backends.mkldnn.is_available():
         return False

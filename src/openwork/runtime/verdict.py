@@ -12,7 +12,7 @@ from torch import nn
 
 from openwork.runtime.fold import fold_norms, replace_module
 from openwork.runtime.pack import call
-from openwork.runtime.prepacked import prepacked
+from openwork.runtime.prepacked import prepacked, runs
 from openwork.runtime.recognise import recognise
 from openwork.runtime.timing import interleaved, spread
 
@@ -93,7 +93,9 @@ def verdict(
         sizes: bytes of the packed and of the dense file.
     """
     dense = copy.deepcopy(dense).eval()
-    fast = copy.deepcopy(dense).float()
+    fast = copy.deepcopy(dense)
+    own = all(runs(p.dtype) for p in fast.parameters())  # whether oneDNN computes in the model's own types
+    fast = fast if own else fast.float()
     recognise(fast)
     fold_norms(fast)
     for name, layer in list(fast.named_modules()):
@@ -103,7 +105,7 @@ def verdict(
     models = {"dense": dense, "onednn": fast, "packed": packed}
     expected, found = _tensor(call(dense, example)), _tensor(call(packed, example))
     gap, scale = float((expected - found).abs().max()), float(expected.abs().max())
-    wide = _in_float32(example)
+    wide = example if own else _in_float32(example)
     calls = {n: partial(call, m, wide if n == "onednn" else example) for n, m in models.items()}
     times = interleaved(calls, rounds=rounds)
     weights = [p for p in dense.parameters() if p.dim() > 1]

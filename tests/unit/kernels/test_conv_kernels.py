@@ -55,6 +55,31 @@ def try_window(window, dtype):
                 assert y.is_contiguous(memory_format=form) or both
 
 
+def test_bfloat16_images_through_bfloat16_blocks(isa):
+    """Where the processor multiplies bfloat16 itself: runs of outputs of every length, one and two in a tile."""
+    windows = [w for w in WINDOWS if w[0] % 2 == 0]
+    windows += [
+        (32, 70, h, w, 2, (3, 3), (1, 1), (1, 1), (1, 1)) for h, w in ((3, 14), (2, 16), (1, 17), (5, 33), (4, 47))
+    ]
+    ends = cycle((act, last) for act in ACTIVATIONS for last in (False, True))
+    for channels, outputs, height, width, batch, kernel, *rest in windows:
+        for size in ((32, 32), (64, 16), (16, 2)):
+            fmt = block(outputs, channels * kernel[0] * kernel[1], *size, torch.bfloat16)
+            for layout in layouts(fmt, channels):
+                activation, last = next(ends)
+                form = torch.channels_last if last else torch.contiguous_format
+                x = torch.randn(batch, channels, height, width).bfloat16().contiguous(memory_format=form)
+                bias = torch.randn(outputs) if batch != 3 else None
+                weight = weight_of(fmt, channels, kernel)
+                product = F.conv2d(x.double(), weight, None if bias is None else bias.double(), *rest)
+                residual = torch.randn_like(product).bfloat16() if batch != 2 else None
+                y = conv(x, layout, bias, residual, activation, kernel, *rest)
+                assert y.dtype == torch.bfloat16
+                close(y, expected(product, residual, activation), 5e-3)
+                both = x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+                assert y.is_contiguous(memory_format=form) or both
+
+
 def test_what_lay_in_scratch_memory_does_not_reach_outputs(isa):
     """Blocks that stick out over the last channel must read zeros, not what an earlier product left there."""
     dirt = layouts(block(32, 64 * 9, 32, 32), 64)[0]

@@ -32,6 +32,10 @@ def products():
     for layout in layouts(block(200, 96, 32, 32, torch.bfloat16)):
         tokens = [torch.randn(n, 96).bfloat16() for n in (5, 33, 200)]
         calls += [lambda x=x, o=layout: linear(x, o, activation="silu") for x in tokens]
+    for layout in layouts(block(80, 9 * 32, 16, 16, torch.bfloat16), 32):
+        for last in (torch.channels_last, torch.contiguous_format):
+            x = torch.randn(3, 32, 11, 19).bfloat16().contiguous(memory_format=last)
+            calls.append(lambda x=x, o=layout: conv(x, o, None, None, "gelu", (3, 3), padding=(1, 1)))
     for size, batch, side in (((16, 8), 5, 9), ((4, 1), 1, 20), ((32, 32), 2, 1), ((1, 1), 3, 6)):
         for layout in layouts(block(80, 72, *size), 8):
             x = torch.randn(batch, 8, side, side)
