@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from openwork.kernels import isa
+from openwork.kernels import isa, native
 from openwork.runtime.timing import interleaved, spread
 
 MARGIN = 0.97  # a sparse kernel must need at most this share of the fastest dense time
@@ -123,9 +123,19 @@ def decide(
 
 def key_of(**facts: Any) -> str:
     """A name for a measurement: everything that its outcome depends on."""
-    machine = (_processor(), isa(), torch.get_num_threads(), torch.__version__)
+    machine = (_processor(), isa(), _build(), torch.get_num_threads(), torch.__version__)
     text = json.dumps([machine, facts], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+@cache
+def _build() -> tuple[int, int]:
+    """Tells compiled kernels apart: bytes and time of their file."""
+    module = native()
+    if module is None:
+        return 0, 0
+    found = Path(module.__file__).stat()
+    return found.st_size, found.st_mtime_ns
 
 
 @cache

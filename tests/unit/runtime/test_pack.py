@@ -273,3 +273,11 @@ def test_bfloat16_layers_in_onednns_order_where_it_runs_them(monkeypatch):
         assert prepacked(layer.half()) is None
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert prepacked(nn.Linear(8, 8)) is None
+
+
+def test_times_of_other_kernels_are_not_recalled(monkeypatch):
+    plans = sys.modules["openwork.runtime.plan"]
+    before = plans.key_of(shape=(1, 2))
+    assert plans.key_of(shape=(1, 2)) == before
+    monkeypatch.setattr(plans, "_build", lambda: (1, 2))
+    assert plans.key_of(shape=(1, 2)) != before
