@@ -36,8 +36,10 @@ def measure(case: str, made: Case, pattern: str, sparsity: float, rounds: int, d
     model, example = made.make()
     model.eval()
     sparsify(model, STRUCTURES[pattern], sparsity, made.dense)
-    if dtype != torch.float32:  # both baselines too
-        model, example = model.to(dtype), example.to(dtype) if isinstance(example, torch.Tensor) else example
+    if dtype != torch.float32:  # both baselines too; whole numbers stay what they are
+        model = model.to(dtype)
+        floats = isinstance(example, torch.Tensor) and example.is_floating_point()
+        example = example.to(dtype) if floats else example
     packed = ow.pack(model, STRUCTURES[pattern], example=example, dtype=dtype)
     found = verdict(model, packed, example, rounds=rounds)
     t = found.times

@@ -14,7 +14,6 @@ void block_half(const BlockWeights& b, const HalfEpilogue& e, const HalfTokens& 
   if (supers < threads) supers = std::min<int64_t>(tiles, threads);
   int64_t parts = threads > 1 && supers < 4 * threads ? (4 * threads + supers - 1) / supers : 1;
   parts = std::min(parts, b.strips);
-  const auto* values = static_cast<const uint16_t*>(b.values);
   parallel(supers * parts, threads, [&](int64_t task) {
     const int64_t super = task / parts, part = task % parts;
     const int64_t t0 = super * tiles / supers * most;
@@ -41,6 +40,8 @@ void block_half(const BlockWeights& b, const HalfEpilogue& e, const HalfTokens& 
     for (int64_t g0 = s0, g1; g0 < s1; g0 = g1) {
       g1 = g0 + 1;
       while (g1 < s1 && (b.starts[g1 + 1] - b.starts[g0]) * size * 2 <= kWeights) ++g1;
+      const int64_t first = b.starts[g0];
+      const uint16_t* w = paired(b, first, b.starts[g1], scratch);
       for (int64_t t = 0; t < count; t += tokens) {
         const int64_t at = std::min(t, count - tokens);
         for (int64_t s = g0; s < g1; ++s)
@@ -49,7 +50,7 @@ void block_half(const BlockWeights& b, const HalfEpilogue& e, const HalfTokens& 
             const int64_t outputs = std::min<int64_t>({kWide, b.height - down, b.outputs - n});
             const int64_t place = (t0 + at) * a.y_stride + n;
             const Strip strip{x + at * row, row, kRun * row, b.inputs + from, b.starts[s + 1] - from, b.depth, b.height,
-                              values + from * size + down * 2};
+                              w + (from - first) * size + down * 2};
             float* sums = done.at == room ? room + most * kWide : room;
             sum_strip(strip, top, low, b.height - down > W, sums, [&] { write(done, e, a.y_stride, a.y); });
             done = {sums, top, low, n, outputs, place, place + kRun * a.y_stride};

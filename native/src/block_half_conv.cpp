@@ -17,7 +17,6 @@ void block_half_conv(const BlockWeights& b, const HalfEpilogue& e, const HalfIma
   const int64_t wide = a.width + 2 * a.pad_w, row_numbers = wide * a.channels, size = b.depth * b.height;
   const int64_t reach = (a.kernel_h - 1) * a.dilation_h + 1;
   const std::vector<int32_t> offsets = row_offsets(b, a);
-  const auto* values = static_cast<const uint16_t*>(b.values);
   // All runs have as many outputs; the last one of a row may begin inside the one before it.
   const int64_t runs = (a.out_w + kRun - 1) / kRun, length = (a.out_w + runs - 1) / runs;
   const int64_t bands = bands_of(a, 2, threads);
@@ -47,6 +46,8 @@ void block_half_conv(const BlockWeights& b, const HalfEpilogue& e, const HalfIma
     for (int64_t g0 = 0, g1; g0 < b.strips; g0 = g1) {
       g1 = g0 + 1;
       while (g1 < b.strips && (b.starts[g1 + 1] - b.starts[g0]) * size * 2 <= kWeights) ++g1;
+      const int64_t first = b.starts[g0];
+      const uint16_t* w = paired(b, first, b.starts[g1], scratch);
       for (int64_t i = 0; i < count; i += kRuns) {
         const int64_t second = std::min(i + kRuns - 1, count - 1), low = second > i ? length : 0;
         for (int64_t s = g0; s < g1; ++s)
@@ -55,7 +56,7 @@ void block_half_conv(const BlockWeights& b, const HalfEpilogue& e, const HalfIma
             const int64_t outputs = std::min<int64_t>({kWide, b.height - down, b.outputs - n});
             const Strip strip{x + begin_of(i), a.stride_w * a.channels, begin_of(second) - begin_of(i),
                               offsets.data() + start, b.starts[s + 1] - start, b.depth, b.height,
-                              values + start * size + down * 2};
+                              w + (start - first) * size + down * 2};
             float* sums = done.at == room ? room + kRun * kRuns * kWide : room;
             sum_strip(strip, length, low, b.height - down > W, sums, [&] { write(done, e, b.outputs, a.y); });
             done = {sums, length, low, n, outputs, place_of(i) + n, place_of(second) + n};

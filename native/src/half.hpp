@@ -148,6 +148,26 @@ void sum_strip(const Strip& s, int64_t top, int64_t, bool both, float* sums, con
 
 #endif
 
+// A range of blocks as pairs: themselves, or int8 times its scales, rounded, in `room`.
+inline const uint16_t* paired(const BlockWeights& b, int64_t first, int64_t last, float* (*room)(int, size_t)) {
+  const int64_t size = b.depth * b.height;
+  if (b.store == kPairs) return static_cast<const uint16_t*>(b.values) + first * size;
+  auto* pairs = reinterpret_cast<uint16_t*>(room(2, ((last - first) * size + 1) / 2));
+  uint16_t* to = pairs;
+  for (int64_t i = first; i < last; ++i) {
+    const int8_t* from = static_cast<const int8_t*>(b.values) + i * size;
+    const vf factor = splat(b.scales[i]);
+    for (int64_t k = 0; k < b.depth; k += 2, from += 2 * b.height)
+      for (int64_t n = 0; n < b.height; n += W, to += 2 * W) {
+        const auto half = [&](const int8_t* w) {
+          return _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(widen(w) * factor)));
+        };
+        _mm512_storeu_si512(to, _mm512_or_si512(half(from + n), _mm512_slli_epi32(half(from + b.height + n), 16)));
+      }
+  }
+  return pairs;
+}
+
 OW_INLINE vf finished(vf sum, __m256i residual, int act) {
   sum += reinterpret_cast<vf>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(residual), 16));
   return act == kNone ? sum : activate(sum, act);

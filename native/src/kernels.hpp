@@ -113,7 +113,8 @@ struct Kernels {
   void (*bits_linear)(const BitWeights&, const Epilogue&, const Tokens&, int threads);
   void (*block_conv)(const BlockWeights&, const Epilogue&, const Images&, int threads);
   void (*column_conv)(const ColumnWeights&, const Epilogue&, const Images&, int threads);
-  // Pairs of weights and tokens in bfloat16, where there is arithmetic for them; blocks inside one pixel.
+  // Tokens in bfloat16 with pairs of weights, or with int8 of an even depth, where there is arithmetic for bfloat16;
+  // blocks of convolutions lie inside one pixel.
   BlockHalf block_half = nullptr;
   BlockHalfConv block_half_conv = nullptr;
 };

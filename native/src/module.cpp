@@ -89,6 +89,9 @@ BlockWeights block_weights(nb::tuple t) {
   return found;
 }
 
+// Whether tokens in bfloat16 are multiplied by these weights as they are.
+bool halves(const BlockWeights& b) { return b.store == kPairs || (b.store == kInt8 && b.depth % 2 == 0); }
+
 ColumnWeights column_weights(nb::tuple t) {
   const ColumnWeights found = {at<const void>(nb::cast<uintptr_t>(t[0])),
           at<const float>(nb::cast<uintptr_t>(t[1])),
@@ -173,7 +176,7 @@ NB_MODULE(_native, m) {
   m.def("halves", [] { return chosen->block_half != nullptr; });
   m.def("block_half", [](nb::tuple w, nb::tuple e, nb::tuple a, int threads) {
     const auto weights = block_weights(w);
-    demand(weights.store == kPairs && chosen->block_half != nullptr);
+    demand(halves(weights) && chosen->block_half != nullptr);
     const auto end = half_epilogue(e);
     const HalfTokens given = {at<const uint16_t>(nb::cast<uintptr_t>(a[0])), at<uint16_t>(nb::cast<uintptr_t>(a[1])),
                               nb::cast<int64_t>(a[2]), nb::cast<int64_t>(a[3]), nb::cast<int64_t>(a[4]),
@@ -185,7 +188,7 @@ NB_MODULE(_native, m) {
     const auto weights = block_weights(w);
     const auto end = half_epilogue(e);
     const auto given = images<HalfImages, uint16_t>(a);
-    demand(weights.store == kPairs && chosen->block_half_conv != nullptr && given.channels % weights.depth == 0);
+    demand(halves(weights) && chosen->block_half_conv != nullptr && given.channels % weights.depth == 0);
     nb::gil_scoped_release free;
     chosen->block_half_conv(weights, end, given, threads);
   });

@@ -1,7 +1,8 @@
 """The operators ``torch.ops.openwork.sparse_*``: products that torch.compile and torch.export understand.
 
-Sums are float32. bfloat16 blocks and inputs are multiplied as they are where the processor can (AMX, AVX512-BF16); all
-other inputs are computed in float32 and turned back. For inference: there is no gradient.
+Sums are float32. bfloat16 inputs are multiplied as they are by blocks of bfloat16 or int8 (times its scale, rounded to
+bfloat16) where the processor can (AMX, AVX512-BF16); all others are computed in float32 and turned back. For inference:
+there is no gradient.
 """
 
 from __future__ import annotations
@@ -65,7 +66,9 @@ class Ready:
 
     def __init__(self, kind: str, tensors: Sequence[Tensor], sizes: Sequence[int]) -> None:
         self.kind, self.tensors, self.sizes = kind, tensors, sizes
-        self.numel, self.paired = tensors[0].numel(), tensors[0].dim() == 4
+        values = tensors[0]
+        self.numel = values.numel()
+        self.paired = kind == "block" and (values.dim() == 4 or (values.dtype == torch.int8 and sizes[1] % 2 == 0))
         self._places: list[int] = []
         self._arguments: tuple[int, ...] = ()
 

@@ -76,12 +76,13 @@ def test_inputs_of_other_types_keep_theirs(isa, dtype):
         close(y, wanted, 2 * max(torch.finfo(dtype).eps, 5e-6))
 
 
+@pytest.mark.parametrize("dtype", STORES[1:], ids=str)
 @pytest.mark.parametrize("size", [(32, 32), (64, 16), (16, 16), (64, 64), (16, 6)], ids=str)
-def test_bfloat16_tokens_through_bfloat16_blocks(isa, size):
+def test_bfloat16_tokens_through_blocks(isa, size, dtype):
     """Where the processor multiplies bfloat16 itself, tiles of every number of tokens, ragged outputs and inputs."""
     ends = cycle((act, bias, more) for act in ACTIVATIONS for bias in (True, False) for more in (True, False))
-    for rows, cols in ((64, 64), (70, 52), (200, 130)):
-        fmt = block(rows, cols, *size, torch.bfloat16)
+    for rows, cols in ((64, 64), (70, 52), (200, 130))[: 3 if dtype == torch.bfloat16 else 2]:
+        fmt = block(rows, cols, *size, dtype)
         matrix = fmt.unpack().double()
         for layout in layouts(fmt):
             for count in TOKENS if isa == "python" else [*TOKENS, 14, 15, 16, 31, 32, 33, 48, 64, 65]:
@@ -91,7 +92,7 @@ def test_bfloat16_tokens_through_bfloat16_blocks(isa, size):
                 y = linear(x, layout, bias, residual, activation)
                 assert y.dtype == torch.bfloat16
                 wanted = F.linear(x.double(), matrix, None if bias is None else bias.double())
-                close(y, expected(wanted, residual, activation), 5e-3)
+                close(y, expected(wanted, residual, activation), 1e-2)  # int8 times its scale is rounded as well
                 if more and count:  # a residual of another type is added in float32, not rounded
                     fine = linear(x, layout, bias, residual.float(), activation)
                     close(fine, y, 1e-2)
