@@ -51,7 +51,8 @@ def main() -> None:
             rows += linear(tokens, inputs, outputs, patterns, sparsities, rounds)
             if not args.quick and computes_in_bfloat16():
                 tall = tuple(p for p in patterns if p in BLOCKS)
-                rows += linear(tokens, inputs, outputs, tall, sparsities, rounds, torch.bfloat16)
+                for dtype in (torch.bfloat16, torch.int8):
+                    rows += linear(tokens, inputs, outputs, tall, sparsities, rounds, dtype)
         for shape in [(1, 32, 32, 8, 3)] if args.quick else CONVS:
             rows += conv(shape, patterns, sparsities, rounds)
             if not args.quick:
@@ -158,9 +159,12 @@ def linear(
         for sparsity in sparsities:
             fmt = weights(outputs, inputs, pattern, sparsity, dtype)
             variants[(pattern, sparsity)] = (PackedLinear(fmt, None, kinds_of(fmt)[0]), fmt.unpack())
-    x = torch.randn(tokens, inputs).to(dtype)
-    case = f"linear {tokens},{inputs},{outputs}" + (", bfloat16" if dtype == torch.bfloat16 else "")
-    return compare(case, nn.Linear(inputs, outputs, bias=False).to(dtype), x, variants, rounds)
+    kind = torch.float32 if dtype == torch.float32 else torch.bfloat16  # of the tokens and of the dense layer
+    case = f"linear {tokens},{inputs},{outputs}" + {torch.bfloat16: ", bfloat16", torch.int8: ", int8 in bfloat16"}.get(
+        dtype, ""
+    )
+    dense = nn.Linear(inputs, outputs, bias=False).to(kind)
+    return compare(case, dense, torch.randn(tokens, inputs).to(kind), variants, rounds)
 
 
 def conv(
