@@ -17,6 +17,7 @@ from openwork.core.views import conv_view, linear_view
 from openwork.engine.result import Result
 from openwork.errors import FileError, OpenworkError
 from openwork.formats import Format, smallest, weight
+from openwork.kernels import native
 from openwork.runtime.fold import replace_module
 from openwork.runtime.fuse import apply
 from openwork.runtime.layers import Packed, PackedConv2d, PackedLinear
@@ -104,9 +105,11 @@ def load_packed(
 
     Raises:
         FileError: damaged files, or a model that does not fit.
-        OpenworkError: the model cannot be built again; pass ``model=``.
+        OpenworkError: the model cannot be built again, pass ``model=``; or ``OPENWORK_ISA`` asks for kernels that are
+            not there.
     """
     place = folder / "openwork.json"
+    native()  # what is wrong with the kernels is no damage of the files
     if model is None:
         model = rebuilt(folder, data, allow_factory)
     else:

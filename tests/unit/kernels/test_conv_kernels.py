@@ -77,7 +77,9 @@ def test_bfloat16_images_through_blocks(isa, dtype):
                 y = conv(x, layout, bias, residual, activation, kernel, *rest)
                 assert y.dtype == torch.bfloat16
                 wanted = expected(product, residual, activation)
-                close(y, wanted, 1e-2 * max(1.0, float(product.abs().max() / wanted.abs().max())))  # before it is clipped
+                close(
+                    y, wanted, 1e-2 * max(1.0, float(product.abs().max() / wanted.abs().max()))
+                )  # before it is clipped
                 both = x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
                 assert y.is_contiguous(memory_format=form) or both
 

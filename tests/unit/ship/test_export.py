@@ -65,6 +65,14 @@ def test_a_fresh_process_computes_the_same(shipped, isa):
     torch.testing.assert_close(torch.tensor(json.loads(done.stdout)), packed(x).flatten(), rtol=1e-5, atol=1e-5)
 
 
+def test_kernels_that_are_not_there_are_no_damage_of_the_file(shipped):
+    env = {"OPENWORK_ISA": "none", "PYTHONPATH": ":".join(sys.path), "OPENWORK_CACHE": "", "PATH": "/usr/bin"}
+    done = subprocess.run([sys.executable, "-c", FRESH, str(shipped[2])], capture_output=True, text=True, env=env)
+    assert done.returncode == 1
+    assert "OpenworkError: OPENWORK_ISA: " in done.stderr
+    assert "damaged" not in done.stderr
+
+
 @pytest.mark.parametrize("choice", ["dense", "onednn", "column"])
 def test_every_choice_comes_back(tmp_path, choice):
     model, result = pruned()
