@@ -56,7 +56,9 @@ def main() -> None:
         for shape in [(1, 32, 32, 8, 3)] if args.quick else CONVS:
             rows += conv(shape, patterns, sparsities, rounds)
             if not args.quick:
-                rows += conv(shape, tuple(p for p in patterns if p in BLOCKS), sparsities, rounds, last=True)
+                tall = tuple(p for p in patterns if p in BLOCKS)
+                for dtype in (torch.float32, torch.bfloat16)[: 1 + computes_in_bfloat16()]:
+                    rows += conv(shape, tall, sparsities, rounds, last=True, dtype=dtype)
         size = 128 if args.quick else 4096
         for dtype in (torch.float32, torch.bfloat16, torch.int8):
             rows += decode(size, dtype, ("32x32",) if dtype != torch.float32 else patterns, sparsities, rounds)
@@ -173,22 +175,23 @@ def conv(
     sparsities: tuple[float, ...],
     rounds: int,
     last: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> list[dict[str, Any]]:
     batch, inputs, outputs, size, k = shape
     p = k // 2
     variants = {}
     for pattern in patterns:
         for sparsity in sparsities:
-            fmt = weights(outputs, inputs * k * k, pattern, sparsity, torch.float32)
+            fmt = weights(outputs, inputs * k * k, pattern, sparsity, dtype)
             layer = PackedConv2d(
                 fmt, None, kinds_of(fmt)[0], kernel_size=(k, k), stride=(1, 1), padding=(p, p), dilation=(1, 1)
             )
             variants[(pattern, sparsity)] = (layer, layer.dense_weight())
-    x = torch.randn(batch, inputs, size, size)
-    dense = nn.Conv2d(inputs, outputs, k, padding=p, bias=False)
+    x = torch.randn(batch, inputs, size, size).to(dtype)
+    dense = nn.Conv2d(inputs, outputs, k, padding=p, bias=False).to(dtype)
     case = f"conv {k}x{k} {inputs}-{outputs} at {size}, batch {batch}"
     if last:
-        case += ", channels last"
+        case += ", channels last" + (", bfloat16" if dtype == torch.bfloat16 else "")
         x, dense = (t.to(memory_format=torch.channels_last) for t in (x, dense))
     return compare(case, dense, x, variants, rounds)
 
