@@ -49,6 +49,7 @@ class Tiles {
     set(5, low, step * 2);
     set(6, step / 2, 64);
     set(7, step / 2, 64);
+    asm volatile("" : : "r"(&c) : "memory");  // g++ takes the instruction to read eight bytes, and drops other stores
     _tile_loadconfig(&c);
   }
   ~Tiles() { _tile_release(); }
@@ -59,6 +60,7 @@ class Tiles {
 // The vectors' units are free while tiles are multiplied: they do something else `meanwhile`.
 template <bool Two, bool Both, typename Else>
 OW_INLINE void sum_strip(const Strip& s, float* sums, const Else& meanwhile) {
+  asm volatile("" : : : "memory");  // g++ does not see that loads of tiles read what was stored before
   _tile_zero(0);
   if constexpr (Both) _tile_zero(1);
   if constexpr (Two) _tile_zero(2);
