@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 from common import of_isa, write
-from kernels import PATTERNS, weights
+from kernels import PATTERNS, packed_conv, weights
 from torch import Tensor, nn
 
 from openwork.kernels import isa, kinds_of
-from openwork.runtime import PackedConv2d, PackedLinear
+from openwork.runtime import PackedLinear
 from openwork.runtime.prepacked import prepacked
 from openwork.runtime.timing import interleaved
 
@@ -85,15 +85,12 @@ def conv(shape: tuple[int, int, int, int, int], patterns: Sequence[str], rounds:
     last = x.contiguous(memory_format=torch.channels_last)
     layer = nn.Conv2d(inputs, outputs, k, padding=k // 2, bias=False)
     fast, turned = prepacked(layer) or layer, prepacked(layer) or layer
-    window: dict[str, Any] = {
-        "kernel_size": (k, k), "stride": (1, 1), "padding": (k // 2, k // 2), "dilation": (1, 1)
-    }  # fmt: skip
     packed = {}
     for pattern in patterns:
         for sparsity in SPARSITIES:
             fmt = weights(outputs, inputs * k * k, pattern, sparsity, torch.float32)
-            kind = kinds_of(fmt)[0]
-            module, image = PackedConv2d(fmt, None, kind, **window), last if kind == "block" else x
+            module = packed_conv(fmt, k)
+            image = last if module.kind == "block" else x
             packed[pattern, sparsity] = lambda m=module, i=image: m(i)
     calls: list[Callable[[], Tensor]] = [lambda: layer(x), lambda: fast(x), lambda: layer(last), lambda: turned(last)]
     return rows_of(f"conv {k}x{k} {inputs}-{outputs} at {size}, batch {batch}", calls, packed, rounds)

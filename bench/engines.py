@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 from common import of_isa, write
-from kernels import weights
+from kernels import packed_conv, weights
 from torch import Tensor, nn
 
 from openwork.kernels import isa, kinds_of
-from openwork.runtime import PackedConv2d, PackedLinear
+from openwork.runtime import PackedLinear
 
 SIDE = Path(__file__).with_name("deepsparse_side.py")
 SECONDS = 0.3
@@ -49,10 +49,7 @@ def layer_of(shape: tuple[int, ...], sparsity: float) -> tuple[str, nn.Module, T
         )
     batch, inputs, outputs, size, k = shape
     fmt = weights(outputs, inputs * k * k, "unstructured", sparsity, torch.float32)
-    window: dict[str, Any] = {
-        "kernel_size": (k, k), "stride": (1, 1), "padding": (k // 2, k // 2), "dilation": (1, 1)
-    }  # fmt: skip
-    layer = PackedConv2d(fmt, None, kinds_of(fmt)[0], **window)
+    layer = packed_conv(fmt, k)
     name = f"conv {k}x{k} {inputs}-{outputs} at {size}, batch {batch}"
     return name, layer, torch.randn(batch, inputs, size, size), layer.dense_weight()
 

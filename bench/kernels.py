@@ -50,15 +50,13 @@ def main() -> None:
         for tokens, inputs, outputs in [(64, 128, 128)] if args.quick else LINEAR:
             rows += linear(tokens, inputs, outputs, patterns, sparsities, rounds)
             if not args.quick and computes_in_bfloat16():
-                tall = tuple(p for p in patterns if p in BLOCKS)
                 for dtype in (torch.bfloat16, torch.int8):
-                    rows += linear(tokens, inputs, outputs, tall, sparsities, rounds, dtype)
+                    rows += linear(tokens, inputs, outputs, BLOCKS, sparsities, rounds, dtype)
         for shape in [(1, 32, 32, 8, 3)] if args.quick else CONVS:
             rows += conv(shape, patterns, sparsities, rounds)
             if not args.quick:
-                tall = tuple(p for p in patterns if p in BLOCKS)
                 for dtype in (torch.float32, torch.bfloat16)[: 1 + computes_in_bfloat16()]:
-                    rows += conv(shape, tall, sparsities, rounds, last=True, dtype=dtype)
+                    rows += conv(shape, BLOCKS, sparsities, rounds, last=True, dtype=dtype)
         size = 128 if args.quick else 4096
         for dtype in (torch.float32, torch.bfloat16, torch.int8):
             rows += decode(size, dtype, ("32x32",) if dtype != torch.float32 else patterns, sparsities, rounds)
@@ -162,11 +160,16 @@ def linear(
             fmt = weights(outputs, inputs, pattern, sparsity, dtype)
             variants[(pattern, sparsity)] = (PackedLinear(fmt, None, kinds_of(fmt)[0]), fmt.unpack())
     kind = torch.float32 if dtype == torch.float32 else torch.bfloat16  # of the tokens and of the dense layer
-    case = f"linear {tokens},{inputs},{outputs}" + {torch.bfloat16: ", bfloat16", torch.int8: ", int8 in bfloat16"}.get(
-        dtype, ""
-    )
+    stored = {torch.float32: "", torch.bfloat16: ", bfloat16", torch.int8: ", int8 in bfloat16"}[dtype]
+    case = f"linear {tokens},{inputs},{outputs}{stored}"
     dense = nn.Linear(inputs, outputs, bias=False).to(kind)
     return compare(case, dense, torch.randn(tokens, inputs).to(kind), variants, rounds)
+
+
+def packed_conv(fmt: Format, k: int) -> PackedConv2d:
+    """A packed ``k x k`` convolution whose outputs are as large as its inputs."""
+    p = k // 2
+    return PackedConv2d(fmt, None, kinds_of(fmt)[0], kernel_size=(k, k), stride=(1, 1), padding=(p, p), dilation=(1, 1))
 
 
 def conv(
@@ -178,17 +181,14 @@ def conv(
     dtype: torch.dtype = torch.float32,
 ) -> list[dict[str, Any]]:
     batch, inputs, outputs, size, k = shape
-    p = k // 2
     variants = {}
     for pattern in patterns:
         for sparsity in sparsities:
             fmt = weights(outputs, inputs * k * k, pattern, sparsity, dtype)
-            layer = PackedConv2d(
-                fmt, None, kinds_of(fmt)[0], kernel_size=(k, k), stride=(1, 1), padding=(p, p), dilation=(1, 1)
-            )
+            layer = packed_conv(fmt, k)
             variants[(pattern, sparsity)] = (layer, layer.dense_weight())
     x = torch.randn(batch, inputs, size, size).to(dtype)
-    dense = nn.Conv2d(inputs, outputs, k, padding=p, bias=False).to(dtype)
+    dense = nn.Conv2d(inputs, outputs, k, padding=k // 2, bias=False).to(dtype)
     case = f"conv {k}x{k} {inputs}-{outputs} at {size}, batch {batch}"
     if last:
         case += ", channels last" + (", bfloat16" if dtype == torch.bfloat16 else "")

@@ -24,15 +24,7 @@ class Section:
     command: str = ""
 
 
-NAMES = {
-    "avx2": "AVX2",
-    "amx": "AVX-512 and AMX",
-    "avx512": "AVX-512",
-    "avx512_bf16": "AVX-512",
-    "portable": "portable",
-}
-"""Instruction sets of the kernels as headings name them."""
-
+NAMES = {"avx2": "AVX2", "amx": "AVX-512 and AMX"}  # of the kernels' instruction sets, in headings
 SECTIONS: dict[str, Callable[[Found], Section]] = {}
 """Result name -> how it is shown, in the order of the page."""
 

@@ -21,9 +21,9 @@ constexpr int vectors_of(int64_t height) {
 }
 
 struct Tile {
-  const float* x;          // packed: x[offsets[block] * scale + k * step + token]
+  const float* x;          // packed: x[offsets[block] + k * step + token]
   const int32_t* offsets;  // of the blocks
-  int64_t scale, step;
+  int64_t step;
   int64_t row;  // not 0: tokens are rows that lie this far apart, x[token * row + offsets[block] + k]
   int64_t blocks, depth, height;
   const float* w;

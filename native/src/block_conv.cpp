@@ -88,7 +88,6 @@ void block_conv(const BlockWeights& b, const Epilogue& e, const Images& images, 
                 Tile t;
                 t.x = laid + image * planes.image + row * planes.row_stride() + x;
                 t.offsets = offsets.data() + from;
-                t.scale = 1;
                 t.row = 0;
                 t.step = planes.length;
                 t.blocks = b.starts[s + 1] - from;

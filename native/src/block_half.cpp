@@ -1,11 +1,10 @@
 // Tokens in bfloat16 through blocks of bfloat16 weights.
 #include "half.hpp"
-#include "pool.hpp"
 
 namespace openwork::OW_ISA {
 
 void block_half(const BlockWeights& b, const HalfEpilogue& e, const HalfTokens& a, int threads) {
-  const int64_t padded = (a.inputs + b.depth - 1) / b.depth * b.depth, size = b.depth * b.height;
+  const int64_t padded = (a.inputs + b.depth - 1) / b.depth * b.depth;
   constexpr int64_t most = kRun * kRuns;
   const int64_t tiles = (a.tokens + most - 1) / most;
   // Super-tiles of tokens fit half the second cache; groups of strips pass over it one after another.
@@ -35,29 +34,16 @@ void block_half(const BlockWeights& b, const HalfEpilogue& e, const HalfTokens& 
     const int64_t tokens = std::min(most, count);
     const int64_t top = std::min(kRun, tokens), low = tokens - top;
     const Tiles tiles_of_processor(top, low, b.depth);
-    float* room = scratch(1, 2 * most * kWide);
-    Sums done{room, 0, 0, 0, 0, 0, 0};
+    Products products(b, e, b.inputs, row, a.y_stride, a.y);
     for (int64_t g0 = s0, g1; g0 < s1; g0 = g1) {
-      g1 = g0 + 1;
-      while (g1 < s1 && (b.starts[g1 + 1] - b.starts[g0]) * size * 2 <= kWeights) ++g1;
-      const int64_t first = b.starts[g0];
-      const uint16_t* w = paired(b, first, b.starts[g1], scratch);
+      g1 = group_end(b, g0, s1);
+      const uint16_t* w = paired(b, b.starts[g0], b.starts[g1], scratch);
       for (int64_t t = 0; t < count; t += tokens) {
-        const int64_t at = std::min(t, count - tokens);
-        for (int64_t s = g0; s < g1; ++s)
-          for (int64_t down = 0; down < b.height && s * b.height + down < b.outputs; down += kWide) {
-            const int64_t n = s * b.height + down, from = b.starts[s];
-            const int64_t outputs = std::min<int64_t>({kWide, b.height - down, b.outputs - n});
-            const int64_t place = (t0 + at) * a.y_stride + n;
-            const Strip strip{x + at * row, row, kRun * row, b.inputs + from, b.starts[s + 1] - from, b.depth, b.height,
-                              w + (from - first) * size + down * 2};
-            float* sums = done.at == room ? room + most * kWide : room;
-            sum_strip(strip, top, low, b.height - down > W, sums, [&] { write(done, e, a.y_stride, a.y); });
-            done = {sums, top, low, n, outputs, place, place + kRun * a.y_stride};
-          }
+        const int64_t at = std::min(t, count - tokens), place = (t0 + at) * a.y_stride;
+        products.add(g0, g1, w, x + at * row, kRun * row, top, low, place, place + kRun * a.y_stride);
       }
     }
-    write(done, e, a.y_stride, a.y);
+    products.finish();
   });
 }
 

@@ -1,7 +1,6 @@
 // Images in bfloat16, channels last, through blocks of bfloat16 weights, read where they lie: runs of outputs of a row are
 // tokens, and every kernel position is a run of inputs at an offset of its own.
 #include "half.hpp"
-#include "pool.hpp"
 #include "rows.hpp"
 
 namespace openwork::OW_ISA {
@@ -14,7 +13,7 @@ void block_half_conv(const BlockWeights& b, const HalfEpilogue& e, const HalfIma
     return block_half(b, e, HalfTokens{a.x, a.y, tokens, a.channels, a.channels, b.outputs}, threads);
   }
   const bool padded = a.pad_h + a.pad_w > 0;
-  const int64_t wide = a.width + 2 * a.pad_w, row_numbers = wide * a.channels, size = b.depth * b.height;
+  const int64_t wide = a.width + 2 * a.pad_w, row_numbers = wide * a.channels;
   const int64_t reach = (a.kernel_h - 1) * a.dilation_h + 1;
   const std::vector<int32_t> offsets = row_offsets(b, a);
   // All runs have as many outputs; the last one of a row may begin inside the one before it.
@@ -41,29 +40,17 @@ void block_half_conv(const BlockWeights& b, const HalfEpilogue& e, const HalfIma
       return ((image * a.out_h + r0 + i / runs) * a.out_w + column_of(i)) * b.outputs;
     };
     const Tiles tiles_of_processor(length, kRuns == 2 ? length : 0, b.depth);
-    float* room = scratch(1, 2 * kRun * kRuns * kWide);
-    Sums done{room, 0, 0, 0, 0, 0, 0};
+    Products products(b, e, offsets.data(), a.stride_w * a.channels, b.outputs, a.y);
     for (int64_t g0 = 0, g1; g0 < b.strips; g0 = g1) {
-      g1 = g0 + 1;
-      while (g1 < b.strips && (b.starts[g1 + 1] - b.starts[g0]) * size * 2 <= kWeights) ++g1;
-      const int64_t first = b.starts[g0];
-      const uint16_t* w = paired(b, first, b.starts[g1], scratch);
+      g1 = group_end(b, g0, b.strips);
+      const uint16_t* w = paired(b, b.starts[g0], b.starts[g1], scratch);
       for (int64_t i = 0; i < count; i += kRuns) {
         const int64_t second = std::min(i + kRuns - 1, count - 1), low = second > i ? length : 0;
-        for (int64_t s = g0; s < g1; ++s)
-          for (int64_t down = 0; down < b.height && s * b.height + down < b.outputs; down += kWide) {
-            const int64_t n = s * b.height + down, start = b.starts[s];
-            const int64_t outputs = std::min<int64_t>({kWide, b.height - down, b.outputs - n});
-            const Strip strip{x + begin_of(i), a.stride_w * a.channels, begin_of(second) - begin_of(i),
-                              offsets.data() + start, b.starts[s + 1] - start, b.depth, b.height,
-                              w + (start - first) * size + down * 2};
-            float* sums = done.at == room ? room + kRun * kRuns * kWide : room;
-            sum_strip(strip, length, low, b.height - down > W, sums, [&] { write(done, e, b.outputs, a.y); });
-            done = {sums, length, low, n, outputs, place_of(i) + n, place_of(second) + n};
-          }
+        products.add(g0, g1, w, x + begin_of(i), begin_of(second) - begin_of(i), length, low, place_of(i),
+                     place_of(second));
       }
     }
-    write(done, e, b.outputs, a.y);
+    products.finish();
   });
 }
 

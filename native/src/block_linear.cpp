@@ -69,7 +69,7 @@ void block_linear(const BlockWeights& b, const Epilogue& e, const Tokens& a, int
             t.x = x + (at - base) * row;
             t.row = row;
             t.offsets = b.inputs + from;
-            t.scale = t.step = 1;
+            t.step = 1;
             t.blocks = b.starts[s + 1] - from;
             t.depth = b.depth;
             t.height = b.height;

@@ -55,7 +55,7 @@ void block_conv_rows(const BlockWeights& b, const Epilogue& e, const Images& a, 
               Tile t;
               t.x = x + (row - r0) * a.stride_h * row_floats + column * a.stride_w * a.channels;
               t.offsets = offsets.data() + start;
-              t.scale = t.step = 1;
+              t.step = 1;
               t.row = a.stride_w * a.channels;
               t.blocks = b.starts[s + 1] - start;
               t.depth = b.depth;

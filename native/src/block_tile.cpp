@@ -18,7 +18,7 @@ struct Activations {
 #pragma GCC unroll 5
       for (int i = 0; i < (MT + kReach - 1) / kReach; ++i) p[i] = x + i * kReach * row;
     } else {
-      p[0] = reinterpret_cast<const char*>(t.x + t.offsets[block] * t.scale);
+      p[0] = reinterpret_cast<const char*>(t.x + t.offsets[block]);
     }
   }
   OW_INLINE float at(int m) const {

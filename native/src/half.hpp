@@ -4,6 +4,7 @@
 
 #include "act.hpp"
 #include "block.hpp"
+#include "pool.hpp"
 
 namespace openwork::OW_ISA {
 
@@ -215,5 +216,49 @@ inline void write(const Sums& s, const HalfEpilogue& e, int64_t stride, uint16_t
   write_run(s.at, s.top, s, s.place, e, stride, y);
   write_run(s.at + kRun * kWide, s.low, s, s.low_place, e, stride, y);
 }
+
+// One behind the last of the strips [first, last) whose weights pass over a super-tile with those of `first`.
+inline int64_t group_end(const BlockWeights& b, int64_t first, int64_t last) {
+  int64_t end = first + 1;
+  while (end < last && (b.starts[end + 1] - b.starts[first]) * b.depth * b.height * 2 <= kWeights) ++end;
+  return end;
+}
+
+// Tiles of tokens through strips, one after another: the sums of one are written while the next is multiplied.
+class Products {
+ public:
+  // `inputs` of the blocks, `row` from token to token, `stride` from output to output of a token.
+  Products(const BlockWeights& b, const HalfEpilogue& e, const int32_t* inputs, int64_t row, int64_t stride, uint16_t* y)
+      : b_(b), e_(e), inputs_(inputs), row_(row), stride_(stride), y_(y), room_(scratch(1, 2 * kRun * kRuns * kWide)),
+        done_{room_, 0, 0, 0, 0, 0, 0} {}
+
+  // Strips [s0, s1), whose weights begin at `w`, for runs of `top` and `low` tokens, which lie `apart` in x.
+  OW_INLINE void add(int64_t s0, int64_t s1, const uint16_t* w, const uint16_t* x, int64_t apart, int64_t top,
+                     int64_t low, int64_t place, int64_t low_place) {
+    const int64_t first = b_.starts[s0], size = b_.depth * b_.height;
+    for (int64_t s = s0; s < s1; ++s)
+      for (int64_t down = 0; down < b_.height && s * b_.height + down < b_.outputs; down += kWide) {
+        const int64_t n = s * b_.height + down, from = b_.starts[s];
+        const int64_t outputs = std::min<int64_t>({kWide, b_.height - down, b_.outputs - n});
+        const Strip strip{x, row_, apart, inputs_ + from, b_.starts[s + 1] - from, b_.depth, b_.height,
+                          w + (from - first) * size + down * 2};
+        float* sums = done_.at == room_ ? room_ + kRun * kRuns * kWide : room_;
+        sum_strip(strip, top, low, b_.height - down > W, sums, [&] { finish(); });
+        done_ = {sums, top, low, n, outputs, place + n, low_place + n};
+      }
+  }
+
+  // Writes what is left.
+  OW_INLINE void finish() const { write(done_, e_, stride_, y_); }
+
+ private:
+  const BlockWeights& b_;
+  const HalfEpilogue& e_;
+  const int32_t* inputs_;
+  int64_t row_, stride_;
+  uint16_t* y_;
+  float* room_;
+  Sums done_;
+};
 
 }  // namespace openwork::OW_ISA

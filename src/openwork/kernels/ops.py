@@ -144,17 +144,9 @@ def _kernel(module: Any, kind: str, job: str) -> Any:
     return getattr(module, f"{kind}_{job}")
 
 
-def linear_now(
-    x: Tensor,
-    kind: str,
-    weights: Sequence[Tensor],
-    sizes: Sequence[int],
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str,
-) -> Tensor:
+def linear_now(x: Tensor, kind: str, weights: Sequence[Tensor], sizes: Sequence[int], *end: Any) -> Tensor:
     """``sparse_linear`` without torch's dispatcher. ``x`` is ``(..., in)``; see ``Layout`` for the weights."""
-    return linear_of(x, Ready(kind, weights, sizes), bias, residual, activation)
+    return linear_of(x, Ready(kind, weights, sizes), *end)
 
 
 def linear_of(x: Tensor, ready: Ready, bias: Tensor | None, residual: Tensor | None, activation: str) -> Tensor:
@@ -198,21 +190,9 @@ def sizes_out(x: Tensor, *window: Sequence[int]) -> list[int]:
     ]
 
 
-def conv2d_now(
-    x: Tensor,
-    kind: str,
-    weights: Sequence[Tensor],
-    sizes: Sequence[int],
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> Tensor:
+def conv2d_now(x: Tensor, kind: str, weights: Sequence[Tensor], sizes: Sequence[int], *end: Any) -> Tensor:
     """``sparse_conv2d`` without torch's dispatcher. ``x`` is ``(batch, in, height, width)``."""
-    return conv2d_of(x, Ready(kind, weights, sizes), bias, residual, activation, kernel, stride, padding, dilation)
+    return conv2d_of(x, Ready(kind, weights, sizes), *end)
 
 
 def conv2d_of(
@@ -260,7 +240,8 @@ def conv2d_of(
             (x.data_ptr(), y.data_ptr(), *image),
             ready.threads(batch * out[0] * out[1]),
         )
-    return y.to(dtype).contiguous(memory_format=form)
+    y = y if y.dtype is dtype else y.to(dtype)
+    return y if order is form else y.contiguous(memory_format=form)
 
 
 _LIB.impl("sparse_linear", linear_now, "CPU")
