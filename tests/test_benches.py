@@ -13,11 +13,12 @@ import pytest
 from openwork.data.places import assets_folder
 
 BENCH = Path(__file__).parents[1] / "bench"
+HEADERS = ("/usr/include/libxsmm.h", "/usr/local/include/libxsmm.h")
 
 
 def quick(name, folder):
     """Run one bench with --quick in a copy of its folder; its result."""
-    for file in BENCH.glob("*.py"):
+    for file in (*BENCH.glob("*.py"), *BENCH.glob("*.cpp")):
         shutil.copy(file, folder)
     assets = assets_folder()  # found from here; the copy lies elsewhere
     run = subprocess.run(
@@ -117,6 +118,14 @@ def test_quick_architectures(tmp_path):
         assert row["small"] < row["params"]
         assert row["coverage"] > 0.9
         assert all(row[key] <= 1e-5 for key in ("error", "reload", "export", "onnx")), row
+
+
+def test_quick_libxsmm(tmp_path):
+    if shutil.which("g++") is None or not any(Path(f).is_file() for f in HEADERS):
+        pytest.skip("LIBXSMM is not installed: apt-get install g++ libxsmm-dev")
+    (row,) = quick("libxsmm", tmp_path)["rows"]
+    assert row["error"] < 1e-5
+    assert 0 < row["low"] <= row["ratio"] <= row["high"]
 
 
 def test_quick_gpu_bench(tmp_path):

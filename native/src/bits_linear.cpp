@@ -1,6 +1,6 @@
-// At most a few tokens through single weights: a bit for every weight says whether it is stored. Eight inputs take one
-// byte and one load of weights, which are spread to their places; that beats a number for each weight from about a
-// fifth of the weights on, in time and in bytes.
+// At most a few tokens through single weights: a bit for every weight says whether it is stored. Sixteen or eight inputs
+// take as many bits and one load of weights, which are spread to their places; that beats a number for each weight from
+// about a fifth of the weights on, in time and in bytes.
 #include <limits>
 #include <type_traits>
 
@@ -13,7 +13,28 @@
 namespace openwork::OW_ISA {
 namespace {
 
-#if defined(__AVX2__)
+#if defined(__AVX512F__)
+
+using Group = vf;  // of inputs, one for each bit of Kept
+using Kept = uint16_t;
+
+OW_INLINE float total(Group v) { return _mm512_reduce_add_ps(v); }
+
+// Adds a group of a row times the same inputs of MT tokens. Inputs without a weight are not even read as numbers, so
+// their NaN stays out of the sums.
+template <int MT, typename T>
+OW_INLINE void add_group(unsigned kept, const T* w, const float* x, int64_t step, Group (&acc)[MT]) {
+  vf weights = widen(w);
+  OW_HOLD(weights);  // spreading from memory is slow
+  const vf spread = _mm512_maskz_expand_ps(lanes_of(kept), weights);
+#pragma GCC unroll 4
+  for (int m = 0; m < MT; ++m) acc[m] = fma(spread, load_lanes(x + m * step, lanes_of(kept)), acc[m]);
+}
+
+#elif defined(__AVX2__)
+
+using Group = __m256;
+using Kept = uint8_t;
 
 // For every byte of bits: of each of its eight places, the rank of its weight with the sign bit set, or zero.
 struct Places {
@@ -27,38 +48,54 @@ struct Places {
 };
 constexpr Places kPlaces;
 
-OW_INLINE float total(__m256 v) {
+OW_INLINE float total(Group v) {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));
   return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
 }
 
-// S rows times MT tokens. Inputs without a weight are not even read as numbers, so their NaN stays out of the sums; the
-// weight that stands in their place is finite, as formats demand.
+// The same; the weight that stands in the place of none is finite, as formats demand, and meets no input.
+template <int MT, typename T>
+OW_INLINE void add_group(unsigned kept, const T* w, const float* x, int64_t step, Group (&acc)[MT]) {
+  const __m256i at = _mm256_load_si256(reinterpret_cast<const __m256i*>(kPlaces.of[kept]));
+  const __m256 spread = _mm256_permutevar8x32_ps(eight(w), at);
+#pragma GCC unroll 4
+  for (int m = 0; m < MT; ++m) acc[m] = _mm256_fmadd_ps(spread, _mm256_maskload_ps(x + m * step, at), acc[m]);
+}
+
+#endif
+
+#if defined(__AVX2__)
+
+// S rows times MT tokens.
 template <int S, int MT, typename T>
 OW_INLINE void sum_rows(const BitWeights& b, const int64_t* rows, const float* x, int64_t step, float* const* sums) {
   const int64_t bytes = (b.inputs + 7) / 8;
-  __m256 acc[S][MT];
+  constexpr int64_t together = sizeof(Kept), ahead = 2048;  // bytes
+  Group acc[S][MT] = {};
   const T* w[S];
   const uint8_t* bits[S];
 #pragma GCC unroll 4
   for (int s = 0; s < S; ++s) {
     w[s] = static_cast<const T*>(b.values) + b.starts[rows[s]];
     bits[s] = b.bits + rows[s] * bytes;
-#pragma GCC unroll 4
-    for (int m = 0; m < MT; ++m) acc[s][m] = _mm256_setzero_ps();
   }
-  for (int64_t k = 0; k < bytes; ++k)
+  const auto add = [&](int64_t k, int s, unsigned kept) {
+    add_group<MT, T>(kept, w[s], x + k * 8, step, acc[s]);
+    __builtin_prefetch(reinterpret_cast<const char*>(w[s]) + ahead);
+    w[s] += __builtin_popcount(kept);
+  };
+  int64_t k = 0;
+  for (; k + together <= bytes; k += together)
 #pragma GCC unroll 4
     for (int s = 0; s < S; ++s) {
-      const unsigned byte = bits[s][k];
-      const __m256i at = _mm256_load_si256(reinterpret_cast<const __m256i*>(kPlaces.of[byte]));
-      const __m256 spread = _mm256_permutevar8x32_ps(eight(w[s]), at);
-#pragma GCC unroll 4
-      for (int m = 0; m < MT; ++m)
-        acc[s][m] = _mm256_fmadd_ps(spread, _mm256_maskload_ps(x + m * step + k * 8, at), acc[s][m]);
-      w[s] += __builtin_popcount(byte);
+      Kept kept;
+      std::memcpy(&kept, bits[s] + k, together);
+      add(k, s, kept);
     }
+  for (; k < bytes; ++k)
+#pragma GCC unroll 4
+    for (int s = 0; s < S; ++s) add(k, s, bits[s][k]);
 #pragma GCC unroll 4
   for (int s = 0; s < S; ++s)
 #pragma GCC unroll 4

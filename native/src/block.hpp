@@ -12,7 +12,7 @@ namespace openwork::OW_ISA {
 constexpr int kRegisters = OW_WIDTH == 16 ? 32 : 16;
 
 // Tokens in a register tile that is NV vectors of outputs wide; NV registers more hold weights, one an activation.
-constexpr int most_tokens(int nv) { return std::min((kRegisters - nv - 1) / nv, 14); }
+constexpr int most_tokens(int nv) { return std::min((kRegisters - nv - 1) / nv, 24); }
 
 // Vectors side by side in the register tile of a strip.
 constexpr int vectors_of(int64_t height) {
@@ -20,11 +20,18 @@ constexpr int vectors_of(int64_t height) {
   return v % 4 == 0 && kRegisters == 32 ? 4 : v % 2 == 0 ? 2 : 1;
 }
 
+// How the tokens of a tile lie, from the offset of a block on:
+//   packed  x[offset + k * step + token]
+//   rows    x[offset + k + token * row]
+//   panels  of kPanel inputs, `row` floats apart, whose tokens are kPanelRow apart: a constant distance is part of an
+//           instruction, which saves one for every product; only for nv = 1
+enum class Lie { kPacked, kRows, kPanels };
+constexpr int64_t kPanel = 256, kPanelRow = kPanel + 16;
+
 struct Tile {
-  const float* x;          // packed: x[offsets[block] + k * step + token]
+  const float* x;
   const int32_t* offsets;  // of the blocks
-  int64_t step;
-  int64_t row;  // not 0: tokens are rows that lie this far apart, x[token * row + offsets[block] + k]
+  int64_t step, row;
   int64_t blocks, depth, height;
   const float* w;
   float* y;  // first token, first output
@@ -32,10 +39,14 @@ struct Tile {
   const float* bias;
   const float* residual;
   int act;
+  // What to fetch meanwhile: weights that come later, `next_stride` bytes for every input.
+  const char* next = nullptr;
+  int64_t next_stride = 0;
 };
 
-// Runs one tile of `tokens` tokens, `nv` vectors of outputs wide.
-void run_tile(int nv, int tokens, const Tile& t);
+// The kernel of tiles of `tokens` tokens, `nv` vectors of outputs wide.
+using RunTile = void (*)(const Tile&);
+RunTile tile_of(int nv, int tokens, Lie lie);
 
 // At most four tokens.
 void block_few(const BlockWeights&, const Epilogue&, const Tokens&, int threads);

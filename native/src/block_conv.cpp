@@ -82,13 +82,13 @@ void block_conv(const BlockWeights& b, const Epilogue& e, const Images& images, 
           const int64_t place = ((b0 + image) * a.out_h + row) * a.out_w;
           for (int64_t tile = tile0; tile < tile1; ++tile) {
             const int64_t x = first_of(tile);
+            const RunTile run = tile_of(nv, static_cast<int>(first_of(tile + 1) - x), Lie::kPacked);
             for (int64_t s = s0; s < s1; ++s)
               for (int64_t r = 0; r < b.height && s * b.height + r < b.outputs; r += nv * W) {
                 const int64_t from = b.starts[s], n = s * b.height + r;
-                Tile t;
+                Tile t{};
                 t.x = laid + image * planes.image + row * planes.row_stride() + x;
                 t.offsets = offsets.data() + from;
-                t.row = 0;
                 t.step = planes.length;
                 t.blocks = b.starts[s + 1] - from;
                 t.depth = b.depth;
@@ -108,7 +108,7 @@ void block_conv(const BlockWeights& b, const Epilogue& e, const Images& images, 
                   t.bias = t.residual = nullptr;
                   t.act = kNone;
                 }
-                run_tile(nv, static_cast<int>(first_of(tile + 1) - x), t);
+                run(t);
               }
           }
           if (!a.channels_last) {

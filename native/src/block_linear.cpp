@@ -16,6 +16,16 @@ void copy_rows(const float* x, int64_t x_stride, int64_t rows, int64_t inputs, f
   }
 }
 
+// The same in panels, `most` rows each; the last one ends in zeros.
+void copy_panels(const float* x, int64_t x_stride, int64_t rows, int64_t inputs, float* to, int64_t most) {
+  for (int64_t k = 0; k < inputs; k += kPanel, to += most * kPanelRow)
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t n = std::min(kPanel, inputs - k);
+      copy_run(x + r * x_stride + k, n, to + r * kPanelRow);
+      std::fill(to + r * kPanelRow + n, to + r * kPanelRow + kPanel, 0.0f);
+    }
+}
+
 }  // namespace
 
 void block_linear(const BlockWeights& b, const Epilogue& e, const Tokens& a, int threads) {
@@ -28,7 +38,9 @@ void block_linear(const BlockWeights& b, const Epilogue& e, const Tokens& a, int
   const bool one_set = a.x_stride % 1024 == 0, narrow = one_set && b.starts[b.strips] * size < 256 * a.inputs;
   const int most = narrow ? std::min(most_tokens(nv), kSet) : most_tokens(nv);
   const bool lie_well = padded == a.inputs && (!one_set || narrow || (most <= 8 && a.x_stride % 2048 != 0));
-  const int64_t row = lie_well ? a.x_stride : padded + 16;
+  const bool panels = nv == 1 && kPanel % b.depth == 0 && !narrow;  // always copied
+  const int64_t row = panels ? most * kPanelRow : lie_well ? a.x_stride : padded + 16;
+  const int64_t tile_floats = (a.inputs + kPanel - 1) / kPanel * row;  // of panels
   // Token tiles as even as can be; super-tiles of them fit half the L2 cache, groups of strips 256 KiB of weights.
   const int64_t tiles = (a.tokens + most - 1) / most;
   const auto first_token = [&](int64_t tile) { return tile * a.tokens / tiles; };
@@ -47,7 +59,14 @@ void block_linear(const BlockWeights& b, const Epilogue& e, const Tokens& a, int
     if (s0 >= s1) return;
     const int64_t base = first_token(t0);
     const float* x = a.x + base * a.x_stride;
-    if (!lie_well) {
+    if (panels) {
+      float* room = scratch(0, (t1 - t0) * tile_floats);
+      for (int64_t tile = t0; tile < t1; ++tile) {
+        const int64_t at = first_token(tile), count = first_token(tile + 1) - at;
+        copy_panels(a.x + at * a.x_stride, a.x_stride, count, a.inputs, room + (tile - t0) * tile_floats, most);
+      }
+      x = room;
+    } else if (!lie_well) {
       const int64_t count = first_token(t1) - base;
       float* room = scratch(0, count * row);
       copy_rows(x, a.x_stride, count, a.inputs, room, row);
@@ -58,18 +77,20 @@ void block_linear(const BlockWeights& b, const Epilogue& e, const Tokens& a, int
       while (g1 < s1 && b.starts[g1 + 1] - b.starts[g0] <= in_group) ++g1;
       const int64_t first = b.starts[g0], last = b.starts[g1];
       const float* w = widened(b, first, last, b.store == kFloat ? nullptr : scratch(1, (last - first) * size));
+      // While tiles pass over this group, the weights of the next one are fetched, each tile an equal part of them.
+      const char* next = static_cast<const char*>(b.values) + (b.store == kFloat ? last * size * 4 : 0);
       for (int64_t tile = t0; tile < t1; ++tile) {
         const int64_t at = first_token(tile);
         const int count = static_cast<int>(first_token(tile + 1) - at);
+        const RunTile run = tile_of(nv, count, panels ? Lie::kPanels : Lie::kRows);
         for (int64_t s = g0; s < g1; ++s) {
           const int64_t from = b.starts[s];
           for (int64_t down = 0; down < b.height && s * b.height + down < b.outputs; down += nv * W) {
             const int64_t n = s * b.height + down;
-            Tile t;
-            t.x = x + (at - base) * row;
+            Tile t{};
+            t.x = x + (panels ? (tile - t0) * tile_floats : (at - base) * row);
             t.row = row;
             t.offsets = b.inputs + from;
-            t.step = 1;
             t.blocks = b.starts[s + 1] - from;
             t.depth = b.depth;
             t.height = b.height;
@@ -80,7 +101,9 @@ void block_linear(const BlockWeights& b, const Epilogue& e, const Tokens& a, int
             t.bias = e.bias == nullptr ? nullptr : e.bias + n;
             t.residual = e.residual == nullptr ? nullptr : e.residual + at * a.y_stride + n;
             t.act = e.act;
-            run_tile(nv, count, t);
+            t.next = next + ((tile - t0) * (last - first) + from - first) * size * 4 / (t1 - t0);
+            t.next_stride = b.store == kFloat ? nv * W * 4 / (t1 - t0) : 0;
+            run(t);
           }
         }
       }

@@ -48,14 +48,14 @@ void block_conv_rows(const BlockWeights& b, const Epilogue& e, const Images& a, 
       for (int64_t row = r0; row < r1; ++row)
         for (int64_t tile = 0; tile < tiles; ++tile) {
           const int64_t column = first_of(tile);
+          const RunTile run = tile_of(nv, static_cast<int>(first_of(tile + 1) - column), Lie::kRows);
           const int64_t at = ((image * a.out_h + row) * a.out_w + column) * b.outputs;
           for (int64_t s = s0; s < s1; ++s)
             for (int64_t r = 0; r < b.height && s * b.height + r < b.outputs; r += nv * W) {
               const int64_t start = b.starts[s], n = s * b.height + r;
-              Tile t;
+              Tile t{};
               t.x = x + (row - r0) * a.stride_h * row_floats + column * a.stride_w * a.channels;
               t.offsets = offsets.data() + start;
-              t.step = 1;
               t.row = a.stride_w * a.channels;
               t.blocks = b.starts[s + 1] - start;
               t.depth = b.depth;
@@ -67,7 +67,7 @@ void block_conv_rows(const BlockWeights& b, const Epilogue& e, const Images& a, 
               t.bias = e.bias == nullptr ? nullptr : e.bias + n;
               t.residual = e.residual == nullptr ? nullptr : e.residual + at + n;
               t.act = e.act;
-              run_tile(nv, static_cast<int>(first_of(tile + 1) - column), t);
+              run(t);
             }
         }
     }

@@ -5,40 +5,46 @@
 namespace openwork::OW_ISA {
 namespace {
 
-// Activation `k` of every token of a tile. Rows are reached from every third one, which the processor's addresses can.
-template <int MT, bool Rows>
+// Activation `k` of every token of a tile.
+template <int MT, Lie L>
 struct Activations {
+  const char* p;
+
+  OW_INLINE Activations(const Tile& t, int64_t block) {
+    const int64_t i = t.offsets[block];
+    p = reinterpret_cast<const char*>(L == Lie::kPanels ? t.x + i / kPanel * t.row + i % kPanel : t.x + i);
+  }
+  OW_INLINE float at(int m) const {
+    return *reinterpret_cast<const float*>(p + m * 4 * (L == Lie::kPanels ? kPanelRow : 1));
+  }
+  OW_INLINE void advance(int64_t step) { p += 4 * (L == Lie::kPanels ? 1 : step); }
+};
+
+// Rows are reached from every third one, which the processor's addresses can.
+template <int MT>
+struct Activations<MT, Lie::kRows> {
   static constexpr int kReach = 3;
-  const char* p[Rows ? (MT + kReach - 1) / kReach : 1];
+  const char* p[(MT + kReach - 1) / kReach];
   int64_t row;
 
   OW_INLINE Activations(const Tile& t, int64_t block) : row(t.row * 4) {
-    if constexpr (Rows) {
-      const char* x = reinterpret_cast<const char*>(t.x + t.offsets[block]);
-#pragma GCC unroll 5
-      for (int i = 0; i < (MT + kReach - 1) / kReach; ++i) p[i] = x + i * kReach * row;
-    } else {
-      p[0] = reinterpret_cast<const char*>(t.x + t.offsets[block]);
-    }
+    const char* x = reinterpret_cast<const char*>(t.x + t.offsets[block]);
+#pragma GCC unroll 8
+    for (int i = 0; i < (MT + kReach - 1) / kReach; ++i) p[i] = x + i * kReach * row;
   }
   OW_INLINE float at(int m) const {
-    const char* x = Rows ? p[m / kReach] + (m % kReach) * row : p[0] + m * 4;
-    return *reinterpret_cast<const float*>(x);
+    return *reinterpret_cast<const float*>(p[m / kReach] + (m % kReach) * row);
   }
-  OW_INLINE void advance(int64_t step) {
-    if constexpr (Rows) {
-#pragma GCC unroll 5
-      for (auto& x : p) x += 4;
-    } else {
-      p[0] += step * 4;
-    }
+  OW_INLINE void advance(int64_t) {
+#pragma GCC unroll 8
+    for (auto& x : p) x += 4;
   }
 };
 
-template <int MT, int NV, bool Rows>
+template <int MT, int NV, Lie L>
 void micro(const Tile& t) {
   vf acc[MT][NV];
-#pragma GCC unroll 16
+#pragma GCC unroll 24
   for (int m = 0; m < MT; ++m)
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) acc[m][v] = vf{};
@@ -46,19 +52,22 @@ void micro(const Tile& t) {
   if (t.residual != nullptr)
     for (int m = 0; m < MT; ++m) __builtin_prefetch(t.residual + m * t.y_stride);
   const float* w = t.w;
-  const int64_t step = t.step, height = t.height;
+  const char* next = t.next;
+  const int64_t step = t.step, height = t.height, stride = t.next_stride;
   for (int64_t b = 0; b < t.blocks; ++b) {
-    Activations<MT, Rows> x(t, b);
+    Activations<MT, L> x(t, b);
     const float* end = w + t.depth * height;
 #pragma GCC unroll 4
-    for (; w != end; w += height, x.advance(step)) {
+    for (; w != end; w += height, next += stride, x.advance(step)) {
+      __builtin_prefetch(next, 0, 2);
+      if constexpr (NV > 1) __builtin_prefetch(next + stride / 2, 0, 2);
       vf wv[NV];
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) {
         wv[v] = load(w + v * W);
         OW_HOLD(wv[v]);
       }
-#pragma GCC unroll 16
+#pragma GCC unroll 24
       for (int m = 0; m < MT; ++m) {
         const vf xs = splat(x.at(m));
 #pragma GCC unroll 4
@@ -67,29 +76,27 @@ void micro(const Tile& t) {
     }
   }
   write_tile<MT, NV>(t, acc);
+  if (t.act != kNone && t.act != kRelu) activate_tile(t, MT, NV * W);
 }
 
 template <int NV, int MT = most_tokens(NV)>
-void micro_of(int tokens, const Tile& t) {
+RunTile run_of(int tokens, Lie lie) {
   if constexpr (MT > 1) {
-    if (tokens < MT) return micro_of<NV, MT - 1>(tokens, t);
+    if (tokens < MT) return run_of<NV, MT - 1>(tokens, lie);
   }
-  t.row == 0 ? micro<MT, NV, false>(t) : micro<MT, NV, true>(t);
-}
-
-template <int NV>
-void run_nv(int tokens, const Tile& t) {
-  micro_of<NV>(tokens, t);
-  if (t.act != kNone && t.act != kRelu) activate_tile(t, tokens, NV * W);
+  if constexpr (NV == 1) {
+    if (lie == Lie::kPanels) return micro<MT, NV, Lie::kPanels>;
+  }
+  return lie == Lie::kRows ? micro<MT, NV, Lie::kRows> : micro<MT, NV, Lie::kPacked>;
 }
 
 }  // namespace
 
-void run_tile(int nv, int tokens, const Tile& t) {
+RunTile tile_of(int nv, int tokens, Lie lie) {
   if constexpr (kRegisters == 32) {
-    if (nv == 4) return run_nv<4>(tokens, t);
+    if (nv == 4) return run_of<4>(tokens, lie);
   }
-  nv == 2 ? run_nv<2>(tokens, t) : run_nv<1>(tokens, t);
+  return nv == 2 ? run_of<2>(tokens, lie) : run_of<1>(tokens, lie);
 }
 
 }  // namespace openwork::OW_ISA

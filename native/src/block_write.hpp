@@ -17,7 +17,7 @@ OW_INLINE void write_tile(const Tile& t, const vf (&acc)[MT][NV]) {
     float* y = t.y + v * W;
     const float* residual = t.residual == nullptr ? nullptr : t.residual + v * W;
     const vf bias = t.bias == nullptr ? vf{} : n >= W ? load(t.bias + v * W) : load_some(t.bias + v * W, n);
-#pragma GCC unroll 16
+#pragma GCC unroll 24
     for (int m = 0; m < MT; ++m) {
       vf sum = acc[m][v] + bias;
       if (n >= W) {

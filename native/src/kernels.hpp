@@ -43,7 +43,7 @@ struct ColumnWeights {
   int store;
 };
 
-// Single weights, row by row; eight more numbers follow the last value.
+// Single weights, row by row; sixteen more numbers follow the last value.
 struct BitWeights {
   const void* values;
   const float* scales;    // int8 only: [outputs]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from openwork.formats.bits import unpack_rows
+from openwork.kernels.layout import AFTER
 
 
 def dense_of(kind: str, tensors: Sequence[Tensor], sizes: Sequence[int], cols: int) -> Tensor:
@@ -47,5 +48,5 @@ def _of_columns(tensors: Sequence[Tensor], sizes: Sequence[int], cols: int) -> T
 def _of_bits(tensors: Sequence[Tensor], sizes: Sequence[int], cols: int) -> Tensor:
     values, bits = tensors[:2]
     matrix = torch.zeros(sizes[2], cols, dtype=torch.float32, device="cpu")
-    matrix[unpack_rows(bits)[:, :cols]] = values[:-8].float()
+    matrix[unpack_rows(bits)[:, :cols]] = values[:-AFTER].float()
     return matrix * tensors[3][:, None] if values.dtype == torch.int8 else matrix

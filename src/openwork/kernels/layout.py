@@ -12,6 +12,7 @@ from torch import Tensor
 from openwork.formats.bits import pack_rows
 from openwork.kernels.native import reach_of, strip_of, visit_of
 
+AFTER = 16  # numbers behind the last value of bits, which is read as part of a vector
 PART = 256  # outputs whose sums a column kernel keeps in the cache
 
 
@@ -40,7 +41,7 @@ class Layout:
 
     ``block``: tensors ``values (blocks, depth, height)``, ``inputs``, ``starts``; sizes height, depth, outputs, inputs.
     bfloat16 of an even depth goes in pairs, ``(blocks, depth / 2, height, 2)``, as processors multiply it.
-    ``bits``, for few tokens: tensors ``values (stored + 8,)``, ``bits``, ``starts``; sizes 1, 1, outputs, inputs.
+    ``bits``, for few tokens: tensors ``values (stored + AFTER,)``, ``bits``, ``starts``; sizes 1, 1, outputs, inputs.
     ``column``: tensors ``values (columns, height)``, ``inputs``, ``starts``, ``order``; sizes chunk, height, outputs,
     part, inputs. Scales of int8 values come last. What they mean stands in ``native/src/kernels.hpp``.
     """
@@ -136,7 +137,7 @@ def bits_layout(c: Columns) -> Layout:
     kept[c.groups.long(), c.inputs.long()] = True
     starts = torch.cat([torch.zeros(1, dtype=torch.long), kept.sum(1).cumsum(0)])
     bits = pack_rows(kept)
-    tensors = (torch.cat([values, values.new_zeros(8)]), bits, starts)
+    tensors = (torch.cat([values, values.new_zeros(AFTER)]), bits, starts)
     return Layout("bits", tensors if c.scales is None else (*tensors, c.scales.float()), (1, 1, c.rows, c.cols))
 
 

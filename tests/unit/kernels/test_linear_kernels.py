@@ -65,6 +65,22 @@ def test_tall_and_wide_matrices_cross_parts_and_chunks(isa):
             close(linear(x, layout), x.double() @ fmt.unpack().double().T)
 
 
+@pytest.mark.parametrize("dtype", STORES, ids=str)
+def test_narrow_blocks_over_many_inputs(isa, dtype):
+    """Strips of one vector read tokens in panels of 256 inputs, in tiles of up to 24 tokens."""
+    for cols, width in ((256, 16), (300, 16), (520, 8), (700, 5)):
+        fmt = block(48, cols, 16 if isa not in ("avx2", "portable") else 8, width, dtype)
+        matrix = fmt.unpack().double()
+        for layout in layouts(fmt):
+            for count in (5, 12, 23, 24, 25, 49) if isa != "python" else (5,):
+                x = torch.randn(count, cols)
+                close(linear(x, layout), x.double() @ matrix.T)
+    x, fmt = torch.randn(30, 600), block(32, 520, 16, 8)
+    for layout in layouts(fmt):
+        x[:, 520:] = float("nan")  # beyond the view
+        close(linear(x[:, :520], layout), x[:, :520].double() @ fmt.unpack().double().T)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_inputs_of_other_types_keep_theirs(isa, dtype):
     fmt = block(40, 48, 8, 8)
