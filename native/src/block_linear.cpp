@@ -30,7 +30,7 @@ void copy_panels(const float* x, int64_t x_stride, int64_t rows, int64_t inputs,
 
 void block_linear(const BlockWeights& b, const Epilogue& e, const Tokens& a, int threads) {
   if (a.tokens <= 4) return block_few(b, e, a, threads);
-  const int nv = vectors_of(b.height);
+  const int nv = vectors_of(b.height), bytes = b.store == kFloat ? 4 : b.store == kInt8 ? 1 : 2;  // of a weight
   const int64_t padded = (a.inputs + b.depth - 1) / b.depth * b.depth, size = b.depth * b.height;
   // Tokens are read where they lie, unless a block sticks out over their end, or so many rows lie a multiple of 4 KiB
   // apart that they do not fit one set of the first cache; those are copied, a cache line further apart, when enough
@@ -78,7 +78,7 @@ void block_linear(const BlockWeights& b, const Epilogue& e, const Tokens& a, int
       const int64_t first = b.starts[g0], last = b.starts[g1];
       const float* w = widened(b, first, last, b.store == kFloat ? nullptr : scratch(1, (last - first) * size));
       // While tiles pass over this group, the weights of the next one are fetched, each tile an equal part of them.
-      const char* next = static_cast<const char*>(b.values) + (b.store == kFloat ? last * size * 4 : 0);
+      const char* next = static_cast<const char*>(b.values) + last * size * bytes;
       for (int64_t tile = t0; tile < t1; ++tile) {
         const int64_t at = first_token(tile);
         const int count = static_cast<int>(first_token(tile + 1) - at);
@@ -101,8 +101,8 @@ void block_linear(const BlockWeights& b, const Epilogue& e, const Tokens& a, int
             t.bias = e.bias == nullptr ? nullptr : e.bias + n;
             t.residual = e.residual == nullptr ? nullptr : e.residual + at * a.y_stride + n;
             t.act = e.act;
-            t.next = next + ((tile - t0) * (last - first) + from - first) * size * 4 / (t1 - t0);
-            t.next_stride = b.store == kFloat ? nv * W * 4 / (t1 - t0) : 0;
+            t.next = next + ((tile - t0) * (last - first) + from - first) * size * bytes / (t1 - t0);
+            t.next_stride = nv * W * bytes / (t1 - t0);
             run(t);
           }
         }
