@@ -32,7 +32,7 @@ struct Tile {
   const float* x;
   const int32_t* offsets;  // of the blocks
   int64_t step, row;
-  int64_t blocks, depth, height;
+  int64_t depth, height;
   const float* w;
   float* y;  // first token, first output
   int64_t y_stride, outputs;  // outputs that exist from here on
@@ -44,8 +44,9 @@ struct Tile {
   int64_t next_stride = 0;
 };
 
-// The kernel of tiles of `tokens` tokens, `nv` vectors of outputs wide.
-using RunTile = void (*)(const Tile&);
+// The kernel of tiles of `tokens` tokens, `nv` vectors of outputs wide: from the tile of the first strip on, through
+// `strips` of them, whose blocks lie one behind the other.
+using RunTile = void (*)(const Tile&, const int64_t* starts, int64_t strips);
 RunTile tile_of(int nv, int tokens, Lie lie);
 
 // At most four tokens.

@@ -83,33 +83,29 @@ void block_conv(const BlockWeights& b, const Epilogue& e, const Images& images, 
           for (int64_t tile = tile0; tile < tile1; ++tile) {
             const int64_t x = first_of(tile);
             const RunTile run = tile_of(nv, static_cast<int>(first_of(tile + 1) - x), Lie::kPacked);
-            for (int64_t s = s0; s < s1; ++s)
-              for (int64_t r = 0; r < b.height && s * b.height + r < b.outputs; r += nv * W) {
-                const int64_t from = b.starts[s], n = s * b.height + r;
-                Tile t{};
-                t.x = laid + image * planes.image + row * planes.row_stride() + x;
-                t.offsets = offsets.data() + from;
-                t.step = planes.length;
-                t.blocks = b.starts[s + 1] - from;
-                t.depth = b.depth;
-                t.height = b.height;
-                t.w = w + (from - first) * size + r;
-                if (a.channels_last) {
-                  t.y = a.y + (place + x) * b.outputs + n;
-                  t.y_stride = b.outputs;
-                  t.outputs = b.outputs - n;
-                  t.bias = e.bias == nullptr ? nullptr : e.bias + n;
-                  t.residual = e.residual == nullptr ? nullptr : e.residual + (place + x) * b.outputs + n;
-                  t.act = e.act;
-                } else {
-                  t.y = sums + (x - x0) * wide + n - n0;
-                  t.y_stride = wide;
-                  t.outputs = nv * W;
-                  t.bias = t.residual = nullptr;
-                  t.act = kNone;
-                }
-                run(t);
+            for (int64_t r = 0; r < b.height; r += nv * W) {
+              Tile t{};
+              t.x = laid + image * planes.image + row * planes.row_stride() + x;
+              t.offsets = offsets.data() + first;
+              t.step = planes.length;
+              t.depth = b.depth;
+              t.height = b.height;
+              t.w = w + r;
+              if (a.channels_last) {
+                const int64_t n = n0 + r, at = (place + x) * b.outputs + n;
+                t.y = a.y + at;
+                t.y_stride = b.outputs;
+                t.outputs = b.outputs - n;
+                t.bias = e.bias == nullptr ? nullptr : e.bias + n;
+                t.residual = e.residual == nullptr ? nullptr : e.residual + at;
+                t.act = e.act;
+              } else {  // strips of sums are whole
+                t.y = sums + (x - x0) * wide + r;
+                t.y_stride = wide;
+                t.outputs = wide - r;
               }
+              run(t, b.starts + s0, s1 - s0);
+            }
           }
           if (!a.channels_last) {
             const int64_t plane = a.out_h * a.out_w;

@@ -83,28 +83,24 @@ void block_linear(const BlockWeights& b, const Epilogue& e, const Tokens& a, int
         const int64_t at = first_token(tile);
         const int count = static_cast<int>(first_token(tile + 1) - at);
         const RunTile run = tile_of(nv, count, panels ? Lie::kPanels : Lie::kRows);
-        for (int64_t s = g0; s < g1; ++s) {
-          const int64_t from = b.starts[s];
-          for (int64_t down = 0; down < b.height && s * b.height + down < b.outputs; down += nv * W) {
-            const int64_t n = s * b.height + down;
-            Tile t{};
-            t.x = x + (panels ? (tile - t0) * tile_floats : (at - base) * row);
-            t.row = row;
-            t.offsets = b.inputs + from;
-            t.blocks = b.starts[s + 1] - from;
-            t.depth = b.depth;
-            t.height = b.height;
-            t.w = w + (from - first) * size + down;
-            t.y = a.y + at * a.y_stride + n;
-            t.y_stride = a.y_stride;
-            t.outputs = b.outputs - n;
-            t.bias = e.bias == nullptr ? nullptr : e.bias + n;
-            t.residual = e.residual == nullptr ? nullptr : e.residual + at * a.y_stride + n;
-            t.act = e.act;
-            t.next = next + ((tile - t0) * (last - first) + from - first) * size * bytes / (t1 - t0);
-            t.next_stride = nv * W * bytes / (t1 - t0);
-            run(t);
-          }
+        for (int64_t down = 0; down < b.height; down += nv * W) {
+          const int64_t n = g0 * b.height + down;
+          Tile t{};
+          t.x = x + (panels ? (tile - t0) * tile_floats : (at - base) * row);
+          t.row = row;
+          t.offsets = b.inputs + first;
+          t.depth = b.depth;
+          t.height = b.height;
+          t.w = w + down;
+          t.y = a.y + at * a.y_stride + n;
+          t.y_stride = a.y_stride;
+          t.outputs = b.outputs - n;
+          t.bias = e.bias == nullptr ? nullptr : e.bias + n;
+          t.residual = e.residual == nullptr ? nullptr : e.residual + at * a.y_stride + n;
+          t.act = e.act;
+          t.next = next + (tile - t0) * (last - first) * size * bytes / (t1 - t0);
+          t.next_stride = nv * W * bytes / (t1 - t0);
+          run(t, b.starts + g0, g1 - g0);
         }
       }
     }

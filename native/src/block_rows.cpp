@@ -50,25 +50,23 @@ void block_conv_rows(const BlockWeights& b, const Epilogue& e, const Images& a, 
           const int64_t column = first_of(tile);
           const RunTile run = tile_of(nv, static_cast<int>(first_of(tile + 1) - column), Lie::kRows);
           const int64_t at = ((image * a.out_h + row) * a.out_w + column) * b.outputs;
-          for (int64_t s = s0; s < s1; ++s)
-            for (int64_t r = 0; r < b.height && s * b.height + r < b.outputs; r += nv * W) {
-              const int64_t start = b.starts[s], n = s * b.height + r;
-              Tile t{};
-              t.x = x + (row - r0) * a.stride_h * row_floats + column * a.stride_w * a.channels;
-              t.offsets = offsets.data() + start;
-              t.row = a.stride_w * a.channels;
-              t.blocks = b.starts[s + 1] - start;
-              t.depth = b.depth;
-              t.height = b.height;
-              t.w = w + (start - first) * size + r;
-              t.y = a.y + at + n;
-              t.y_stride = b.outputs;
-              t.outputs = b.outputs - n;
-              t.bias = e.bias == nullptr ? nullptr : e.bias + n;
-              t.residual = e.residual == nullptr ? nullptr : e.residual + at + n;
-              t.act = e.act;
-              run(t);
-            }
+          for (int64_t r = 0; r < b.height; r += nv * W) {
+            const int64_t n = s0 * b.height + r;
+            Tile t{};
+            t.x = x + (row - r0) * a.stride_h * row_floats + column * a.stride_w * a.channels;
+            t.offsets = offsets.data() + first;
+            t.row = a.stride_w * a.channels;
+            t.depth = b.depth;
+            t.height = b.height;
+            t.w = w + r;
+            t.y = a.y + at + n;
+            t.y_stride = b.outputs;
+            t.outputs = b.outputs - n;
+            t.bias = e.bias == nullptr ? nullptr : e.bias + n;
+            t.residual = e.residual == nullptr ? nullptr : e.residual + at + n;
+            t.act = e.act;
+            run(t, b.starts + s0, s1 - s0);
+          }
         }
     }
   });

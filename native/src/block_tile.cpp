@@ -42,19 +42,10 @@ struct Activations<MT, Lie::kRows> {
 };
 
 template <int MT, int NV, Lie L>
-void micro(const Tile& t) {
-  vf acc[MT][NV];
-#pragma GCC unroll 24
-  for (int m = 0; m < MT; ++m)
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) acc[m][v] = vf{};
-  for (int m = 0; m < MT; ++m) __builtin_prefetch(t.y + m * t.y_stride, 1);
-  if (t.residual != nullptr)
-    for (int m = 0; m < MT; ++m) __builtin_prefetch(t.residual + m * t.y_stride);
+OW_INLINE void sum_strip(const Tile& t, int64_t blocks, const char*& next, vf (&acc)[MT][NV]) {
   const float* w = t.w;
-  const char* next = t.next;
   const int64_t step = t.step, height = t.height, stride = t.next_stride;
-  for (int64_t b = 0; b < t.blocks; ++b) {
+  for (int64_t b = 0; b < blocks; ++b) {
     Activations<MT, L> x(t, b);
     const float* end = w + t.depth * height;
 #pragma GCC unroll 4
@@ -75,8 +66,33 @@ void micro(const Tile& t) {
       }
     }
   }
-  write_tile<MT, NV>(t, acc);
-  if (t.act != kNone && t.act != kRelu) activate_tile(t, MT, NV * W);
+}
+
+template <int MT, int NV, Lie L>
+void micro(const Tile& first, const int64_t* starts, int64_t strips) {
+  Tile t = first;
+  const char* next = t.next;
+  for (int64_t s = 0; s < strips && t.outputs > 0; ++s) {
+    const int64_t blocks = starts[s + 1] - starts[s];
+    vf acc[MT][NV];
+#pragma GCC unroll 24
+    for (int m = 0; m < MT; ++m)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) acc[m][v] = vf{};
+    for (int m = 0; m < MT; ++m) __builtin_prefetch(t.y + m * t.y_stride, 1);
+    if (t.residual != nullptr)
+      for (int m = 0; m < MT; ++m) __builtin_prefetch(t.residual + m * t.y_stride);
+    sum_strip<MT, NV, L>(t, blocks, next, acc);
+    write_tile<MT, NV>(t, acc);
+    if (t.act != kNone && t.act != kRelu)
+      activate_tile(t.y, t.y_stride, MT, std::min<int64_t>(t.outputs, NV * W), t.act);
+    t.offsets += blocks;
+    t.w += blocks * t.depth * t.height;
+    t.y += t.height;
+    t.outputs -= t.height;
+    if (t.bias != nullptr) t.bias += t.height;
+    if (t.residual != nullptr) t.residual += t.height;
+  }
 }
 
 template <int NV, int MT = most_tokens(NV)>

@@ -34,13 +34,11 @@ OW_INLINE void write_tile(const Tile& t, const vf (&acc)[MT][NV]) {
 }
 
 // The dearer activations run over the outputs once more, while they are in the cache.
-inline void activate_tile(const Tile& t, int tokens, int wide) {
-  const int64_t n = std::min<int64_t>(t.outputs, wide);
-  for (int m = 0; m < tokens; ++m) {
-    float* y = t.y + m * t.y_stride;
+inline void activate_tile(float* y, int64_t y_stride, int tokens, int64_t outputs, int act) {
+  for (int m = 0; m < tokens; ++m, y += y_stride) {
     int64_t i = 0;
-    for (; i + W <= n; i += W) store(y + i, activate(load(y + i), t.act));
-    if (i < n) store_some(y + i, activate(load_some(y + i, n - i), t.act), n - i);
+    for (; i + W <= outputs; i += W) store(y + i, activate(load(y + i), act));
+    if (i < outputs) store_some(y + i, activate(load_some(y + i, outputs - i), act), outputs - i);
   }
 }
 
