@@ -27,7 +27,7 @@ SOURCES = {
     "blocks_photopatch": ("photopatch-27", "ResNet-8"),
     "fashion_oneshot": ("fashion-mnist", "ResNet-8"),
     "photopatch_oneshot": ("photopatch-27", "ResNet-8"),
-    "cifar_oneshot": ("CIFAR-10 (JPEG)", "ResNet-20"),
+    "oneshot_cifar": ("CIFAR-10 (JPEG)", "ResNet-20"),
     "growth_fashion": ("fashion-mnist", "ResNet-8, width 8"),
 }
 """Result name -> data set and network. A result that is not there yet is left out."""

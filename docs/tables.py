@@ -192,13 +192,14 @@ def _mechanisms(found: Found) -> Section:
 LEADERBOARD = ("leaderboard_digits", "leaderboard_fashion", "leaderboard_photopatch")
 
 
-@section("flagships_digits", "blocks_fashion", "blocks_photopatch", "clicks_movielens", *LEADERBOARD)
+@section("flagships_digits", "oneshot_cifar", "blocks_fashion", "blocks_photopatch", "clicks_movielens", *LEADERBOARD)
 def _comparison(found: Found) -> Section:
     columns = {
         "method": "method",
         "structure": "structure",
         "density": "density:g",
         "after pruning": "pruned:spread",
+        **({"after BN recalibration": "recalibrated:spread"} if found["bench"].startswith("oneshot") else {}),
         "at the end": "finetuned:spread",
         **({"log loss": "log_loss"} if "loss" in found["rows"][0] else {}),
         "learning rate": "lr:g",
