@@ -41,7 +41,7 @@ class Side:
     """One layer in LIBXSMM's hands."""
 
     def __init__(self, library: ctypes.CDLL, fmt: BlockSparse, tile: int) -> None:
-        self.library, self.fmt, self.tile = library, fmt, tile
+        self.kernels, self.fmt, self.tile = library, fmt, tile
         self.values = fmt.values.transpose(1, 2).contiguous()  # [block][input][output]
         columns = (fmt.columns.long() * fmt.width).contiguous()
         starts = fmt.row_starts.long().contiguous()
@@ -51,13 +51,13 @@ class Side:
 
     def __call__(self, x: Tensor) -> Tensor:
         y = torch.empty(len(x), self.fmt.rows)
-        self.library.run(
+        self.kernels.run(
             self.layer, ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(y.data_ptr()), ctypes.c_int64(len(x))
         )
         return y
 
     def __del__(self) -> None:
-        self.library.drop(self.layer)
+        self.kernels.drop(self.layer)
 
 
 def compiled(folder: Path) -> ctypes.CDLL:

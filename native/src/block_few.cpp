@@ -55,7 +55,7 @@ OW_INLINE bool pass(const Few& f, Stream<T>& s, vf (&acc)[MT][NV]) {
       t.residual = f.e.residual == nullptr ? nullptr : f.e.residual + n;
       t.act = f.e.act;
       write_tile<MT, NV>(t, acc);
-      if (t.act != kNone && t.act != kRelu) 
+      if (t.act != kNone && t.act != kRelu)
         activate_tile(t.y, t.y_stride, MT, std::min<int64_t>(t.outputs, NV * W), t.act);
     }
 #pragma GCC unroll 4
