@@ -18,6 +18,7 @@ from openwork.engine.budget import ALL, check_target
 from openwork.errors import FileError, RecipeError
 from openwork.lab import Job, Runner
 from openwork.lab.budget import default_budget
+from openwork.lab.precision import PRECISIONS
 from openwork.lab.ranks import device_of_rank, ranks, speaks, wait
 from openwork.lab.shrinking import met, savings
 from openwork.report import report_text
@@ -25,7 +26,7 @@ from openwork.ship import read_result, save
 from openwork.ship.atomic import refuse_place
 from openwork.structure.words import is_coupled
 
-_BUDGET = ("epochs", "finetune_epochs", "batch_size", "lr", "finetune_lr", "weight_decay", "optimizer")
+_BUDGET = ("epochs", "finetune_epochs", "batch_size", "lr", "finetune_lr", "weight_decay", "optimizer", "precision")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,6 +63,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--finetune-lr", type=float, help="peak learning rate of fine-tuning")
     add("--weight-decay", type=float)
     add("--optimizer", choices=("sgd", "adamw"))
+    add("--precision", choices=PRECISIONS, help="of training and evaluation (default: float32)")
     add("--seed", type=int, default=0)
     add("--threads", type=int, help="torch threads")
     add("--device", default="auto", help="cpu, cuda, cuda:N, or auto; under torchrun one GPU per process")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
-from openwork.errors import RecipeError
+from openwork.errors import RecipeError, did_you_mean
+from openwork.lab.precision import PRECISIONS
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,8 @@ class Budget:
     """Training budget: ``epochs`` dense, then ``finetune_epochs`` after pruning; sparse training gets both in one.
 
     The learning rate warms up over ``warmup`` of the steps and falls on a cosine to zero. ``rewind`` is the share of
-    the dense training after which the rewind point of iterative methods lies.
+    the dense training after which the rewind point of iterative methods lies. ``precision`` is that of training and
+    evaluation; criteria score in float32.
     """
 
     epochs: float = 10
@@ -27,6 +29,7 @@ class Budget:
     optimizer: Literal["sgd", "adamw"] = "sgd"
     warmup: float = 0.05
     rewind: float = 0.05
+    precision: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         if self.epochs <= 0 or self.finetune_epochs < 0:
@@ -40,10 +43,18 @@ class Budget:
             )
         if self.optimizer not in ("sgd", "adamw"):
             raise RecipeError(f"Budget: optimizer must be 'sgd' or 'adamw', got {self.optimizer!r}")
+        if self.precision not in PRECISIONS:
+            raise RecipeError(
+                f"Budget: unknown precision {self.precision!r}; {did_you_mean(str(self.precision), PRECISIONS)}"
+            )
         if not 0 <= self.warmup < 1 or not 0 <= self.rewind < 1:
             raise RecipeError(
                 f"Budget: warmup and rewind must be shares in [0, 1), got {self.warmup} and {self.rewind}"
             )
+
+    def plain(self) -> dict[str, Any]:
+        """Plain data for manifests; the precision only where it is not float32."""
+        return {k: v for k, v in asdict(self).items() if k != "precision" or v != "float32"}
 
     def rate(self, step: int, steps: int, peak: float) -> float:
         """Learning rate at a step of a stage that is ``steps`` long."""

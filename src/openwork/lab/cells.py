@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -182,7 +182,12 @@ def cells_of(suite: Suite, facts: Mapping[str, Facts]) -> list[Cell]:
 def _setting_cells(suite: Suite, setting: Setting, facts: Facts) -> Iterator[Cell]:
     lines = list(_lines(suite, setting, facts))
     name, at_all = setting.name, any(line.pretrained for line in lines)
-    tuned = [line for line in lines if suite.tuned and line.peak and not line.mask_of]
+    there = {line.method for line in lines if line.density == suite.tune_at}  # all others are tuned where they stand
+    tuned = [
+        line
+        for line in lines
+        if suite.tuned and line.peak and not line.mask_of and line.density == _tuned_at(suite, there, line)[1]
+    ]
     if at_all or "dense" in suite.controls:
         for seed in suite.seeds:
             yield replace(_dense(setting, seed, 0.0), timed=suite.timed)
@@ -197,7 +202,7 @@ def _setting_cells(suite: Suite, setting: Setting, facts: Facts) -> Iterator[Cel
         for lr, key in zip(suite.lr, keys, strict=False):
             yield _cell(key, "tune", name, line, with_rate(job, line.peak, lr), lr, start, (), suite.validation)
     for line in lines:
-        who, density = line.tuned_as or (line.method, line.density)
+        who, density = _tuned_at(suite, there, line)
         choices = _tune_keys(suite, name, who, density) if line.peak and who else ()
         for seed in suite.seeds:
             start = _dense_key(setting, seed, False) if line.pretrained and setting.checkpoint is None else None
@@ -209,6 +214,12 @@ def _setting_cells(suite: Suite, setting: Setting, facts: Facts) -> Iterator[Cel
             mask = f"{name} | {line.mask_of} | {line.density} | seed {seed}" if line.mask_of else None
             keeps = suite.sanity and line.role == "method"
             yield replace(cell, seed=seed, mask_of=mask, keeps_mask=keeps, timed=suite.timed)
+
+
+def _tuned_at(suite: Suite, there: Container[str], line: _Line) -> tuple[str, float]:
+    """The method and the density whose runs on the validation split choose the learning rate of a line."""
+    who, density = line.tuned_as or (line.method, line.density)
+    return who, density if suite.tune_at is None or who not in there else suite.tune_at
 
 
 def _tune_keys(suite: Suite, setting: str, method: str, density: float) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from openwork.core.batches import device_of
 from openwork.core.distributed import rank, summed, world
 from openwork.data.sources import Source, TensorSource
+from openwork.lab.precision import computing_in
 
 BINS = 15  # of the confidence, as in most papers on calibration
 
@@ -31,7 +32,9 @@ def evaluate(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 1000) -> 
 
 
 @torch.no_grad()
-def evaluate_source(model: nn.Module, source: Source, batch_size: int | None = None) -> dict[str, float]:
+def evaluate_source(
+    model: nn.Module, source: Source, batch_size: int | None = None, precision: str = "float32"
+) -> dict[str, float]:
     """The same of a source, in batches of its ``chunk``; for two classes the loss is the log loss of click data.
 
     ``ece`` is the expected calibration error, ``sum_b n_b / n |accuracy_b - confidence_b|`` over 15 equal bins of the
@@ -44,17 +47,18 @@ def evaluate_source(model: nn.Module, source: Source, batch_size: int | None = N
         model: takes x float32 ``[n, *shape]``, gives logits ``[n, classes]``.
         source: the test side of a data set.
         batch_size: samples a batch; None takes ``source.chunk``.
+        precision: of the forward pass, see ``openwork.lab.precision``.
     """
     size = batch_size or source.chunk
     was = [(m, m.training) for m in model.modules()]
     model.eval()
-    device = device_of(model)
+    device, forward = device_of(model), computing_in(precision, model)
     total, bins = 0.0, torch.zeros(3, BINS, dtype=torch.float64, device=device)
     try:
         for i in range(rank() * size, len(source), world() * size):
             x, target = source.read(slice(i, min(i + size, len(source))))
             target = target.to(device)
-            logits = logits_of(model(x.to(device)))
+            logits = logits_of(forward(x.to(device)))
             bins += _binned(logits, target)
             total += float(F.cross_entropy(logits, target, reduction="sum"))
     finally:

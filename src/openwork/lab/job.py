@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from openwork import methods
@@ -98,7 +98,7 @@ class Job:
             k: None if getattr(self, k) is None else to_plain(getattr(self, k))
             for k in ("structure", "where", "recipe")
         }
-        return {**plain, **parts, "budget": asdict(self.budget)}
+        return {**plain, **parts, "budget": self.budget.plain()}
 
 
 def _clock(known: Any, steps: int) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from openwork.lab.cost import connected
 from openwork.lab.evaluate import cross_entropy, evaluate_source
 from openwork.lab.job import Job
 from openwork.lab.meter import Meter
+from openwork.lab.precision import computing_in
 from openwork.lab.ranks import device_of_rank, share_buffers, speaks, together, wait
 from openwork.lab.shrinking import recut, shrunk
 from openwork.lab.state import result_from_state, result_to_state
@@ -223,7 +224,7 @@ class Runner:
     ) -> None:
         """``steps`` optimiser steps on the batches from ``offset`` on; continues from ``saved`` when it is given."""
         optimizer = optimizer or self._optimizer()
-        forward = together(self.model, gates=run is not None)
+        forward = computing_in(self.job.budget.precision, together(self.model, gates=run is not None))
         keep_rewind = name == "dense" and self.recipe.drive == "cycle" and self._rewinds()
         start = 0
         if saved is not None and saved["step"] > 0:
@@ -282,7 +283,7 @@ class Runner:
 
     def _measure(self, stage: str) -> None:
         share_buffers(self.model)
-        self._state.metrics[stage] = evaluate_source(self.model, self.data.test)
+        self._state.metrics[stage] = evaluate_source(self.model, self.data.test, precision=self.job.budget.precision)
 
     # rewinding ---------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from openwork import methods as index
@@ -68,7 +68,8 @@ class Suite:
 
     ``sanity`` adds two controls to every method at every density: its mask shuffled inside each layer, and its mask on
     weights that are drawn anew. ``timed`` is the batch size at which final networks are timed; 0 times none.
-    ``search`` tunes with a sampler in the place of the grid ``lr``.
+    ``search`` tunes with a sampler in the place of the grid ``lr``. ``tune_at`` is the density whose learning rates
+    hold at all the others; None tunes at each.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Suite:
     sanity: bool = False
     timed: int = 0
     search: Search | None = None
+    tune_at: float | None = None
 
     @property
     def tuned(self) -> bool:
@@ -106,6 +108,11 @@ class Suite:
             for value in asked:
                 if value not in there:
                     raise RecipeError(f"suite: {what} must be one of {', '.join(map(str, there))}, got {value}")
+        if self.tune_at is not None and densities and self.tune_at not in densities:
+            raise RecipeError(
+                f"suite: learning rates are tuned at density {self.tune_at:g}; ask for it too, got "
+                f"{', '.join(f'{d:g}' for d in densities)}"
+            )
         return replace(
             self,
             methods=tuple(m for m in self.methods if m.name in (methods or names)),
@@ -128,6 +135,7 @@ class Suite:
             self,
             settings=short,
             densities=tuple(self.densities[:2]),
+            tune_at=None if self.tune_at is None else self.densities[0],
             seeds=tuple(self.seeds[:1]),
             lr=tuple(self.lr[:2]),
             search=None if self.search is None else replace(self.search, trials=2),
@@ -142,7 +150,7 @@ class Suite:
                     **{f.name: getattr(s, f.name) for f in fields(s)},
                     "model_options": _plain(s.model_options),
                     "data_options": _plain(s.data_options),
-                    "budget": asdict(s.budget),
+                    "budget": s.budget.plain(),
                     "where": to_plain(s.where),
                     "structure": str(s.structure),
                 }
@@ -168,6 +176,7 @@ class Suite:
             **({"sanity": True} if self.sanity else {}),
             **({"timed": self.timed} if self.timed else {}),
             **({"search": self.search.plain()} if self.search is not None else {}),
+            **({"tune_at": self.tune_at} if self.tune_at is not None else {}),
         }
 
 

@@ -63,7 +63,7 @@ def read_suite(data: Any, name: str = "suite", folder: Path = Path(), only: Sequ
         RecipeError: as for ``load_suite``.
     """
     top = _mapping("suite", data, ("settings", "methods", "densities", "seeds", "tune", "controls", "sanity", "timed"))
-    tune = _mapping("tune", top.get("tune") or {}, (*TUNABLE, "validation", "sampler", "trials"))
+    tune = _mapping("tune", top.get("tune") or {}, (*TUNABLE, "validation", "sampler", "trials", "density"))
     search = _search(tune)
     named = _named("settings", top.get("settings"))
     for wanted in only:
@@ -90,11 +90,15 @@ def read_suite(data: Any, name: str = "suite", folder: Path = Path(), only: Sequ
     timed = top.get("timed", 0)
     if isinstance(timed, bool) or not isinstance(timed, int) or timed < 0:
         raise RecipeError(f"timed: must be a batch size, or 0 to time nothing, got {timed!r}")
+    densities = tuple(sorted(_several("densities", top.get("densities"), _share), reverse=True))
+    tune_at = None if "density" not in tune else _share(tune["density"])
+    if tune_at is not None and tune_at not in densities:
+        raise RecipeError(f"tune.density: must be one of {', '.join(map(str, densities))}, got {tune_at}")
     suite = Suite(
         name,
         settings,
         tuple(c for c in contestants if not c.settings or any(s.name in c.settings for s in settings)),
-        tuple(sorted(_several("densities", top.get("densities"), _share), reverse=True)),
+        densities,
         tuple(_several("seeds", top.get("seeds"), _seed)),
         tuple(sorted(_several("tune.lr", tune["lr"], _rate))) if "lr" in tune and search is None else (),
         validation,
@@ -102,6 +106,7 @@ def read_suite(data: Any, name: str = "suite", folder: Path = Path(), only: Sequ
         sanity,
         timed,
         search,
+        tune_at,
     )
     check_recipes(suite)
     return suite
@@ -125,7 +130,7 @@ class _Strict(yaml.SafeLoader):
 def _search(tune: Mapping[str, Any]) -> Search | None:
     """The sampler of ``tune``, if it names one; ranges without a sampler are refused."""
     if "sampler" not in tune:
-        extra = [k for k in tune if k not in ("lr", "validation")]
+        extra = [k for k in tune if k not in ("lr", "validation", "density")]
         if extra or isinstance(tune.get("lr"), Mapping):
             raise RecipeError(f"tune.{(extra or ['lr'])[0]}: needs a sampler, such as sampler: tpe and trials: 20")
         return None

@@ -1,5 +1,7 @@
 """Jobs: metrics, equal budgets, and stopping at any step."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from openwork.errors import DivergedError, FileError, RecipeError
 from openwork.lab import Budget, Job, Runner
 from openwork.lab import runner as module
 from openwork.lab.budget import default_budget
+from openwork.lab.precision import channels_last, computing_in
 from openwork.structure import Block
 
 SMALL = Budget(epochs=1, finetune_epochs=1, batch_size=64)
@@ -116,12 +119,60 @@ def test_bad_jobs_are_refused(options, message, digits):
         ({"epochs": 0}, "needs epochs > 0 and finetune_epochs >= 0, got 0"),
         ({"lr": -1.0}, "batch_size, lr and finetune_lr must be positive"),
         ({"optimizer": "lion"}, "optimizer must be 'sgd' or 'adamw', got 'lion'"),
+        ({"precision": "float16"}, "unknown precision 'float16'; did you mean 'bfloat16'"),
         ({"warmup": 1.5}, "warmup and rewind must be shares in .0, 1."),
     ],
 )
 def test_bad_budgets_are_refused(options, message):
     with pytest.raises(RecipeError, match=message):
         Budget(**options)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "dtypes"),
+    [("magnitude", {}, {torch.bfloat16}), ("spode", {"steps": 5}, {torch.bfloat16, torch.float32})],
+)
+def test_bfloat16_is_for_training_and_measuring_and_not_for_scores(method, options, dtypes, digits):
+    job = Job("mlp", "digits", method, 0.5, options=options, budget=replace(SMALL, precision="bfloat16"))
+    runner, seen = Runner(job, data=digits), set()
+    layer = next(m for m in runner.model.modules() if isinstance(m, torch.nn.Linear))
+
+    def look(module, inputs, output):
+        if len(output) > 1:  # the multiply-accumulates are counted on one sample
+            seen.add((module.training, output.dtype))
+
+    layer.register_forward_hook(look)
+    model, result = runner.run()
+    assert {(True, torch.bfloat16), (False, torch.bfloat16)} <= seen
+    assert {dtype for _, dtype in seen} == dtypes
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    exact = Runner(replace(job, budget=SMALL), data=digits).run()[1].metrics
+    assert result.metrics["dense"]["loss"] == pytest.approx(exact["dense"]["loss"], rel=1e-3)
+    assert result.metrics["dense"] != exact["dense"]
+    assert job.describe()["budget"]["precision"] == "bfloat16"
+    assert "precision" not in JOBS["prune"].describe()["budget"]  # stopped jobs of before go on
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 4, 6), (2, 3, 4, 6), (2, 3, 1, 1), (1, 1, 1, 1)])
+def test_images_are_laid_out_channels_last(shape):
+    x = torch.randn(shape)
+    laid = channels_last(x)
+    assert torch.equal(laid, x)
+    _, c, h, w = shape
+    assert laid.stride() == (h * w * c, 1, w * c, c)
+    for same in (torch.randn(3, 5), torch.ones(shape, dtype=torch.int64)):
+        assert channels_last(same) is same
+
+
+def test_outputs_of_transformers_are_float32_too():
+    class Output:
+        def __init__(self, logits):
+            self.logits = logits
+
+    layer = torch.nn.Linear(3, 2)
+    found = computing_in("bfloat16", lambda x: Output(layer(x)))(torch.randn(4, 3))
+    assert found.logits.dtype == torch.float32
+    assert computing_in("float32", layer) is layer
 
 
 def test_divergence_names_the_step(digits, monkeypatch):

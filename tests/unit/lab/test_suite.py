@@ -5,6 +5,7 @@ import yaml
 
 from openwork.errors import FileError, OpenworkError, RecipeError
 from openwork.lab import Job
+from openwork.lab.cells import cells_of, facts_of
 from openwork.lab.suite_file import load_suite, read_suite
 from openwork.structure import Block, Element
 
@@ -78,12 +79,17 @@ DIGITS = GOOD["settings"]["digits"]
         (changed(seeds=[True]), "each must be a whole number from 0 on, got True"),
         (changed(tune={"lr": [-1]}), "each learning rate must be positive, got -1"),
         (changed(tune={"validation": 2}), "tune.validation must be a share of the training set in .0, 1., got 2"),
+        (changed(tune={"lr": [1], "density": 0.3}), "tune.density: must be one of 0.5, 0.1, got 0.3"),
         (changed(controls=["densee"]), "controls: unknown control 'densee'; did you mean 'dense'"),
         (changed(settings={"d": {**DIGITS, "modl": 1}}), "settings.d: unknown key 'modl'; did you mean 'model'"),
         (changed(settings={"d": {"model": "mlp"}}), "settings.d: needs data, a name, got None"),
         (changed(settings={"d": {**DIGITS, "budget": {"epoch": 1}}}), "budget: unknown key 'epoch'; did you mean 'epo"),
         (changed(settings={"d": {**DIGITS, "budget": {"lr": "x"}}}), "budget.lr must be a finite number, got 'x'"),
         (changed(settings={"d": {**DIGITS, "budget": {"lr": -1}}}), "batch_size, lr and finetune_lr must be positive"),
+        (
+            changed(settings={"d": {**DIGITS, "budget": {"precision": "bfloat"}}}),
+            "Budget: unknown precision 'bfloat'; did you mean 'bfloat16'",
+        ),
         (changed(settings={"d": {**DIGITS, "model_options": [1]}}), "options must be a mapping, got list"),
         (changed(settings={"d": {**DIGITS, "structure": 8}}), "structure must be a word such as 'block:8x8', got 8"),
         (changed(settings={"d": {**DIGITS, "structure": "blok"}}), "unknown structure 'blok'; did you mean 'block'"),
@@ -173,3 +179,23 @@ def test_a_part_of_the_grid():
         suite.only(densities=[0.3])
     with pytest.raises(RecipeError, match="seed must be one of 0, 1, got 2"):
         suite.only(seeds=[2])
+
+
+def test_rates_may_be_tuned_at_one_density():
+    data = changed(
+        densities=[0.5, 0.2, 0.1], tune={"lr": [0.1, 0.01], "density": 0.2}, methods={"gradual_magnitude": {}}
+    )
+    suite = read_suite({**data, "sanity": True})
+    cells = cells_of(suite, facts_of(suite))
+    tuned = [c.key for c in cells if c.kind == "tune" and c.method == "gradual_magnitude"]
+    assert tuned == [f"digits | gradual_magnitude | 0.2 | tune lr {lr}" for lr in (0.01, 0.1)]
+    for cell in cells:
+        if cell.kind == "run" and cell.method.startswith("gradual_magnitude"):
+            assert cell.tuned == tuple(tuned)
+        assert set(cell.needs) <= {c.key for c in cells}  # the long dense control and the small network have their own
+    assert suite.plain()["tune_at"] == 0.2
+    assert read_suite(changed()).plain().get("tune_at") is None
+    assert suite.quick().tune_at == 0.5
+    assert suite.only(densities=[0.1, 0.2]).densities == (0.2, 0.1)
+    with pytest.raises(RecipeError, match="learning rates are tuned at density 0.2; ask for it too, got 0.1"):
+        suite.only(densities=[0.1])
