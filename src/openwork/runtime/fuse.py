@@ -196,7 +196,7 @@ def _take_activation(graph: fx.Graph, module: nn.Module, node: fx.Node, layer: A
     if pair is None:
         return
     word = _word(pair[1], module)
-    if word is None or (isinstance(layer, PrepackedConv2d) and word != "relu"):
+    if word is None:
         return
     last, act = pair
     act.replace_all_uses_with(node)

@@ -18,17 +18,15 @@ from openwork.formats.stored import DTYPES
 from openwork.kernels import isa, kinds_of
 from openwork.kernels.native import warn_once
 from openwork.runtime.fold import activations_after, fold_norms, is_hooked, replace_module, trace
-from openwork.runtime.fuse import Fusions, fuse, unfuse
+from openwork.runtime.inputs import record_inputs
 from openwork.runtime.layers import PackedConv2d, PackedLinear
 from openwork.runtime.plan import Choice, Plan, decide, key_of
 from openwork.runtime.prepacked import prepacked
+from openwork.runtime.promise import Made, Packing, keep_promise
 from openwork.runtime.recognise import recognise
-from openwork.runtime.timing import interleaved
-from openwork.runtime.turn import may_turn, turn, turned
+from openwork.runtime.turn import may_turn, turned
 from openwork.structure import Element
 from openwork.zoo.hugging_face import known_source
-
-SLOWER = 1.02  # end to end, a packed model needs at most this share of the dense time
 
 
 def pack(
@@ -76,99 +74,75 @@ def pack(
     targets, skipped = find_targets(new, where or Select(), frozen_ok=True)
     graph = trace(new) if fold else None
     folded = [] if graph is None else fold_norms(new, graph)
-    layers, reasons = _layers(new, targets, skipped)
+    layers, alone, reasons = _layers(new, targets, skipped)
     for name in override or {}:
-        if name not in layers:
+        if name not in layers and name not in alone:
             raise OpenworkError(f"pack: override names {name!r}, which is not a layer that can be packed here")
     if not layers:
         raise OpenworkError(
-            f"pack: no layer of {type(model).__name__} can be packed ({'; '.join(sorted(set(reasons.values())))})"
+            f"pack: no layer of {type(model).__name__} can be packed "
+            f"({'; '.join(sorted({*reasons.values(), *alone.values()}))})"
         )
     if isa() == "python":
         warn_once()
-    inputs, output = record_inputs(new, list(layers), example) if example is not None else ({}, None)
+    seen = [*layers, *alone]
+    inputs, output = record_inputs(new, seen, example) if example is not None else ({}, None)
     acts = {} if graph is None else activations_after(new, graph)
     stored: dict[str, Format] = {}
     for name, target in layers.items():
         matrix = matrices(new.get_submodule(name).get_parameter("weight").detach().float(), target)[0]
         stored[name] = layout.pack(matrix, matrix != 0, dtype=dtype)
-    one = partial(_one, new, stored, plan, override or {}, dtype)
-    made = {name: one(name, inputs.get(name)) for name in layers}
+    one = partial(_one, new, stored, alone, plan, override or {}, dtype)
+    made = {name: one(name, inputs.get(name)) for name in seen}
     last = False
     if plan == "measure" and may_turn(graph, output) and any(_is_image(x) for x in inputs.values()):
-        other = {name: one(name, turned(inputs.get(name))) for name in layers}
+        other = {name: one(name, turned(inputs.get(name))) for name in seen}
         last = _total(other) < _total(made)
         made = other if last else made
-    choices = [choice for choice, _ in made.values()]
-    choices += [Choice(n, (), "", 1.0, reason=r) for n, r in sorted(reasons.items())]
-    modules = {name: module for name, (_, module) in made.items() if module is not None}
-    originals = {name: new.get_submodule(name) for name in modules}
-    for name, module in modules.items():
-        new = replace_module(new, name, module)
-        if name in acts and isinstance(module, PackedLinear | PackedConv2d):
-            module.activation = acts[name][0]
-    fused = {n: new.get_submodule(acts[n][1]) for n, m in modules.items() if n in acts and _is_packed(m)}
-    for name in fused:
-        replace_module(new, acts[name][1], nn.Identity())
-    if last:
-        turn(new)
-    inside = fuse(new) if fold else {}
+    originals = {name: new.get_submodule(name) for name in made}
+    taken: dict[str, tuple[str, nn.Module]] = {}
+    for name, m in made.items():
+        if m.module is not None:
+            new = replace_module(new, name, m.module)
+        if name in acts and isinstance(m.module, PackedLinear | PackedConv2d):
+            m.module.activation, act = acts[name]
+            taken[name] = (act, new.get_submodule(act))
+    for act, _ in taken.values():
+        replace_module(new, act, nn.Identity())
+    packing = Packing(new, made, originals, taken, last, fold)
+    packing.finish()
     if plan == "measure":
-        new, choices, inside = _keep_promise(new, model, example, choices, originals, acts, fused, inside)
+        keep_promise(packing, model, example)
+    new = packing.model
+    choices = [m.choice for m in made.values()]
+    choices += [Choice(n, (), "", 1.0, reason=r) for n, r in sorted(reasons.items())]
     new.openwork_plan = Plan(tuple(choices))  # type: ignore[assignment]
     # What `export` must do again before it can load the state: modules that became nothing, forwards that were fused.
-    new.openwork_gone = (*(norm for _, norm in folded), *(acts[name][1] for name in fused))  # type: ignore[assignment]
-    new.openwork_inside = inside  # type: ignore[assignment]
-    new.openwork_last = last  # type: ignore[assignment]
+    new.openwork_gone = (*(norm for _, norm in folded), *(act for act, _ in taken.values()))  # type: ignore[assignment]
+    new.openwork_inside = packing.inside  # type: ignore[assignment]
+    new.openwork_last = packing.last  # type: ignore[assignment]
     for param in new.parameters():
         param.requires_grad_(False)
     return new
 
 
-def record_inputs(model: nn.Module, names: list[str], example: Any) -> tuple[dict[str, Tensor], Any]:
-    """Run the example once; the first input of every named layer that was reached, and what the model returned."""
-    seen: dict[str, Tensor] = {}
-
-    def hook(name: str) -> Callable[..., None]:
-        def take(module: nn.Module, args: tuple[Any, ...]) -> None:
-            if args and isinstance(args[0], Tensor):
-                seen.setdefault(name, args[0].detach().clone(memory_format=torch.preserve_format))
-
-        return take
-
-    handles = [model.get_submodule(n).register_forward_pre_hook(hook(n)) for n in names]
-    try:
-        output = call(model, example)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return seen, output
-
-
-@torch.no_grad()
-def call(model: nn.Module, example: Any) -> Any:
-    """The model on an example: a tensor, a tuple, or a dict of keywords."""
-    if isinstance(example, Mapping):
-        return model(**example)
-    return model(*example) if isinstance(example, tuple | list) else model(example)
-
-
 def _one(
     model: nn.Module,
     stored: Mapping[str, Format],
+    alone: Mapping[str, str],
     plan: str,
     override: Mapping[str, str],
     dtype: torch.dtype,
     name: str,
     x: Tensor | None,
-) -> tuple[Choice, nn.Module | None]:
-    """What is decided for one layer, and the module that takes its place."""
-    layer, fmt, wanted = model.get_submodule(name), stored[name], override.get(name)
+) -> Made:
+    """What is decided for one layer, and the module that takes its place. Those in ``alone`` have no packed form."""
+    layer, fmt, wanted = model.get_submodule(name), stored.get(name), override.get(name)
     shape = tuple(x.shape) if x is not None else ()
-    base = Choice(name, shape, type(fmt).__name__, fmt.density)
-    makers: dict[str, Callable[[], nn.Module | None]] = {
-        kind: partial(_packed, layer, fmt, kind) for kind in kinds_of(fmt)
-    }
+    base = Choice(name, shape, type(fmt).__name__ if fmt else "", fmt.density if fmt else 1.0)
+    makers: dict[str, Callable[[], nn.Module | None]] = {}
+    if fmt is not None:
+        makers = {kind: partial(_packed, layer, fmt, kind) for kind in kinds_of(fmt)}
     makers["onednn"] = partial(prepacked, layer)
     if wanted is not None:
         if wanted not in (*makers, "dense"):
@@ -179,26 +153,31 @@ def _one(
         module = None if wanted == "dense" else makers[wanted]()
         if module is None and wanted != "dense":
             raise OpenworkError(f"pack: override for {name}: {wanted} does not run this layer; choose another")
-        return chosen, module
+        return Made(chosen, module)
     if plan == "always":
+        if fmt is None:
+            return Made(replace(base, reason=alone[name]))
         kind = kinds_of(fmt)[0]
-        return replace(base, chosen=kind, reason="always"), makers[kind]()
+        return Made(replace(base, chosen=kind, reason="always"), makers[kind]())
     if x is None:
-        return replace(base, reason="the example did not reach it"), None
-    full = fmt.density > 0.9
-    reason = f"nothing to gain: {100 * fmt.density:.0f} % of it would be stored" if full else ""
+        return Made(replace(base, reason="the example did not reach it"))
+    full = base.density > 0.9
+    reason = f"nothing to gain: {100 * base.density:.0f} % of it would be stored" if full else ""
+    reason = alone.get(name, reason)
     if full or isa() == "python":
         makers = {"onednn": makers["onednn"]}
     modules = {kind: module for kind, make in makers.items() if (module := make()) is not None}
+    kept = {**fmt.meta()} if fmt else {"dense": list(layer.get_parameter("weight").shape)}
     window = {k: getattr(layer, k, None) for k in ("kernel_size", "stride", "padding", "dilation")}
     key = key_of(
-        shape=shape, stride=x.stride(), format={**fmt.meta()}, density=round(fmt.density, 2), dtype=str(x.dtype),
+        shape=shape, stride=x.stride(), format=kept, density=round(base.density, 2), dtype=str(x.dtype),
         window=window, candidates=sorted(modules),
     )  # fmt: skip
-    times, kind, error = decide(layer, modules, x, key, dtype)
+    times, kind, errors = decide(layer, modules, x, key, dtype)
     wrong = sorted(set(modules) - set(times))
     reason = reason or (f"not exact enough: {', '.join(wrong)}" if wrong else "")
-    return replace(base, times=times, chosen=kind, error=error, reason=reason), modules.get(kind)
+    choice = replace(base, times=times, chosen=kind, error=errors[kind], reason=reason)
+    return Made(choice, modules.get(kind), errors)
 
 
 def _packed(layer: nn.Module, fmt: Format, kind: str) -> nn.Module:
@@ -210,9 +189,9 @@ def _packed(layer: nn.Module, fmt: Format, kind: str) -> nn.Module:
     return linear
 
 
-def _total(made: Mapping[str, tuple[Choice, nn.Module | None]]) -> float:
+def _total(made: Mapping[str, Made]) -> float:
     """Milliseconds of all layers as they were chosen."""
-    return sum(choice.times.get(choice.chosen, 0.0) for choice, _ in made.values())
+    return sum(choice.times.get(choice.chosen, 0.0) for choice in (m.choice for m in made.values()))
 
 
 def _is_image(x: Tensor) -> bool:
@@ -225,9 +204,10 @@ def _is_packed(module: nn.Module) -> bool:
 
 def _layers(
     model: nn.Module, targets: list[Target], skipped: Mapping[str, str]
-) -> tuple[dict[str, Target], dict[str, str]]:
-    """Layers that can be packed, and for every other weight matrix the reason why not."""
+) -> tuple[dict[str, Target], dict[str, str], dict[str, str]]:
+    """Layers that can be packed; with the reason, those that only oneDNN may run faster, and all other weights."""
     found: dict[str, Target] = {}
+    alone: dict[str, str] = {}
     reasons = {n: r for n, r in skipped.items() if not r.startswith(("bias or scale", "norm"))}
     for target in targets:
         owner, _, leaf = target.name.rpartition(".")
@@ -237,45 +217,12 @@ def _layers(
         elif is_hooked(layer):
             reasons[target.name] = "hooks watch this layer"
         elif isinstance(layer, nn.Conv2d) and layer.groups > 1:
-            reasons[target.name] = f"a convolution in {layer.groups} groups"
+            alone[owner] = f"a convolution in {layer.groups} groups"
         elif isinstance(layer, nn.Conv2d) and (layer.padding_mode != "zeros" or isinstance(layer.padding, str)):
             reasons[target.name] = f"padding {layer.padding!r} in mode {layer.padding_mode!r}"
         else:
             found[owner] = target
-    return found, reasons
-
-
-def _keep_promise(
-    new: nn.Module,
-    model: nn.Module,
-    example: Any,
-    choices: list[Choice],
-    originals: Mapping[str, nn.Module],
-    acts: Mapping[str, tuple[str, str]],
-    fused: dict[str, nn.Module],
-    inside: dict[str, Fusions],
-) -> tuple[nn.Module, list[Choice], dict[str, Fusions]]:
-    """Put the layers that gain least back until the whole is not slower than the dense model."""
-    dense = copy.deepcopy(model).eval()
-    while any(c.chosen != "dense" and c.reason != "override" for c in choices):
-        both = {"dense": partial(call, dense, example), "new": partial(call, new, example)}
-        times = interleaved(both, rounds=5)
-        if sorted(times["new"])[2] <= SLOWER * sorted(times["dense"])[2]:
-            break
-        changed = [c for c in choices if c.chosen != "dense" and c.reason != "override"]
-        changed.sort(key=lambda c: c.times["dense"] - c.times[c.chosen])
-        back = {c.name for c in changed[: max(1, len(changed) // 2)]}
-        unfuse(new)
-        for name in back:
-            new = replace_module(new, name, originals[name])
-            if name in fused:
-                replace_module(new, acts[name][1], fused.pop(name))
-        inside = fuse(new) if inside else {}
-        put = "slower end to end"
-        choices = [
-            replace(c, chosen="dense", error=0.0, reason=c.reason or put) if c.name in back else c for c in choices
-        ]
-    return new, choices, inside
+    return found, alone, reasons
 
 
 def _check(model: nn.Module, plan: str, example: Any, dtype: torch.dtype) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from openwork.kernels import isa, native
 from openwork.runtime.timing import interleaved, spread
 
+DENSE = ("dense", "onednn")  # the candidates that store every weight
 MARGIN = 0.97  # a sparse kernel must need at most this share of the fastest dense time
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.int8: 5e-2}  # of the largest output, else not a candidate
 
@@ -96,8 +97,8 @@ class Plan:
 @torch.no_grad()
 def decide(
     layer: nn.Module, candidates: Mapping[str, nn.Module], x: Tensor, key: str, dtype: torch.dtype
-) -> tuple[dict[str, float], str, float]:
-    """Times of the layer and its candidates on one input, the fastest that is right, and its error.
+) -> tuple[dict[str, float], str, dict[str, float]]:
+    """Times of the layer and its candidates on one input, the fastest that is right, and the errors of all.
 
     Measurements are remembered under ``key``, in the process and in the user's cache folder.
     """
@@ -115,10 +116,10 @@ def decide(
         calls.update({n: (lambda c=c: c(x)) for n, c in right.items()})  # type: ignore[misc]
         known = {n: spread(t)["ms"] for n, t in interleaved(calls).items()}
         _remember(key, known)
-    dense = {n: t for n, t in known.items() if n in ("dense", "onednn")}
+    dense = {n: t for n, t in known.items() if n in DENSE}
     best_dense, best = min(dense, key=dense.__getitem__), min(known, key=known.__getitem__)
     chosen = best if best in dense or known[best] <= MARGIN * known[best_dense] else best_dense
-    return known, chosen, errors[chosen]
+    return known, chosen, errors
 
 
 def key_of(**facts: Any) -> str:

@@ -8,8 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from openwork.kernels.ops import activated
 from openwork.runtime.eager import eager
 
+ONEDNN: dict[str, tuple[str, list[float], str]] = {
+    "none": ("none", [], ""),
+    "relu": ("relu", [], ""),
+    "relu6": ("hardtanh", [0.0, 6.0], ""),
+    "silu": ("swish", [], ""),
+    "gelu": ("gelu", [], "none"),
+    "gelu_tanh": ("gelu", [], "tanh"),
+}
+"""Activation -> its name, numbers and algorithm in oneDNN."""
 KEPT = 8  # input shapes whose order of the weights is kept: each is a copy of them
 
 
@@ -69,7 +79,8 @@ class PrepackedLinear(Prepacked):
 class PrepackedConv2d(Prepacked):
     """``F.conv2d`` on a weight in oneDNN's order, one for each input shape met.
 
-    ``activation`` may be ``"relu"``; with ``channels_last`` set, outputs have this order whatever their inputs have.
+    ``activation`` may be any that packed layers know; with ``channels_last`` set, outputs are in this order whatever
+    order their inputs have.
     """
 
     def __init__(self, layer: nn.Conv2d) -> None:
@@ -86,12 +97,12 @@ class PrepackedConv2d(Prepacked):
             bias = None if self.bias is None else self.bias.to(x.dtype)
             p, s, d, g = window
             y = nn.functional.conv2d(x, self.weight.to(x.dtype), bias, s, p, d, g)
-            return torch.relu(y) if self.activation == "relu" else y
+            return activated(y, None, self.activation)
         shape = tuple(x.shape)
         order = self._order_for(
             shape, lambda: torch.ops.mkldnn._reorder_convolution_weight(self.weight, *window, list(shape))
         )
-        return torch.ops.mkldnn._convolution_pointwise(x, order, self.bias, *window, self.activation, [], "")
+        return torch.ops.mkldnn._convolution_pointwise(x, order, self.bias, *window, *ONEDNN[self.activation])
 
 
 def prepacked(layer: nn.Module) -> nn.Module | None:

@@ -25,13 +25,14 @@ def turned(x: Tensor | None) -> Tensor | None:
     return x.contiguous(memory_format=torch.channels_last) if x is not None and x.dim() == 4 else x
 
 
-def turn(model: nn.Module) -> None:
-    """Let every two-dimensional convolution give channels-last outputs, in place."""
+def turn(model: nn.Module, last: bool = True) -> None:
+    """Let every two-dimensional convolution give channels-last outputs, or take that back, in place."""
+    order = torch.channels_last if last else torch.contiguous_format
     for module in model.modules():
         if isinstance(module, PackedConv2d | PrepackedConv2d):
-            module.channels_last = True
+            module.channels_last = last
         elif isinstance(module, nn.Conv2d):
-            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+            module.weight.data = module.weight.data.contiguous(memory_format=order)
 
 
 def _tensors(output: Any) -> list[Tensor]:

@@ -10,10 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from openwork.runtime.fold import fold_norms, replace_module
-from openwork.runtime.pack import call
-from openwork.runtime.prepacked import prepacked, runs
-from openwork.runtime.recognise import recognise
+from openwork.runtime.baseline import fastest_dense
+from openwork.runtime.inputs import call
 from openwork.runtime.timing import interleaved, spread
 
 
@@ -93,19 +91,10 @@ def verdict(
         sizes: bytes of the packed and of the dense file.
     """
     dense = copy.deepcopy(dense).eval()
-    fast = copy.deepcopy(dense)
-    own = all(runs(p.dtype) for p in fast.parameters())  # whether oneDNN computes in the model's own types
-    fast = fast if own else fast.float()
-    recognise(fast)
-    fold_norms(fast)
-    for name, layer in list(fast.named_modules()):
-        new = prepacked(layer)
-        if new is not None:
-            fast = replace_module(fast, name, new)
+    fast, wide = fastest_dense(dense, example)
     models = {"dense": dense, "onednn": fast, "packed": packed}
     expected, found = _tensor(call(dense, example)), _tensor(call(packed, example))
     gap, scale = float((expected - found).abs().max()), float(expected.abs().max())
-    wide = example if own else _in_float32(example)
     calls = {n: partial(call, m, wide if n == "onednn" else example) for n, m in models.items()}
     times = interleaved(calls, rounds=rounds)
     weights = [p for p in dense.parameters() if p.dim() > 1]
@@ -125,15 +114,6 @@ def verdict(
         torch.get_num_threads(),
         tuple(tuple(x.shape) for x in inputs if isinstance(x, torch.Tensor)),
     )
-
-
-def _in_float32(example: Any) -> Any:
-    """The floating-point tensors of an example as float32."""
-    if isinstance(example, dict):
-        return {key: _in_float32(value) for key, value in example.items()}
-    if isinstance(example, tuple | list):
-        return type(example)(_in_float32(value) for value in example)
-    return example.float() if isinstance(example, torch.Tensor) and example.is_floating_point() else example
 
 
 def _tensor(output: Any) -> torch.Tensor:

@@ -58,7 +58,7 @@ def always(model, *args, **options):
     return pack(model, *args, plan="always", **options)
 
 
-def timed(monkeypatch, milliseconds, whole=None):
+def timed(monkeypatch, milliseconds, whole=None, onednn=1.0):
     """Packing finds these times: candidate -> milliseconds, and for whole models a function of the packed copy."""
 
     def layer_times(calls, **_):
@@ -67,9 +67,10 @@ def timed(monkeypatch, milliseconds, whole=None):
         return {n: [milliseconds[n] / 1e3] * 7 for n in calls}
 
     def model_times(calls, **_):
-        assert list(calls) == ["dense", "new"]
-        return {"dense": [1.0] * 5, "new": [1.0 if whole is None else whole(calls["new"].args[0])] * 5}
+        assert list(calls) in (["dense", "new", "onednn"], ["dense", "new"])
+        seconds = {"dense": 1.0, "onednn": onednn, "new": 1.0 if whole is None else whole(calls["new"].args[0])}
+        return {n: [seconds[n]] for n in calls}
 
     monkeypatch.setattr(sys.modules["openwork.runtime.plan"], "interleaved", layer_times)
-    monkeypatch.setattr(sys.modules["openwork.runtime.pack"], "interleaved", model_times)
+    monkeypatch.setattr(sys.modules["openwork.runtime.promise"], "interleaved", model_times)
     monkeypatch.setattr(sys.modules["openwork.runtime.plan"], "_MEMORY", {})

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 import openwork as ow
-from openwork.runtime.pack import call
+from openwork.runtime.inputs import call
 from openwork.runtime.recognise import as_conv2d, recognise
 
 

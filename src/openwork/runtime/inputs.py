@@ -1,0 +1,37 @@
+"""Running a model on an example, and what its layers see of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def record_inputs(model: nn.Module, names: list[str], example: Any) -> tuple[dict[str, Tensor], Any]:
+    """Run the example once; the first input of every named layer that was reached, and what the model returned."""
+    seen: dict[str, Tensor] = {}
+
+    def hook(name: str) -> Callable[..., None]:
+        def take(module: nn.Module, args: tuple[Any, ...]) -> None:
+            if args and isinstance(args[0], Tensor):
+                seen.setdefault(name, args[0].detach().clone(memory_format=torch.preserve_format))
+
+        return take
+
+    handles = [model.get_submodule(n).register_forward_pre_hook(hook(n)) for n in names]
+    try:
+        output = call(model, example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen, output
+
+
+@torch.no_grad()
+def call(model: nn.Module, example: Any) -> Any:
+    """The model on an example: a tensor, a tuple, or a dict of keywords."""
+    if isinstance(example, Mapping):
+        return model(**example)
+    return model(*example) if isinstance(example, tuple | list) else model(example)
