@@ -2,19 +2,21 @@
 
 python bench/condense.py COMPARISON_FOLDER NAME TITLE [--incomplete] [--losses]
 
-With --incomplete a comparison that breaks rules of honest comparison is taken, and the rules go with it; with --losses
-the losses at the end stand beside the accuracies.
+With --incomplete a comparison that breaks rules of honest comparison is taken, and the rules go with it; of a complete
+one the page is taken too. With --losses the losses at the end stand beside the accuracies.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 from common import spread, write
 
+REPORTS = Path(__file__).parents[1] / "docs" / "reports"
 KEYS = ("setting", "method", "role", "structure", "density", "seeds", "collapsed", "failed", "lr", "parameters")
 
 
@@ -28,12 +30,19 @@ def main(folder: Path, name: str, title: str, incomplete: bool, losses: bool) ->
         cells = [json.loads(p.read_text()) for p in sorted((folder / "cells").glob("*.json"))]
         cells = [c for c in cells if c["kind"] in ("run", "dense") and "validation" not in c["key"]]
         rows = [{**row, "loss": loss_of(row, cells)} for row in rows]
+    suite = json.loads((folder / "suite.json").read_text())["suite"]
+    where = f" at density {suite['tune_at']:g}" if "tune_at" in suite else ""
     note = (
-        "Every method with the learning rate that was best on a tenth of the training set; mean and spread over "
-        f"{len(found['manifest']['seeds'])} seeds, collapsed runs included. Methods that train sparse have one stage."
+        f"Every method with the learning rate that was best on a tenth of the training set{where}; mean and spread "
+        f"over {len(found['manifest']['seeds'])} seeds, collapsed runs included. Methods that train sparse have one "
+        "stage."
     )
+    if any(s["budget"].get("precision") == "bfloat16" for s in suite["settings"]):
+        note += " Trained and evaluated in bfloat16 under autocast."
     told = {"unmet": unmet} if unmet else {}
     command = found["manifest"]["command"].replace("openwork compare ", "openwork compare recipes/", 1)
+    if not unmet:
+        shutil.copyfile(folder / "report.html", REPORTS / f"{name.replace('_', '-')}.html")
     write(name, rows, title=title, command=command, note=note, data=found["manifest"]["data"], **told)
 
 

@@ -11,6 +11,8 @@ dense baselines are measured in the same rounds. With ``--only`` the rows of mat
 from __future__ import annotations
 
 import argparse
+import copy
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +22,8 @@ from networks import CASES, Case, resnet, sparsify
 import openwork as ow
 from openwork.kernels import isa
 from openwork.runtime import verdict
+from openwork.runtime.inputs import call, first_tensor
+from openwork.runtime.timing import interleaved, spread
 from openwork.structure import Element, GroupOf
 
 STRUCTURES: dict[str, Any] = {"32x32": ow.Block(32, 32), "4x1": GroupOf(4, dim=0), "unstructured": Element()}
@@ -36,8 +40,9 @@ def measure(case: str, made: Case, pattern: str, sparsity: float, rounds: int, d
     model, example = made.make()
     model.eval()
     sparsify(model, STRUCTURES[pattern], sparsity, made.dense)
+    wide, wide_example = model, example
     if dtype != torch.float32:  # both baselines too; whole numbers stay what they are
-        model = model.to(dtype)
+        model = copy.deepcopy(model).to(dtype)
         floats = isinstance(example, torch.Tensor) and example.is_floating_point()
         example = example.to(dtype) if floats else example
     packed = ow.pack(model, STRUCTURES[pattern], example=example, dtype=dtype)
@@ -57,6 +62,12 @@ def measure(case: str, made: Case, pattern: str, sparsity: float, rounds: int, d
         "fused": bool(packed.openwork_inside),
         "error": found.error,
     }
+    if dtype != torch.float32:  # what a user of the float32 model gains and pays by changing both
+        calls = {"float32": partial(call, wide, wide_example), "packed": partial(call, packed, example)}
+        expected, got = (first_tensor(f()).float() for f in calls.values())
+        ms = {n: spread(times)["ms"] for n, times in interleaved(calls, rounds=rounds).items()}
+        row["float32"], row["over_float32"] = ms["float32"], ms["float32"] / ms["packed"]
+        row["error_float32"] = float((got - expected).abs().max() / expected.abs().max())
     print(f"{case:38} {pattern:13} {sparsity} {row['over_dense']:.2f}x {row['over_onednn']:.2f}x", flush=True)
     return row
 

@@ -189,10 +189,12 @@ def _mechanisms(found: Found) -> Section:
     return described(found, columns)
 
 
+ONESHOT = ("oneshot_fashion", "oneshot_fashion_20", "oneshot_photopatch", "oneshot_cifar")
+BLOCKS = ("blocks_fashion", "blocks_fashion_20", "blocks_photopatch")
 LEADERBOARD = ("leaderboard_digits", "leaderboard_fashion", "leaderboard_photopatch")
 
 
-@section("flagships_digits", "oneshot_cifar", "blocks_fashion", "blocks_photopatch", "clicks_movielens", *LEADERBOARD)
+@section("flagships_digits", *ONESHOT, *BLOCKS, "clicks_movielens", "clicks_movielens_long", *LEADERBOARD)
 def _comparison(found: Found) -> Section:
     columns = {
         "method": "method",
@@ -371,6 +373,8 @@ def _whole_models(found: Found) -> Section:
         "packed layers": "share",
         "fused": "between",
         "error": "error:.0e",
+        "x over dense float32": "over_float32:.2f",
+        "error to it": "error_float32:.0e",
     }
     title = f"Whole models, {NAMES[found.get('isa', 'avx2')]}"
     return described(found, columns, title=title, command="python bench/whole_models.py")

@@ -35,3 +35,11 @@ def call(model: nn.Module, example: Any) -> Any:
     if isinstance(example, Mapping):
         return model(**example)
     return model(*example) if isinstance(example, tuple | list) else model(example)
+
+
+def first_tensor(output: Any) -> Tensor:
+    """The first tensor of whatever a model returns."""
+    if isinstance(output, Tensor):
+        return output
+    values = output.values() if hasattr(output, "values") else output
+    return next(first_tensor(v) for v in values if isinstance(v, Tensor | tuple | list | dict))

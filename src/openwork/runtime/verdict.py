@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from openwork.runtime.baseline import fastest_dense
-from openwork.runtime.inputs import call
+from openwork.runtime.inputs import call, first_tensor
 from openwork.runtime.timing import interleaved, spread
 
 
@@ -93,7 +93,7 @@ def verdict(
     dense = copy.deepcopy(dense).eval()
     fast, wide = fastest_dense(dense, example)
     models = {"dense": dense, "onednn": fast, "packed": packed}
-    expected, found = _tensor(call(dense, example)), _tensor(call(packed, example))
+    expected, found = first_tensor(call(dense, example)), first_tensor(call(packed, example))
     gap, scale = float((expected - found).abs().max()), float(expected.abs().max())
     calls = {n: partial(call, m, wide if n == "onednn" else example) for n, m in models.items()}
     times = interleaved(calls, rounds=rounds)
@@ -114,11 +114,3 @@ def verdict(
         torch.get_num_threads(),
         tuple(tuple(x.shape) for x in inputs if isinstance(x, torch.Tensor)),
     )
-
-
-def _tensor(output: Any) -> torch.Tensor:
-    """The first tensor of whatever a model returns."""
-    if isinstance(output, torch.Tensor):
-        return output
-    values = output.values() if hasattr(output, "values") else output
-    return next(_tensor(v) for v in values if isinstance(v, torch.Tensor | tuple | list | dict))
