@@ -44,6 +44,16 @@ struct Tile {
   int64_t next_stride = 0;
 };
 
+// Where the outputs of a tile go, from output `n` on: `at` floats into the result, whose tokens are `stride` apart.
+inline void write_to(Tile& t, const BlockWeights& b, const Epilogue& e, float* y, int64_t at, int64_t stride, int64_t n) {
+  t.y = y + at + n;
+  t.y_stride = stride;
+  t.outputs = b.outputs - n;
+  t.bias = e.bias == nullptr ? nullptr : e.bias + n;
+  t.residual = e.residual == nullptr ? nullptr : e.residual + at + n;
+  t.act = e.act;
+}
+
 // The kernel of tiles of `tokens` tokens, `nv` vectors of outputs wide: from the tile of the first strip on, through
 // `strips` of them, whose blocks lie one behind the other.
 using RunTile = void (*)(const Tile&, const int64_t* starts, int64_t strips);

@@ -92,13 +92,7 @@ void block_conv(const BlockWeights& b, const Epilogue& e, const Images& images, 
               t.height = b.height;
               t.w = w + r;
               if (a.channels_last) {
-                const int64_t n = n0 + r, at = (place + x) * b.outputs + n;
-                t.y = a.y + at;
-                t.y_stride = b.outputs;
-                t.outputs = b.outputs - n;
-                t.bias = e.bias == nullptr ? nullptr : e.bias + n;
-                t.residual = e.residual == nullptr ? nullptr : e.residual + at;
-                t.act = e.act;
+                write_to(t, b, e, a.y, (place + x) * b.outputs, b.outputs, n0 + r);
               } else {  // strips of sums are whole
                 t.y = sums + (x - x0) * wide + r;
                 t.y_stride = wide;

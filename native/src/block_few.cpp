@@ -48,12 +48,7 @@ OW_INLINE bool pass(const Few& f, Stream<T>& s, vf (&acc)[MT][NV]) {
     const int64_t n = s.strip * f.b.height + f.down;
     if (n < f.b.outputs) {
       Tile t{};
-      t.y = f.a.y + n;
-      t.y_stride = f.a.y_stride;
-      t.outputs = f.b.outputs - n;
-      t.bias = f.e.bias == nullptr ? nullptr : f.e.bias + n;
-      t.residual = f.e.residual == nullptr ? nullptr : f.e.residual + n;
-      t.act = f.e.act;
+      write_to(t, f.b, f.e, f.a.y, 0, f.a.y_stride, n);
       write_tile<MT, NV>(t, acc);
       if (t.act != kNone && t.act != kRelu)
         activate_tile(t.y, t.y_stride, MT, std::min<int64_t>(t.outputs, NV * W), t.act);

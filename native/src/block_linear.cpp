@@ -92,12 +92,7 @@ void block_linear(const BlockWeights& b, const Epilogue& e, const Tokens& a, int
           t.depth = b.depth;
           t.height = b.height;
           t.w = w + down;
-          t.y = a.y + at * a.y_stride + n;
-          t.y_stride = a.y_stride;
-          t.outputs = b.outputs - n;
-          t.bias = e.bias == nullptr ? nullptr : e.bias + n;
-          t.residual = e.residual == nullptr ? nullptr : e.residual + at * a.y_stride + n;
-          t.act = e.act;
+          write_to(t, b, e, a.y, at * a.y_stride, a.y_stride, n);
           t.next = next + (tile - t0) * (last - first) * size * bytes / (t1 - t0);
           t.next_stride = nv * W * bytes / (t1 - t0);
           run(t, b.starts + g0, g1 - g0);

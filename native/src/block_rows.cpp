@@ -59,12 +59,7 @@ void block_conv_rows(const BlockWeights& b, const Epilogue& e, const Images& a, 
             t.depth = b.depth;
             t.height = b.height;
             t.w = w + r;
-            t.y = a.y + at + n;
-            t.y_stride = b.outputs;
-            t.outputs = b.outputs - n;
-            t.bias = e.bias == nullptr ? nullptr : e.bias + n;
-            t.residual = e.residual == nullptr ? nullptr : e.residual + at + n;
-            t.act = e.act;
+            write_to(t, b, e, a.y, at, b.outputs, n);
             run(t, b.starts + s0, s1 - s0);
           }
         }
