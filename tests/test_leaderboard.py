@@ -31,7 +31,7 @@ def test_places_are_beyond_the_noise(leaderboard):
         row("short", [0.99]),
         row("sparser", [0.5, 0.5, 0.5], density=0.01),
     ]
-    found = leaderboard.entries({"fashion_oneshot": {"dense": {"mean": 0.95}, "rows": rows}})
+    found = leaderboard.entries({"oneshot_fashion": {"dense": {"mean": 0.95}, "rows": rows}})
     assert {e.method: e.place for e in found} == {"steady": 1, "near": 1, "behind": 3, "short": 1, "sparser": 1}
     assert {e.rivals for e in found if e.density == 0.1} == {4}
     assert found[0].dense == 0.95

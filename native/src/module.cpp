@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "kernels.hpp"
+#include "pool.hpp"
 
 namespace nb = nanobind;
 using namespace openwork;
@@ -163,6 +164,7 @@ NB_MODULE(_native, m) {
       }
     return false;
   });
+  m.def("share_team", [](uintptr_t address) { share_team(reinterpret_cast<Team>(address)); });
   m.def("strip", [](int64_t height) { return chosen->strip(height); });
   m.def("reach", [](int64_t height) { return chosen->reach(height); });
   m.def("visit", [](int64_t height) { return chosen->visit(height); });

@@ -13,7 +13,6 @@
 #include <new>
 #include <system_error>
 #include <thread>
-#include <utility>
 #include <vector>
 
 #if defined(__x86_64__)
@@ -29,17 +28,41 @@ namespace {
 constexpr int kBits = 16;
 constexpr int kSpins = 2000;  // some tens of microseconds: layers follow each other closely
 
+// The tasks of one call, taken one by one by whoever is free.
+class Tasks {
+ public:
+  Tasks(int64_t count, const std::function<void(int64_t)>& body) : count_(count), body_(body) {}
+
+  void work() {
+    try {
+      for (int64_t t; (t = next_.fetch_add(1, std::memory_order_relaxed)) < count_;) body_(t);
+    } catch (...) {
+      std::lock_guard<std::mutex> lock(mutex_);
+      problem_ = std::current_exception();
+    }
+  }
+
+  void finish() {
+    if (problem_) std::rethrow_exception(problem_);
+  }
+
+ private:
+  const int64_t count_;
+  const std::function<void(int64_t)>& body_;
+  std::atomic<int64_t> next_{0};
+  std::mutex mutex_;
+  std::exception_ptr problem_;
+};
+
 class Pool {
  public:
   Pool() : owner_(getpid()) {}
 
   bool inherited() const { return owner_ != getpid(); }  // after a fork the threads are gone
 
-  void run(int64_t tasks, int threads, const std::function<void(int64_t)>& body) {
+  void run(Tasks& tasks, int threads) {
     threads = 1 + grow(threads - 1);
-    body_ = &body;
-    tasks_ = tasks;
-    next_.store(0, std::memory_order_relaxed);
+    tasks_ = &tasks;
     pending_.store(threads - 1, std::memory_order_relaxed);
     {
       std::lock_guard<std::mutex> lock(mutex_);
@@ -47,22 +70,12 @@ class Pool {
       state_.store((round + 1) << kBits | static_cast<uint64_t>(threads - 1), std::memory_order_release);
     }
     wake_.notify_all();
-    work();
+    tasks.work();
     for (int spin = 0; pending_.load(std::memory_order_acquire) > 0; ++spin)
       spin < kSpins ? OW_PAUSE() : std::this_thread::yield();
-    if (problem_) std::rethrow_exception(std::exchange(problem_, nullptr));
   }
 
  private:
-  void work() {
-    try {
-      for (int64_t t; (t = next_.fetch_add(1, std::memory_order_relaxed)) < tasks_;) (*body_)(t);
-    } catch (...) {
-      std::lock_guard<std::mutex> lock(mutex_);
-      problem_ = std::current_exception();
-    }
-  }
-
   // Threads beyond the caller; fewer than `count` when the system gives no more.
   int grow(int count) {
     while (static_cast<int>(threads_.size()) < count) {
@@ -86,7 +99,7 @@ class Pool {
       }
       seen = state_.load(std::memory_order_acquire);
       if (id >= (seen & ((1u << kBits) - 1))) continue;
-      work();
+      tasks_->work();
       pending_.fetch_sub(1, std::memory_order_release);
     }
   }
@@ -96,15 +109,14 @@ class Pool {
   std::mutex mutex_;
   std::condition_variable wake_;
   std::atomic<uint64_t> state_{0};  // number of the round and how many threads it wants, read in one go
-  std::atomic<int64_t> next_{0};
   std::atomic<int> pending_{0};
-  std::exception_ptr problem_;
-  const std::function<void(int64_t)>* body_ = nullptr;
-  int64_t tasks_ = 0;
+  Tasks* tasks_ = nullptr;
 };
 
 std::mutex busy;
 Pool* pool = nullptr;
+Team team = nullptr;
+pid_t team_owner = 0;
 
 struct Arena {
   float* data = nullptr;
@@ -114,15 +126,25 @@ struct Arena {
 
 }  // namespace
 
+void share_team(Team other) {
+  team = other;
+  team_owner = getpid();
+}
+
 void parallel(int64_t tasks, int threads, const std::function<void(int64_t)>& body) {
-  if (threads > tasks) threads = static_cast<int>(tasks);
   std::unique_lock<std::mutex> lock(busy, std::defer_lock);
-  if (threads <= 1 || !lock.try_lock()) {
+  if (threads <= 1 || tasks <= 1 || !lock.try_lock()) {
     for (int64_t t = 0; t < tasks; ++t) body(t);
     return;
   }
-  if (pool == nullptr || pool->inherited()) pool = new Pool();  // never freed: its threads outlive main
-  pool->run(tasks, threads, body);
+  Tasks all(tasks, body);
+  if (team != nullptr && team_owner == getpid()) {  // as many threads as its other users take, or it would be built anew
+    team([](void* those) { static_cast<Tasks*>(those)->work(); }, &all, static_cast<unsigned>(threads), 0);
+  } else {
+    if (pool == nullptr || pool->inherited()) pool = new Pool();  // never freed: its threads outlive main
+    pool->run(all, static_cast<int>(std::min<int64_t>(threads, tasks)));
+  }
+  all.finish();
 }
 
 float* scratch(int slot, size_t floats) {

@@ -1,4 +1,4 @@
-// A small pool of threads, and scratch memory that each thread keeps.
+// Threads that share the tasks of a call, and scratch memory that each thread keeps.
 #pragma once
 
 #include <cstddef>
@@ -10,6 +10,13 @@ namespace openwork {
 // Calls body(task) for every task in [0, tasks), on at most `threads` threads including the caller.
 // A call made while the pool works for another one runs on its caller alone.
 void parallel(int64_t tasks, int threads, const std::function<void(int64_t)>& body);
+
+// `GOMP_parallel` of an OpenMP runtime: fn(data) on a team of `threads`, the caller among them.
+using Team = void (*)(void (*fn)(void*), void* data, unsigned threads, unsigned flags);
+
+// From now on calls run on this runtime's threads, which then do not wait for work on the cores that ours need; null:
+// on threads of our own, and so after a fork, which no team survives.
+void share_team(Team);
 
 // At least `floats` floats, aligned to 64 bytes and owned by the calling thread; `slot` tells apart those in use.
 float* scratch(int slot, size_t floats);

@@ -24,7 +24,7 @@ ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu", "relu6")
 STORES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 PAIRS = 3
 FEW = 4  # tokens up to which weights bound the time, not arithmetic
-WORTH = 2_000_000  # multiplications below which a second thread costs more than it brings
+WORTH = 500_000  # multiplications below which a second thread costs more than it brings
 
 _LIB = torch.library.Library("openwork", "DEF")
 _ARGUMENTS = "Tensor x, str kind, Tensor[] weights, int[] sizes, Tensor? bias, Tensor? residual, str activation"

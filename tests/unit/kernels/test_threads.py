@@ -10,16 +10,22 @@ from tests.unit.kernels.making import block, conv, layouts, linear
 from tests.unit.runtime.models import always, net
 
 import openwork as ow
-from openwork.kernels import ops
+from openwork.kernels import native, ops
+from openwork.kernels.native import team
 
 
-@pytest.fixture(autouse=True)
-def two_threads(monkeypatch):
-    """Two threads of torch, and no product too small for them."""
+@pytest.fixture(autouse=True, params=["torch's threads", "own threads"])
+def two_threads(request, monkeypatch):
+    """Two threads, torch's or the library's own, and no product too small for them."""
     monkeypatch.setattr(ops, "WORTH", 0)
     torch.set_num_threads(2)
+    module = native()
+    if module is not None:
+        module.share_team(team() if request.param == "torch's threads" else 0)
     yield
     torch.set_num_threads(1)
+    if module is not None:
+        module.share_team(team())
 
 
 def products():
