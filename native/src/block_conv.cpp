@@ -47,17 +47,15 @@ void block_conv(const BlockWeights& b, const Epilogue& e, const Images& images, 
   const int64_t blocks = b.starts[b.strips];
   // Weights in 128 KiB groups of strips; every group passes over some output rows while it is in the cache.
   const int64_t in_group = std::max<int64_t>(1, (128 << 10) / (size * 4));
-  std::vector<int64_t> groups{0};
-  for (int64_t s = 0; s < b.strips; ++s)
-    if (s > groups.back() && b.starts[s + 1] - b.starts[groups.back()] > in_group) groups.push_back(s);
-  groups.push_back(b.strips);
-  const int64_t parts = static_cast<int64_t>(groups.size()) - 1;
   std::vector<int32_t> offsets(blocks);
   for (int64_t i = 0; i < blocks; ++i) offsets[i] = planes.offsets[b.inputs[i]];
   const int64_t group = together(a.batch, planes.image, threads);
-  const int64_t bands = std::min(a.out_h, std::max<int64_t>((a.out_h + 7) / 8, (4 * threads - 1) / group + 1));
+  // Threads share strips where channels come first: rows and positions that lie side by side share cache lines there.
+  const int64_t wanted = (4 * threads - 1) / group + 1;  // tasks of an image
+  const int64_t shares = threads == 1 || a.channels_last ? 1 : std::min(b.strips, wanted);
+  const int64_t bands = std::min(a.out_h, std::max((a.out_h + 7) / 8, wanted / shares));
   // Positions of a band of a single row are shared out instead.
-  const int64_t pieces = a.out_h == 1 ? std::min(tiles, std::max<int64_t>((tiles + 15) / 16, 4 * threads / group)) : 1;
+  const int64_t pieces = a.out_h == 1 ? std::min(tiles, std::max((tiles + 15) / 16, wanted / shares)) : 1;
   float* room = planes.direct ? nullptr : scratch(2, group * planes.image);
 
   for (int64_t b0 = 0; b0 < a.batch; b0 += group) {
@@ -67,12 +65,15 @@ void block_conv(const BlockWeights& b, const Epilogue& e, const Images& images, 
       parallel(count * planes.rows, threads, [&](int64_t task) {
         planes.fill(b0 + task / planes.rows, task % planes.rows, room + task / planes.rows * planes.image);
       });
-    parallel(count * bands * pieces, threads, [&](int64_t task) {
-      const int64_t image = task / (bands * pieces), band = task / pieces % bands, piece = task % pieces;
+    parallel(count * shares * bands * pieces, threads, [&](int64_t task) {
+      const int64_t piece = task % pieces, band = task / pieces % bands, share = task / (pieces * bands) % shares;
+      const int64_t image = task / (pieces * bands * shares);
       const int64_t tile0 = tiles * piece / pieces, tile1 = tiles * (piece + 1) / pieces;
       const int64_t x0 = first_of(tile0), positions = first_of(tile1) - x0;
-      for (int64_t part = 0; part < parts; ++part) {
-        const int64_t s0 = groups[part], s1 = groups[part + 1];
+      const int64_t behind = first_strip(b, share + 1, shares);
+      for (int64_t s0 = first_strip(b, share, shares), s1; s0 < behind; s0 = s1) {
+        s1 = s0 + 1;
+        while (s1 < behind && b.starts[s1 + 1] - b.starts[s0] <= in_group) ++s1;
         const int64_t first = b.starts[s0], last = b.starts[s1], n0 = s0 * b.height;
         const int64_t outputs = std::min(b.outputs, s1 * b.height) - n0, wide = (s1 - s0) * b.height;
         const float* w =

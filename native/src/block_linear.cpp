@@ -47,11 +47,15 @@ void block_linear(const BlockWeights& b, const Epilogue& e, const Tokens& a, int
   const int64_t cached = std::max<int64_t>(1, (512 << 10) / (padded * 4 * most));
   const int64_t per_super = std::min<int64_t>(cached, std::max(1, 192 / most));
   int64_t supers = (tiles + per_super - 1) / per_super;
-  if (supers < threads) supers = std::min<int64_t>(tiles, threads);
+  // Threads that share tokens read all weights each, those that share strips all tokens: the smaller is read twice, and
+  // what is copied costs more than what is read.
+  const bool copied = panels || !lie_well;
+  if (supers < threads && b.starts[b.strips] * size <= (copied ? 4 : 1) * a.tokens * a.inputs)
+    supers = std::min<int64_t>(tiles, threads);
   const int64_t in_group = std::max<int64_t>(1, (256 << 10) / (size * 4));
   // With fewer super-tiles than threads want, the strips are split as well, evenly by blocks.
   int64_t parts = threads > 1 && supers < 4 * threads ? (4 * threads + supers - 1) / supers : 1;
-  parts = std::min(parts, b.strips);
+  parts = copied && supers % threads == 0 ? 1 : std::min(parts, b.strips);
   parallel(supers * parts, threads, [&](int64_t task) {
     const int64_t super = task / parts, part = task % parts;
     const int64_t t0 = super * tiles / supers, t1 = (super + 1) * tiles / supers;

@@ -19,6 +19,23 @@ constexpr int most_vectors(int64_t r) {
   return r == 1 ? 8 : r == 2 ? (many ? 8 : 4) : r == 4 ? (many ? 6 : 3) : many ? 3 : 1;
 }
 
+// How `images` of so many vectors are cut: into tiles, and where threads cannot share those out evenly, into shares of the
+// outputs, each of which lays a tile out anew. A few more tiles do where enough sums stay in each to hide a product's latency.
+struct Cuts {
+  int64_t tiles, shares;
+
+  Cuts(int64_t vectors, int most, int64_t height, int64_t images, int threads, int64_t parts) {
+    tiles = (vectors + most - 1) / most;
+    shares = 1;
+    if (images * tiles >= 4 * threads) return;
+    int64_t even = tiles;
+    while (images * even % threads != 0) ++even;
+    if (vectors / even * height >= 12) tiles = even;
+    const int64_t jobs = images * tiles;
+    if (jobs % threads != 0) shares = std::min(parts, (4 * threads + jobs - 1) / jobs);
+  }
+};
+
 // Adds `count` columns to R rows of V vectors of sums; fresh sums begin at zero. Activations are a packed tile
 // [input][vector].
 template <int R, int V>

@@ -33,12 +33,11 @@ void column_conv(const ColumnWeights& c, const Epilogue& e, const Images& a, int
   const Taps taps(a);
   const int most = most_vectors(c.height);
   const int64_t plane = taps.positions, vectors = (plane + W - 1) / W;
-  const int64_t tiles = (vectors + most - 1) / most;
-  const auto first_vector = [&](int64_t tile) { return tile * vectors / tiles; };
   const int64_t parts = (c.groups + c.part - 1) / c.part, inputs = a.kernel_h * a.kernel_w * a.channels;
   const int64_t group = taps.direct ? a.batch : together(a.batch, taps.image, threads);
-  const int64_t jobs = group * tiles;
-  const int64_t shares = threads > 1 && jobs < 4 * threads ? std::min(parts, (4 * threads + jobs - 1) / jobs) : 1;
+  const Cuts evenly(vectors, most, c.height, group, threads, parts);
+  const int64_t tiles = evenly.tiles, shares = evenly.shares;
+  const auto first_vector = [&](int64_t tile) { return tile * vectors / tiles; };
   const int64_t planes = static_cast<int64_t>(taps.planes.size()), cuts = threads > 1 ? (a.channels + 63) / 64 : 1;
   float* laid = taps.direct ? nullptr : scratch(2, group * taps.image);
 

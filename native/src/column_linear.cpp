@@ -152,11 +152,10 @@ void column_linear(const ColumnWeights& c, const Epilogue& e, const Tokens& a, i
   if (a.tokens <= 4) return few_tokens(c, e, a, threads);
   const int most = most_vectors(c.height);
   const int64_t vectors = (a.tokens + W - 1) / W;
-  const int64_t tiles = (vectors + most - 1) / most;
-  const auto first_vector = [&](int64_t tile) { return tile * vectors / tiles; };
-  // Parts of the outputs; with few tiles they are what threads share out.
   const int64_t parts = (c.groups + c.part - 1) / c.part;
-  const int64_t shares = threads > 1 && tiles < 4 * threads ? std::min(parts, (4 * threads + tiles - 1) / tiles) : 1;
+  const Cuts cuts(vectors, most, c.height, 1, threads, parts);
+  const int64_t tiles = cuts.tiles, shares = cuts.shares;
+  const auto first_vector = [&](int64_t tile) { return tile * vectors / tiles; };
 
   parallel(tiles * shares, threads, [&](int64_t task) {
     const int64_t tile = task / shares, share = task % shares;

@@ -164,7 +164,9 @@ NB_MODULE(_native, m) {
       }
     return false;
   });
-  m.def("share_team", [](uintptr_t address) { share_team(reinterpret_cast<Team>(address)); });
+  m.def("share_team", [](uintptr_t run, uintptr_t thread) {
+    share_team(Team{reinterpret_cast<decltype(Team::run)>(run), reinterpret_cast<decltype(Team::thread)>(thread)});
+  });
   m.def("strip", [](int64_t height) { return chosen->strip(height); });
   m.def("reach", [](int64_t height) { return chosen->reach(height); });
   m.def("visit", [](int64_t height) { return chosen->visit(height); });

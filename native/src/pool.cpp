@@ -28,14 +28,24 @@ namespace {
 constexpr int kBits = 16;
 constexpr int kSpins = 2000;  // some tens of microseconds: layers follow each other closely
 
-// The tasks of one call, taken one by one by whoever is free.
+// The tasks of one call. Every thread has the same stretch of them in every call, so that it finds in its cache what
+// it wrote or read before; who is done takes what is left of the others' stretches.
 class Tasks {
  public:
-  Tasks(int64_t count, const std::function<void(int64_t)>& body) : count_(count), body_(body) {}
+  Tasks(int64_t count, int threads, const std::function<void(int64_t)>& body) : stretches_(threads), body_(body) {
+    for (int i = 0; i < threads; ++i) {
+      stretches_[i].next = count * i / threads;
+      stretches_[i].end = count * (i + 1) / threads;
+    }
+  }
 
-  void work() {
+  void work(int thread) {
+    const int all = static_cast<int>(stretches_.size());
     try {
-      for (int64_t t; (t = next_.fetch_add(1, std::memory_order_relaxed)) < count_;) body_(t);
+      for (int i = 0; i < all; ++i) {
+        Stretch& s = stretches_[(thread + i) % all];
+        for (int64_t t; (t = s.next.fetch_add(1, std::memory_order_relaxed)) < s.end;) body_(t);
+      }
     } catch (...) {
       std::lock_guard<std::mutex> lock(mutex_);
       problem_ = std::current_exception();
@@ -47,9 +57,13 @@ class Tasks {
   }
 
  private:
-  const int64_t count_;
+  struct alignas(64) Stretch {
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+  };
+
+  std::vector<Stretch> stretches_;
   const std::function<void(int64_t)>& body_;
-  std::atomic<int64_t> next_{0};
   std::mutex mutex_;
   std::exception_ptr problem_;
 };
@@ -70,7 +84,7 @@ class Pool {
       state_.store((round + 1) << kBits | static_cast<uint64_t>(threads - 1), std::memory_order_release);
     }
     wake_.notify_all();
-    tasks.work();
+    tasks.work(0);
     for (int spin = 0; pending_.load(std::memory_order_acquire) > 0; ++spin)
       spin < kSpins ? OW_PAUSE() : std::this_thread::yield();
   }
@@ -99,7 +113,7 @@ class Pool {
       }
       seen = state_.load(std::memory_order_acquire);
       if (id >= (seen & ((1u << kBits) - 1))) continue;
-      tasks_->work();
+      tasks_->work(static_cast<int>(id) + 1);
       pending_.fetch_sub(1, std::memory_order_release);
     }
   }
@@ -115,7 +129,7 @@ class Pool {
 
 std::mutex busy;
 Pool* pool = nullptr;
-Team team = nullptr;
+Team team{};
 pid_t team_owner = 0;
 
 struct Arena {
@@ -137,9 +151,9 @@ void parallel(int64_t tasks, int threads, const std::function<void(int64_t)>& bo
     for (int64_t t = 0; t < tasks; ++t) body(t);
     return;
   }
-  Tasks all(tasks, body);
-  if (team != nullptr && team_owner == getpid()) {  // as many threads as its other users take, or it would be built anew
-    team([](void* those) { static_cast<Tasks*>(those)->work(); }, &all, static_cast<unsigned>(threads), 0);
+  Tasks all(tasks, threads, body);
+  if (team.run != nullptr && team_owner == getpid()) {  // on as many threads as its other users, or it would be built anew
+    team.run([](void* those) { static_cast<Tasks*>(those)->work(team.thread()); }, &all, static_cast<unsigned>(threads), 0);
   } else {
     if (pool == nullptr || pool->inherited()) pool = new Pool();  // never freed: its threads outlive main
     pool->run(all, static_cast<int>(std::min<int64_t>(threads, tasks)));

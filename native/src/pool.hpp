@@ -11,10 +11,14 @@ namespace openwork {
 // A call made while the pool works for another one runs on its caller alone.
 void parallel(int64_t tasks, int threads, const std::function<void(int64_t)>& body);
 
-// `GOMP_parallel` of an OpenMP runtime: fn(data) on a team of `threads`, the caller among them.
-using Team = void (*)(void (*fn)(void*), void* data, unsigned threads, unsigned flags);
+// Of an OpenMP runtime: `GOMP_parallel`, which runs fn(data) on a team of `threads`, the caller among them, and
+// `omp_get_thread_num`.
+struct Team {
+  void (*run)(void (*fn)(void*), void* data, unsigned threads, unsigned flags) = nullptr;
+  int (*thread)() = nullptr;
+};
 
-// From now on calls run on this runtime's threads, which then do not wait for work on the cores that ours need; null:
+// From now on calls run on this runtime's threads, which then do not wait for work on the cores that ours need; {}:
 // on threads of our own, and so after a fork, which no team survives.
 void share_team(Team);
 

@@ -35,7 +35,7 @@ def native() -> Any | None:
         return None
     if wanted == "python":
         return None
-    module.share_team(team())
+    module.share_team(*team())
     if wanted and not module.use(wanted):
         raise OpenworkError(
             f"OPENWORK_ISA: must be one of {', '.join([*module.isas(), 'python'])} on this processor, got {wanted!r}"
@@ -43,19 +43,20 @@ def native() -> Any | None:
     return module
 
 
-def team() -> int:
-    """The address of ``GOMP_parallel`` in the OpenMP runtime that torch computes with, 0 where there is none.
+def team() -> tuple[int, int]:
+    """``GOMP_parallel`` and ``omp_get_thread_num`` of the OpenMP runtime that torch computes with, zeros without one.
 
     Threads of our own would wait on the same cores as torch's, and each would keep the other from work.
     """
     library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     if "backend: OpenMP" not in torch.__config__.parallel_info() or not hasattr(os, "RTLD_NOLOAD"):
-        return 0
+        return 0, 0
     try:  # looks into what torch itself was linked with, whatever else is loaded
-        found = ctypes.CDLL(str(library), mode=os.RTLD_NOLOAD | os.RTLD_NOW).GOMP_parallel
+        runtime = ctypes.CDLL(str(library), mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+        run, thread = runtime.GOMP_parallel, runtime.omp_get_thread_num
     except (OSError, AttributeError):
-        return 0
-    return ctypes.cast(found, ctypes.c_void_p).value or 0
+        return 0, 0
+    return ctypes.cast(run, ctypes.c_void_p).value or 0, ctypes.cast(thread, ctypes.c_void_p).value or 0
 
 
 def isa() -> str:
