@@ -24,9 +24,12 @@ SOURCES = {
     "leaderboard_photopatch": ("photopatch-27", "MLP 3072-128-128-27"),
     "flagships_digits": ("digits", "MLP 64-128-128-10"),
     "blocks_fashion": ("fashion-mnist", "ResNet-8"),
+    "blocks_fashion_20": ("fashion-mnist", "ResNet-20"),
     "blocks_photopatch": ("photopatch-27", "ResNet-8"),
-    "fashion_oneshot": ("fashion-mnist", "ResNet-8"),
+    "oneshot_fashion": ("fashion-mnist", "ResNet-8"),
+    "oneshot_fashion_20": ("fashion-mnist", "ResNet-20"),
     "photopatch_oneshot": ("photopatch-27", "ResNet-8"),
+    "oneshot_photopatch": ("photopatch-27", "ResNet-8"),
     "oneshot_cifar": ("CIFAR-10 (JPEG)", "ResNet-20"),
     "growth_fashion": ("fashion-mnist", "ResNet-8, width 8"),
 }

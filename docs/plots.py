@@ -12,11 +12,11 @@ from openwork.report.svg import Axis, Panel, Series, line_chart, scatter_chart
 
 CURVES: dict[str, tuple[str, Mapping[str, str]]] = {
     **dict.fromkeys(
-        ("fashion_oneshot", "photopatch_oneshot", "cifar_oneshot"),
+        ("oneshot_fashion", "oneshot_fashion_20", "photopatch_oneshot", "oneshot_photopatch", "oneshot_cifar"),
         ("method", {"recalibrated": "before fine-tuning, norms recalibrated", "finetuned": "after fine-tuning"}),
     ),
     **dict.fromkeys(
-        ("flagships_digits", "blocks_fashion", "blocks_photopatch"),
+        ("flagships_digits", "blocks_fashion", "blocks_fashion_20", "blocks_photopatch"),
         ("structure", {"finetuned": "after fine-tuning"}),
     ),
 }

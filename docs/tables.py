@@ -110,7 +110,7 @@ def _digits_blocks(found: Found) -> Section:
     )
 
 
-@section("fashion_oneshot", "photopatch_oneshot", "cifar_oneshot")
+@section("photopatch_oneshot")
 def _images_oneshot(found: Found) -> Section:
     columns = {
         "density": "density:g",
@@ -356,7 +356,7 @@ def _kernels(found: Found) -> Section:
     )
 
 
-@section("whole_models", "whole_models_2", "whole_models_amx")
+@section("whole_models", "whole_models_2", "whole_models_amx", "whole_models_amx_2")
 def _whole_models(found: Found) -> Section:
     for r in found["rows"]:
         r["share"] = f"{r['packed_layers']} of {r['layers']}"
@@ -376,8 +376,10 @@ def _whole_models(found: Found) -> Section:
         "x over dense float32": "over_float32:.2f",
         "error to it": "error_float32:.0e",
     }
-    title = f"Whole models, {NAMES[found.get('isa', 'avx2')]}"
-    return described(found, columns, title=title, command="python bench/whole_models.py")
+    threads = found["machine"]["threads"]
+    title = f"Whole models, {NAMES[found.get('isa', 'avx2')]}" + (f", {threads} threads" if threads > 1 else "")
+    command = "python bench/whole_models.py" + (f" --threads {threads}" if threads > 1 else "")
+    return described(found, columns, title=title, command=command)
 
 
 @section("kill_resume")

@@ -10,6 +10,8 @@ from openwork.report.theme import CSS
 
 LIGHT = dict(re.findall(r"--([a-z0-9]+):([^;}]+)", CSS[: CSS.index("@media")]))
 """The colours of the light theme by name."""
+SANS = "'DejaVu Sans','Liberation Sans','Noto Sans','Open Sans',Roboto,Arial,Helvetica"
+"""Programs that draw no text of an unknown family find one of these nearly everywhere."""
 
 
 def plain_svg(svg: str) -> str:
@@ -17,6 +19,8 @@ def plain_svg(svg: str) -> str:
     head, _, rest = svg.partition("<style>")
     style, _, body = rest.partition("</style>")
     style = re.sub(r"@media[^{]*\{(?:[^{}]*\{[^{}]*\})*[^{}]*\}", "", style)
+    style = style.replace("font-family:inherit", "")
+    head = head.replace("system-ui,sans-serif", f"system-ui,{SANS},sans-serif")
     whole = f"{head}<style>{style}</style>{body}" if rest else svg
     return re.sub(r"var\(--([a-z0-9]+)\)", lambda found: LIGHT.get(found[1], "#000"), whole)
 

@@ -3,6 +3,7 @@
 import io
 import re
 import sys
+from pathlib import Path
 
 import pytest
 from tests.unit.report.test_suite_pages import results
@@ -37,6 +38,17 @@ def test_a_picture_of_points_on_white():
     assert max(colours, key=colours.get) == (255, 255, 255)
     blue = tuple(bytes.fromhex(LIGHT["c0"][1:]))
     assert colours[blue] > 100
+
+
+def test_a_picture_has_its_words():
+    """Programs that know no generic family drop all text of it without a word."""
+    pytest.importorskip("resvg_py")
+    image = pytest.importorskip("PIL.Image")
+    if not list(Path("/usr/share/fonts").rglob("DejaVuSans.ttf")):
+        pytest.skip("needs a font")
+    with image.open(io.BytesIO(png(chart(), 1))) as found:
+        title = found.convert("L").crop((0, 0, found.width, 40))
+    assert sum(n for n, shade in title.getcolors() if shade < 128) > 100
 
 
 def test_without_the_extra_nothing_is_run(monkeypatch, tmp_path, capsys):
