@@ -212,12 +212,10 @@ def _comparison(found: Found) -> Section:
         if r.get("loss"):
             r["log_loss"] = f"{r['loss']['mean']:.4f} ± {r['loss']['std']:.4f}"
     if "unmet" in found:
-        unmet = "; ".join(found["unmet"])
-        return described(
-            found, columns, text=f"{found['note']} Not met: {unmet}. [The leaderboard](reports/leaderboard.html)."
-        )
-    page = f"reports/{found['bench'].replace('_', '-')}.html"
-    return described(found, columns, text=f"{found['note']} The curves: [the page of this comparison]({page}).")
+        end = f"Not met: {'; '.join(found['unmet'])}. [The leaderboard](reports/leaderboard.html)."
+    else:
+        end = f"The curves: [the page of this comparison](reports/{found['bench'].replace('_', '-')}.html)."
+    return described(found, columns, text=f"{found['note']} {end}")
 
 
 @section("memory")
@@ -231,13 +229,9 @@ def _architectures(found: Found) -> Section:
     """One network a row: what is covered, the proof of the small one, and what becomes of it."""
 
     def off(value: Any) -> str:
-        return (
-            ""
-            if value is None
-            else (f"{value:.0e}" if value else "0")
-            if isinstance(value, float)
-            else value.split(":")[0]
-        )
+        if isinstance(value, float):
+            return f"{value:.0e}" if value else "0"
+        return "" if value is None else value.split(":")[0]
 
     for r in found["rows"]:
         r["less"] = r["small"] / r["params"] if "small" in r else None
