@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from statistics import stdev
 from typing import Any
 
+from comparisons import COMPARISONS
+
 from openwork.lab.sanity import verdict
 from openwork.report.board import Cell, Row, board
 from openwork.report.numbers import count, percent
@@ -19,21 +21,10 @@ from openwork.report.theme import card, html_page, section
 
 Found = Mapping[str, Any]
 SOURCES = {
-    "leaderboard_digits": ("digits", "MLP 64-128-128-10"),
-    "leaderboard_fashion": ("fashion-mnist", "MLP 784-128-128-10"),
-    "leaderboard_photopatch": ("photopatch-27", "MLP 3072-128-128-27"),
-    "flagships_digits": ("digits", "MLP 64-128-128-10"),
-    "blocks_fashion": ("fashion-mnist", "ResNet-8"),
-    "blocks_fashion_20": ("fashion-mnist", "ResNet-20"),
-    "blocks_photopatch": ("photopatch-27", "ResNet-8"),
-    "oneshot_fashion": ("fashion-mnist", "ResNet-8"),
-    "oneshot_fashion_20": ("fashion-mnist", "ResNet-20"),
-    "photopatch_oneshot": ("photopatch-27", "ResNet-8"),
-    "oneshot_photopatch": ("photopatch-27", "ResNet-8"),
-    "oneshot_cifar": ("CIFAR-10 (JPEG)", "ResNet-20"),
+    **{name: (of.data, of.network) for name, of in COMPARISONS.items() if of.ranked},
     "growth_fashion": ("fashion-mnist", "ResNet-8, width 8"),
 }
-"""Result name -> data set and network. A result that is not there yet is left out."""
+"""Result name -> data set and network."""
 CONTROLS = ("dense", "small dense", "random (layer)", "random (global)", "random (erk)", "random, ", "random (ERK)")
 HEADS = (
     "method",

@@ -7,20 +7,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from comparisons import COMPARISONS
+
 from openwork.report.curves import standalone
 from openwork.report.svg import Axis, Panel, Series, line_chart, scatter_chart
-
-CURVES: dict[str, tuple[str, Mapping[str, str]]] = {
-    **dict.fromkeys(
-        ("oneshot_fashion", "oneshot_fashion_20", "photopatch_oneshot", "oneshot_photopatch", "oneshot_cifar"),
-        ("method", {"recalibrated": "before fine-tuning, norms recalibrated", "finetuned": "after fine-tuning"}),
-    ),
-    **dict.fromkeys(
-        ("flagships_digits", "blocks_fashion", "blocks_fashion_20", "blocks_photopatch"),
-        ("structure", {"finetuned": "after fine-tuning"}),
-    ),
-}
-"""Result name -> what splits it into charts beside the moment (``method``: nothing), and the moments that are drawn."""
 
 
 def curve(rows: Sequence[Mapping[str, Any]], method: str, moment: str) -> Series:
@@ -38,19 +28,19 @@ def plots(name: str, found: Mapping[str, Any]) -> dict[str, str]:
     """File name -> SVG of one result; empty when it has no curves."""
     if name == "essential":
         return sweeps(found["rows"])
-    if name not in CURVES:
+    if name not in COMPARISONS:
         return {}
-    split, moments = CURVES[name]
+    comparison = COMPARISONS[name]
     rows = sorted((r for r in found["rows"] if r["density"] < 1), key=lambda r: r.get("role") == "control")
     shared = [r for r in rows if r.get("structure") == "-"]
     groups = {"": rows}
-    if split == "structure":
+    if comparison.split:
         kinds = dict.fromkeys(r["structure"] for r in rows if r["structure"] != "-")
         groups = {k: [r for r in rows if r["structure"] == k] + shared for k in kinds}
     dense = found.get("control") or next((r["finetuned"] for r in found["rows"] if r["method"] == "dense"), None)
     made = {}
     for kind, mine in groups.items():
-        for moment, told in moments.items():
+        for moment, told in comparison.curves.items():
             lines = [curve(mine, m, moment) for m in dict.fromkeys(r["method"] for r in mine)]
             panel = Panel([s for s in lines if s.x], Axis("accuracy", unit="%"))
             title = ", ".join(filter(None, [found["title"], kind, told]))

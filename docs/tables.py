@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from comparisons import COMPARISONS
+
 Found = dict[str, Any]
 
 
@@ -110,26 +112,6 @@ def _digits_blocks(found: Found) -> Section:
     )
 
 
-@section("photopatch_oneshot")
-def _images_oneshot(found: Found) -> Section:
-    columns = {
-        "density": "density:g",
-        "method": "method",
-        "after pruning": "pruned:spread",
-        "after BN recalibration": "recalibrated:spread",
-        "after fine-tuning": "finetuned:spread",
-        "smallest layer keeps": "smallest_layer",
-    }
-    return described(
-        found,
-        columns,
-        title=f"{found['title']}, one-shot",
-        command=f"python bench/images_oneshot.py {found['bench'].removesuffix('_oneshot')}",
-        text=f"Dense {spread(found['dense'])}; dense trained for the extra epoch too: {spread(found['control'])}. One epoch "
-        f"of fine-tuning for every row, {len(found['control']['values'])} seeds.",
-    )
-
-
 @section("spode_variants")
 def _spode_variants(found: Found) -> Section:
     columns = {
@@ -189,12 +171,7 @@ def _mechanisms(found: Found) -> Section:
     return described(found, columns)
 
 
-ONESHOT = ("oneshot_fashion", "oneshot_fashion_20", "oneshot_photopatch", "oneshot_cifar")
-BLOCKS = ("blocks_fashion", "blocks_fashion_20", "blocks_photopatch")
-LEADERBOARD = ("leaderboard_digits", "leaderboard_fashion", "leaderboard_photopatch")
-
-
-@section("flagships_digits", *ONESHOT, *BLOCKS, "clicks_movielens", "clicks_movielens_long", *LEADERBOARD)
+@section(*COMPARISONS)
 def _comparison(found: Found) -> Section:
     columns = {
         "method": "method",
