@@ -40,8 +40,8 @@ struct Tile {
   const float* residual;
   int act;
   // What to fetch meanwhile: weights that come later, `next_stride` bytes for every input.
-  const char* next = nullptr;
-  int64_t next_stride = 0;
+  const char* next;
+  int64_t next_stride;
 };
 
 // Where the outputs of a tile go, from output `n` on: `at` floats into the result, whose tokens are `stride` apart.
@@ -77,6 +77,24 @@ inline int64_t first_strip(const BlockWeights& b, int64_t part, int64_t parts) {
     (b.starts[middle] + middle) * parts < blocks * part ? low = middle + 1 : high = middle;
   }
   return high;
+}
+
+// One behind the last of the strips [first, last) that pass over tokens together with strip `first`: so many weights at
+// most, or that one alone.
+inline int64_t group_end(const BlockWeights& b, int64_t first, int64_t last, int64_t weights) {
+  int64_t end = first + 1;
+  while (end < last && (b.starts[end + 1] - b.starts[first]) * b.depth * b.height <= weights) ++end;
+  return end;
+}
+
+// While tiles pass over the blocks [first, last) `calls` times, they fetch as many behind them, the first few calls an
+// equal part each: of a model, the next weights lie in memory.
+inline void fetch_behind(Tile& t, const BlockWeights& b, int64_t first, int64_t last, int64_t call, int64_t calls) {
+  const int64_t fetch = std::min<int64_t>(calls, 8), row = b.height * bytes_of(b.store);
+  const bool idle = call >= fetch;  // an address that is there costs least
+  const char* behind = static_cast<const char*>(b.values) + last * b.depth * row;
+  t.next = idle ? reinterpret_cast<const char*>(t.w) : behind + call * (last - first) * b.depth * row / fetch;
+  t.next_stride = idle ? 0 : row / fetch;
 }
 
 // A range of blocks as floats: themselves, or widened into `room`.

@@ -6,6 +6,8 @@
 namespace openwork::OW_ISA {
 namespace {
 
+constexpr int64_t kTogether = 32 << 10;  // weights that pass over some output rows while they are in the cache
+
 // One output row [position][outputs], `stride` apart, becomes rows of y, channels first.
 void write_channels(const float* sums, int64_t stride, int64_t positions, int64_t outputs, const Epilogue& e,
                     int64_t first, float* y, int64_t plane, const float* residual) {
@@ -45,8 +47,7 @@ void block_conv(const BlockWeights& b, const Epilogue& e, const Images& images, 
   const auto first_of = [&](int64_t tile) { return tile * a.out_w / tiles; };
   const int64_t size = b.depth * b.height;
   const int64_t blocks = b.starts[b.strips];
-  // Weights in 128 KiB groups of strips; every group passes over some output rows while it is in the cache.
-  const int64_t in_group = std::max<int64_t>(1, (128 << 10) / (size * 4));
+  const int64_t downs = b.height / (nv * W);
   std::vector<int32_t> offsets(blocks);
   for (int64_t i = 0; i < blocks; ++i) offsets[i] = planes.offsets[b.inputs[i]];
   const int64_t group = together(a.batch, planes.image, threads);
@@ -72,19 +73,21 @@ void block_conv(const BlockWeights& b, const Epilogue& e, const Images& images, 
       const int64_t x0 = first_of(tile0), positions = first_of(tile1) - x0;
       const int64_t behind = first_strip(b, share + 1, shares);
       for (int64_t s0 = first_strip(b, share, shares), s1; s0 < behind; s0 = s1) {
-        s1 = s0 + 1;
-        while (s1 < behind && b.starts[s1 + 1] - b.starts[s0] <= in_group) ++s1;
+        s1 = group_end(b, s0, behind, kTogether);
         const int64_t first = b.starts[s0], last = b.starts[s1], n0 = s0 * b.height;
         const int64_t outputs = std::min(b.outputs, s1 * b.height) - n0, wide = (s1 - s0) * b.height;
         const float* w =
             widened(b, first, last, b.store == kFloat ? nullptr : scratch(1, (last - first) * size));
         float* sums = a.channels_last ? nullptr : scratch(0, positions * wide);
-        for (int64_t row = a.out_h * band / bands; row < a.out_h * (band + 1) / bands; ++row) {
+        const int64_t r0 = a.out_h * band / bands, r1 = a.out_h * (band + 1) / bands;
+        const int64_t calls = (r1 - r0) * (tile1 - tile0) * downs;
+        for (int64_t row = r0; row < r1; ++row) {
           const int64_t place = ((b0 + image) * a.out_h + row) * a.out_w;
           for (int64_t tile = tile0; tile < tile1; ++tile) {
             const int64_t x = first_of(tile);
             const RunTile run = tile_of(nv, static_cast<int>(first_of(tile + 1) - x), Lie::kPacked);
-            for (int64_t r = 0; r < b.height; r += nv * W) {
+            for (int64_t down = 0; down < downs; ++down) {
+              const int64_t r = down * nv * W;
               Tile t{};
               t.x = laid + image * planes.image + row * planes.row_stride() + x;
               t.offsets = offsets.data() + first;
@@ -99,6 +102,7 @@ void block_conv(const BlockWeights& b, const Epilogue& e, const Images& images, 
                 t.y_stride = wide;
                 t.outputs = wide - r;
               }
+              fetch_behind(t, b, first, last, ((row - r0) * (tile1 - tile0) + tile - tile0) * downs + down, calls);
               run(t, b.starts + s0, s1 - s0);
             }
           }

@@ -36,7 +36,7 @@ void block_half(const BlockWeights& b, const HalfEpilogue& e, const HalfTokens& 
     const Tiles tiles_of_processor(top, low, b.depth);
     Products products(b, e, b.inputs, row, a.y_stride, a.y);
     for (int64_t g0 = s0, g1; g0 < s1; g0 = g1) {
-      g1 = group_end(b, g0, s1);
+      g1 = group_end(b, g0, s1, kTogether);
       const uint16_t* w = paired(b, b.starts[g0], b.starts[g1], scratch);
       for (int64_t t = 0; t < count; t += tokens) {
         const int64_t at = std::min(t, count - tokens), place = (t0 + at) * a.y_stride;

@@ -42,7 +42,7 @@ void block_half_conv(const BlockWeights& b, const HalfEpilogue& e, const HalfIma
     const Tiles tiles_of_processor(length, kRuns == 2 ? length : 0, b.depth);
     Products products(b, e, offsets.data(), a.stride_w * a.channels, b.outputs, a.y);
     for (int64_t g0 = 0, g1; g0 < b.strips; g0 = g1) {
-      g1 = group_end(b, g0, b.strips);
+      g1 = group_end(b, g0, b.strips, kTogether);
       const uint16_t* w = paired(b, b.starts[g0], b.starts[g1], scratch);
       for (int64_t i = 0; i < count; i += kRuns) {
         const int64_t second = std::min(i + kRuns - 1, count - 1), low = second > i ? length : 0;

@@ -7,6 +7,7 @@ namespace {
 
 // Lines of one set of the first cache that tokens may take: of twelve beside AVX-512, of eight elsewhere.
 constexpr int kSet = W == 16 ? 10 : 6;
+constexpr int64_t kTogether = 64 << 10;  // weights that pass over a super-tile together
 
 // Rows of x, `to_stride` apart, with zeros behind the last input.
 void copy_rows(const float* x, int64_t x_stride, int64_t rows, int64_t inputs, float* to, int64_t to_stride) {
@@ -30,7 +31,8 @@ void copy_panels(const float* x, int64_t x_stride, int64_t rows, int64_t inputs,
 
 void block_linear(const BlockWeights& b, const Epilogue& e, const Tokens& a, int threads) {
   if (a.tokens <= 4) return block_few(b, e, a, threads);
-  const int nv = vectors_of(b.height), bytes = b.store == kFloat ? 4 : b.store == kInt8 ? 1 : 2;  // of a weight
+  const int nv = vectors_of(b.height);
+  const int64_t downs = b.height / (nv * W);
   const int64_t padded = (a.inputs + b.depth - 1) / b.depth * b.depth, size = b.depth * b.height;
   // Tokens are read where they lie, unless a block sticks out over their end, or so many rows lie a multiple of 4 KiB
   // apart that they do not fit one set of the first cache; those are copied, a cache line further apart, when enough
@@ -41,7 +43,7 @@ void block_linear(const BlockWeights& b, const Epilogue& e, const Tokens& a, int
   const bool panels = nv == 1 && kPanel % b.depth == 0 && !narrow;  // always copied
   const int64_t row = panels ? most * kPanelRow : lie_well ? a.x_stride : padded + 16;
   const int64_t tile_floats = (a.inputs + kPanel - 1) / kPanel * row;  // of panels
-  // Token tiles as even as can be; super-tiles of them fit half the L2 cache, groups of strips 256 KiB of weights.
+  // Token tiles as even as can be; super-tiles of them fit half the L2 cache.
   const int64_t tiles = (a.tokens + most - 1) / most;
   const auto first_token = [&](int64_t tile) { return tile * a.tokens / tiles; };
   const int64_t cached = std::max<int64_t>(1, (512 << 10) / (padded * 4 * most));
@@ -52,7 +54,6 @@ void block_linear(const BlockWeights& b, const Epilogue& e, const Tokens& a, int
   const bool copied = panels || !lie_well;
   if (supers < threads && b.starts[b.strips] * size <= (copied ? 4 : 1) * a.tokens * a.inputs)
     supers = std::min<int64_t>(tiles, threads);
-  const int64_t in_group = std::max<int64_t>(1, (256 << 10) / (size * 4));
   // With fewer super-tiles than threads want, the strips are split as well, evenly by blocks.
   int64_t parts = threads > 1 && supers < 4 * threads ? (4 * threads + supers - 1) / supers : 1;
   parts = copied && supers % threads == 0 ? 1 : std::min(parts, b.strips);
@@ -77,28 +78,24 @@ void block_linear(const BlockWeights& b, const Epilogue& e, const Tokens& a, int
       x = room;
     }
     for (int64_t g0 = s0, g1; g0 < s1; g0 = g1) {
-      g1 = g0 + 1;
-      while (g1 < s1 && b.starts[g1 + 1] - b.starts[g0] <= in_group) ++g1;
+      g1 = group_end(b, g0, s1, kTogether);
       const int64_t first = b.starts[g0], last = b.starts[g1];
       const float* w = widened(b, first, last, b.store == kFloat ? nullptr : scratch(1, (last - first) * size));
-      // While tiles pass over this group, the weights of the next one are fetched, each tile an equal part of them.
-      const char* next = static_cast<const char*>(b.values) + last * size * bytes;
       for (int64_t tile = t0; tile < t1; ++tile) {
         const int64_t at = first_token(tile);
         const int count = static_cast<int>(first_token(tile + 1) - at);
         const RunTile run = tile_of(nv, count, panels ? Lie::kPanels : Lie::kRows);
-        for (int64_t down = 0; down < b.height; down += nv * W) {
-          const int64_t n = g0 * b.height + down;
+        for (int64_t down = 0; down < downs; ++down) {
+          const int64_t n = g0 * b.height + down * nv * W;
           Tile t{};
           t.x = x + (panels ? (tile - t0) * tile_floats : (at - base) * row);
           t.row = row;
           t.offsets = b.inputs + first;
           t.depth = b.depth;
           t.height = b.height;
-          t.w = w + down;
+          t.w = w + down * nv * W;
           write_to(t, b, e, a.y, at * a.y_stride, a.y_stride, n);
-          t.next = next + (tile - t0) * (last - first) * size * bytes / (t1 - t0);
-          t.next_stride = nv * W * bytes / (t1 - t0);
+          fetch_behind(t, b, first, last, (tile - t0) * downs + down, (t1 - t0) * downs);
           run(t, b.starts + g0, g1 - g0);
         }
       }

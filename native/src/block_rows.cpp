@@ -6,7 +6,7 @@
 namespace openwork::OW_ISA {
 namespace {
 
-constexpr int64_t kWeights = 128 << 10;  // bytes of weights that pass over a band together
+constexpr int64_t kTogether = 32 << 10;  // weights that pass over a band together
 
 }  // namespace
 
@@ -21,12 +21,8 @@ void block_conv_rows(const BlockWeights& b, const Epilogue& e, const Images& a, 
   const int64_t wide = a.width + 2 * a.pad_w, row_floats = wide * a.channels, size = b.depth * b.height;
   const int64_t reach = (a.kernel_h - 1) * a.dilation_h + 1;  // rows under the kernel
   const std::vector<int32_t> offsets = row_offsets(b, a);
-  std::vector<int64_t> groups{0};
-  for (int64_t s = 0; s < b.strips; ++s)
-    if (s > groups.back() && (b.starts[s + 1] - b.starts[groups.back()]) * size * 4 > kWeights) groups.push_back(s);
-  groups.push_back(b.strips);
-
   const int nv = vectors_of(b.height), most = most_tokens(nv);
+  const int64_t downs = b.height / (nv * W);
   const int64_t tiles = (a.out_w + most - 1) / most;
   const auto first_of = [&](int64_t tile) { return tile * a.out_w / tiles; };
   const int64_t bands = bands_of(a, 4, threads);
@@ -42,24 +38,26 @@ void block_conv_rows(const BlockWeights& b, const Epilogue& e, const Images& a, 
       pad_rows(a, from, r0 * a.stride_h, rows, wide, room);
       x = room;
     }
-    for (size_t group = 0; group + 1 < groups.size(); ++group) {
-      const int64_t s0 = groups[group], s1 = groups[group + 1], first = b.starts[s0], last = b.starts[s1];
+    for (int64_t s0 = 0, s1; s0 < b.strips; s0 = s1) {
+      s1 = group_end(b, s0, b.strips, kTogether);
+      const int64_t first = b.starts[s0], last = b.starts[s1];
       const float* w = widened(b, first, last, b.store == kFloat ? nullptr : scratch(1, (last - first) * size));
       for (int64_t row = r0; row < r1; ++row)
         for (int64_t tile = 0; tile < tiles; ++tile) {
           const int64_t column = first_of(tile);
           const RunTile run = tile_of(nv, static_cast<int>(first_of(tile + 1) - column), Lie::kRows);
           const int64_t at = ((image * a.out_h + row) * a.out_w + column) * b.outputs;
-          for (int64_t r = 0; r < b.height; r += nv * W) {
-            const int64_t n = s0 * b.height + r;
+          for (int64_t down = 0; down < downs; ++down) {
+            const int64_t n = s0 * b.height + down * nv * W;
             Tile t{};
             t.x = x + (row - r0) * a.stride_h * row_floats + column * a.stride_w * a.channels;
             t.offsets = offsets.data() + first;
             t.row = a.stride_w * a.channels;
             t.depth = b.depth;
             t.height = b.height;
-            t.w = w + r;
+            t.w = w + down * nv * W;
             write_to(t, b, e, a.y, at, b.outputs, n);
+            fetch_behind(t, b, first, last, ((row - r0) * tiles + tile) * downs + down, (r1 - r0) * tiles * downs);
             run(t, b.starts + s0, s1 - s0);
           }
         }

@@ -36,12 +36,15 @@ struct Cuts {
   }
 };
 
+constexpr int64_t kAhead = 512;  // weights that are fetched ahead, across the ends of pages
+
 // Adds `count` columns to R rows of V vectors of sums; fresh sums begin at zero. Activations are a packed tile
 // [input][vector].
 template <int R, int V>
 void micro(const float* x, const uint16_t* inputs, const float* w, int64_t count, float* sums, bool fresh) {
   constexpr int64_t step = V * W;
   constexpr int U = R * V >= 8 ? 1 : R * V >= 4 ? 2 : 4;  // independent sums, to hide the latency of the unit
+  constexpr int P = std::min(8, 16 / R);                  // columns of a cache line, or of half of one
   vf acc[U][R][V];
 #pragma GCC unroll 4
   for (int u = 0; u < U; ++u)
@@ -70,9 +73,11 @@ void micro(const float* x, const uint16_t* inputs, const float* w, int64_t count
     }
   };
   int64_t i = 0;
-  for (; i + U <= count; i += U) {
-#pragma GCC unroll 4
-    for (int u = 0; u < U; ++u) add(i + u, acc[u]);
+  __builtin_prefetch(w + kAhead);
+  for (; i + P <= count; i += P) {
+    __builtin_prefetch(w + i * R + kAhead);
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p) add(i + p, acc[p % U]);
   }
   for (; i < count; ++i) add(i, acc[0]);
 #pragma GCC unroll 8

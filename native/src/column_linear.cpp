@@ -52,6 +52,8 @@ struct Column<1> {
   static OW_INLINE void add(float* to, float sum) { *to += sum; }
 };
 
+constexpr int64_t kFewAhead = 1024;  // bytes
+
 // One or a few tokens: every column adds to the outputs of its group at once. Reading the weights takes the time, so
 // the slots of S parts are read side by side.
 template <int R, typename T, int S>
@@ -74,9 +76,12 @@ void add_few(const ColumnWeights& c, const int64_t* slots, const float* x, float
   int64_t i = 0;
   for (; i + U <= least; i += U)
 #pragma GCC unroll 4
-    for (int s = 0; s < S; ++s)
+    for (int s = 0; s < S; ++s) {
+      __builtin_prefetch(reinterpret_cast<const char*>(w[s] + i * R) + kFewAhead);
+      __builtin_prefetch(reinterpret_cast<const char*>(inputs[s] + i) + kFewAhead);
 #pragma GCC unroll 4
       for (int u = 0; u < U; ++u) add(s, u, i + u);
+    }
   for (int s = 0; s < S; ++s) {
     for (int64_t j = i; j < count[s]; ++j) add(s, 0, j);
     Floats sum = acc[s][0];

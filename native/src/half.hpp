@@ -22,7 +22,7 @@ struct Strip {
 #if defined(__AMX_BF16__)
 
 constexpr int64_t kRun = 16, kRuns = 2;  // tokens
-constexpr int64_t kWeights = 512 << 10;  // bytes of weights that pass over a super-tile together: a quarter of the second cache
+constexpr int64_t kTogether = 256 << 10;  // weights that pass over a super-tile together: a quarter of the second cache
 
 // Inputs that one tile instruction takes.
 inline int64_t step_of(int64_t depth) {
@@ -99,7 +99,7 @@ OW_INLINE void sum_strip(const Strip& s, int64_t, int64_t low, bool both, float*
 #else
 
 constexpr int64_t kRun = 14, kRuns = 1;
-constexpr int64_t kWeights = 128 << 10;
+constexpr int64_t kTogether = 64 << 10;
 
 struct Tiles {
   Tiles(int64_t, int64_t, int64_t) {}
@@ -215,13 +215,6 @@ inline void write_run(const float* sums, int64_t tokens, const Sums& s, int64_t 
 inline void write(const Sums& s, const HalfEpilogue& e, int64_t stride, uint16_t* y) {
   write_run(s.at, s.top, s, s.place, e, stride, y);
   write_run(s.at + kRun * kWide, s.low, s, s.low_place, e, stride, y);
-}
-
-// One behind the last of the strips [first, last) whose weights pass over a super-tile with those of `first`.
-inline int64_t group_end(const BlockWeights& b, int64_t first, int64_t last) {
-  int64_t end = first + 1;
-  while (end < last && (b.starts[end + 1] - b.starts[first]) * b.depth * b.height * 2 <= kWeights) ++end;
-  return end;
 }
 
 // Tiles of tokens through strips, one after another: the sums of one are written while the next is multiplied.

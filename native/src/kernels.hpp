@@ -9,6 +9,7 @@ enum Act : int { kNone = 0, kRelu = 1, kGelu = 2, kGeluTanh = 3, kSilu = 4, kRel
 
 // How weights are stored. Sums are always float32. Pairs are bfloat16 as well, two inputs of an output side by side.
 enum Store : int { kFloat = 0, kBfloat = 1, kInt8 = 2, kPairs = 3 };
+constexpr int64_t bytes_of(int store) { return store == kFloat ? 4 : store == kInt8 ? 1 : 2; }  // of a weight
 
 // What is done with a finished sum: add a bias per output, add a residual, activate.
 struct Epilogue {
