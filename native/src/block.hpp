@@ -28,6 +28,22 @@ constexpr int vectors_of(int64_t height) {
 enum class Lie { kPacked, kRows, kPanels };
 constexpr int64_t kPanel = 256, kPanelRow = kPanel + 16;
 
+// While tiles pass over the blocks [first, last) `calls` times, they fetch as many behind them, the first few calls an
+// equal part each: of a model, the next weights lie in memory.
+struct Fetch {
+  const char* next = nullptr;
+  int64_t stride = 0;  // bytes for every input
+
+  Fetch() = default;
+  Fetch(const BlockWeights& b, int64_t first, int64_t last, int64_t call, int64_t calls) {
+    const int64_t parts = std::min<int64_t>(calls, 8), row = b.height * bytes_of(b.store);
+    const char* behind = static_cast<const char*>(b.values) + last * b.depth * row;
+    const bool idle = call >= parts;  // an address that is there costs least
+    next = idle ? static_cast<const char*>(b.values) : behind + call * (last - first) * b.depth * row / parts;
+    stride = idle ? 0 : row / parts;
+  }
+};
+
 struct Tile {
   const float* x;
   const int32_t* offsets;  // of the blocks
@@ -39,9 +55,7 @@ struct Tile {
   const float* bias;
   const float* residual;
   int act;
-  // What to fetch meanwhile: weights that come later, `next_stride` bytes for every input.
-  const char* next;
-  int64_t next_stride;
+  Fetch fetch;
 };
 
 // Where the outputs of a tile go, from output `n` on: `at` floats into the result, whose tokens are `stride` apart.
@@ -85,16 +99,6 @@ inline int64_t group_end(const BlockWeights& b, int64_t first, int64_t last, int
   int64_t end = first + 1;
   while (end < last && (b.starts[end + 1] - b.starts[first]) * b.depth * b.height <= weights) ++end;
   return end;
-}
-
-// While tiles pass over the blocks [first, last) `calls` times, they fetch as many behind them, the first few calls an
-// equal part each: of a model, the next weights lie in memory.
-inline void fetch_behind(Tile& t, const BlockWeights& b, int64_t first, int64_t last, int64_t call, int64_t calls) {
-  const int64_t fetch = std::min<int64_t>(calls, 8), row = b.height * bytes_of(b.store);
-  const bool idle = call >= fetch;  // an address that is there costs least
-  const char* behind = static_cast<const char*>(b.values) + last * b.depth * row;
-  t.next = idle ? reinterpret_cast<const char*>(t.w) : behind + call * (last - first) * b.depth * row / fetch;
-  t.next_stride = idle ? 0 : row / fetch;
 }
 
 // A range of blocks as floats: themselves, or widened into `room`.

@@ -102,7 +102,7 @@ void block_conv(const BlockWeights& b, const Epilogue& e, const Images& images, 
                 t.y_stride = wide;
                 t.outputs = wide - r;
               }
-              fetch_behind(t, b, first, last, ((row - r0) * (tile1 - tile0) + tile - tile0) * downs + down, calls);
+              t.fetch = Fetch(b, first, last, ((row - r0) * (tile1 - tile0) + tile - tile0) * downs + down, calls);
               run(t, b.starts + s0, s1 - s0);
             }
           }

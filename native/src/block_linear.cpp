@@ -95,7 +95,7 @@ void block_linear(const BlockWeights& b, const Epilogue& e, const Tokens& a, int
           t.height = b.height;
           t.w = w + down * nv * W;
           write_to(t, b, e, a.y, at * a.y_stride, a.y_stride, n);
-          fetch_behind(t, b, first, last, (tile - t0) * downs + down, (t1 - t0) * downs);
+          t.fetch = Fetch(b, first, last, (tile - t0) * downs + down, (t1 - t0) * downs);
           run(t, b.starts + g0, g1 - g0);
         }
       }

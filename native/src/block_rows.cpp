@@ -57,7 +57,7 @@ void block_conv_rows(const BlockWeights& b, const Epilogue& e, const Images& a, 
             t.height = b.height;
             t.w = w + down * nv * W;
             write_to(t, b, e, a.y, at, b.outputs, n);
-            fetch_behind(t, b, first, last, ((row - r0) * tiles + tile) * downs + down, (r1 - r0) * tiles * downs);
+            t.fetch = Fetch(b, first, last, ((row - r0) * tiles + tile) * downs + down, (r1 - r0) * tiles * downs);
             run(t, b.starts + s0, s1 - s0);
           }
         }

@@ -44,7 +44,7 @@ struct Activations<MT, Lie::kRows> {
 template <int MT, int NV, Lie L>
 OW_INLINE void sum_strip(const Tile& t, int64_t blocks, const char*& next, vf (&acc)[MT][NV]) {
   const float* w = t.w;
-  const int64_t step = t.step, height = t.height, stride = t.next_stride;
+  const int64_t step = t.step, height = t.height, stride = t.fetch.stride;
   for (int64_t b = 0; b < blocks; ++b) {
     Activations<MT, L> x(t, b);
     const float* end = w + t.depth * height;
@@ -71,7 +71,7 @@ OW_INLINE void sum_strip(const Tile& t, int64_t blocks, const char*& next, vf (&
 template <int MT, int NV, Lie L>
 void micro(const Tile& first, const int64_t* starts, int64_t strips) {
   Tile t = first;
-  const char* next = t.next;
+  const char* next = t.fetch.next;
   for (int64_t s = 0; s < strips && t.outputs > 0; ++s) {
     const int64_t blocks = starts[s + 1] - starts[s];
     vf acc[MT][NV];
