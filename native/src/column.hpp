@@ -41,7 +41,8 @@ constexpr int64_t kAhead = 512;  // weights that are fetched ahead, across the e
 // Adds `count` columns to R rows of V vectors of sums; fresh sums begin at zero. Activations are a packed tile
 // [input][vector].
 template <int R, int V>
-void micro(const float* x, const uint16_t* inputs, const float* w, int64_t count, float* sums, bool fresh) {
+OW_INLINE void add_columns(const float* x, const uint16_t* inputs, const float* w, int64_t count, float* sums,
+                           bool fresh) {
   constexpr int64_t step = V * W;
   constexpr int U = R * V >= 8 ? 1 : R * V >= 4 ? 2 : 4;  // independent sums, to hide the latency of the unit
   constexpr int P = std::min(8, 16 / R);                  // columns of a cache line, or of half of one
@@ -91,7 +92,24 @@ void micro(const float* x, const uint16_t* inputs, const float* w, int64_t count
     }
 }
 
-using Micro = void (*)(const float*, const uint16_t*, const float*, int64_t, float*, bool);
+// The groups of one part of the outputs in chunk `k` of the inputs, a packed tile; `w` are the part's weights and `sums`
+// its [group][height][step].
+template <int R, int V>
+void micro(const ColumnWeights& c, int64_t k, int64_t part, const float* x, const float* w, float* sums) {
+  const int64_t g0 = part * c.part, g1 = std::min(c.groups, g0 + c.part);
+  const int64_t* starts = c.starts + k * c.groups;
+  const int32_t* order = c.order + k * c.groups;
+  const uint16_t* inputs = c.inputs + starts[g0];
+  for (int64_t g = g0; g < g1; ++g) {
+    const int64_t count = starts[g + 1] - starts[g];
+    if (count == 0 && k > 0) continue;
+    add_columns<R, V>(x, inputs, w, count, sums + (order[g] - g0) * R * V * W, k == 0);
+    inputs += count;
+    w += count * R;
+  }
+}
+
+using Micro = void (*)(const ColumnWeights&, int64_t, int64_t, const float*, const float*, float*);
 
 template <int R, int V = most_vectors(R)>
 Micro micro_of(int vectors) {
@@ -123,18 +141,11 @@ inline const float* widened(const ColumnWeights& c, int64_t first, int64_t last,
 }
 
 // Adds chunk `k` of the inputs, a packed tile, to the sums [group][height][step] of one part of the outputs.
-inline void add_chunk(const ColumnWeights& c, int64_t k, int64_t part, int64_t step, Micro run, const float* x,
-                      float* sums, float* (*room)(int, size_t)) {
-  const int64_t g0 = part * c.part, g1 = std::min(c.groups, g0 + c.part);
+inline void add_chunk(const ColumnWeights& c, int64_t k, int64_t part, Micro run, const float* x, float* sums,
+                      float* (*room)(int, size_t)) {
   const int64_t* starts = c.starts + k * c.groups;
-  const int32_t* order = c.order + k * c.groups;
-  const int64_t begin = starts[g0], end = starts[g1];
-  const float* w = widened(c, begin, end, c.store == kFloat ? nullptr : room(3, (end - begin) * c.height));
-  for (int64_t g = g0; g < g1; ++g) {
-    const int64_t first = starts[g], count = starts[g + 1] - first;
-    if (count == 0 && k > 0) continue;
-    run(x, c.inputs + first, w + (first - begin) * c.height, count, sums + (order[g] - g0) * c.height * step, k == 0);
-  }
+  const int64_t begin = starts[part * c.part], end = starts[std::min(c.groups, (part + 1) * c.part)];
+  run(c, k, part, x, widened(c, begin, end, c.store == kFloat ? nullptr : room(3, (end - begin) * c.height)), sums);
 }
 
 // Scales the finished sums of a part whose weights are int8.

@@ -65,7 +65,7 @@ void column_conv(const ColumnWeights& c, const Epilogue& e, const Images& a, int
         const int64_t p1 = std::min(end, p0 + span);
         for (int64_t k = 0; k < c.chunks; ++k) {
           taps.pack(image, k * c.chunk, std::min(inputs, (k + 1) * c.chunk), v0, wide, packed);
-          for (int64_t p = p0; p < p1; ++p) add_chunk(c, k, p, step, run, packed, sums + (p - p0) * part_sums, scratch);
+          for (int64_t p = p0; p < p1; ++p) add_chunk(c, k, p, run, packed, sums + (p - p0) * part_sums, scratch);
         }
         for (int64_t p = p0; p < p1; ++p) {
           float* done = sums + (p - p0) * part_sums;

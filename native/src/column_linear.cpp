@@ -175,7 +175,7 @@ void column_linear(const ColumnWeights& c, const Epilogue& e, const Tokens& a, i
     float* sums = scratch(1, c.part * c.height * step);
     for (int64_t part = parts * share / shares; part < parts * (share + 1) / shares; ++part) {
       for (int64_t k = 0; k < c.chunks; ++k)
-        add_chunk(c, k, part, step, run, packed + k * c.chunk * step, sums, scratch);
+        add_chunk(c, k, part, run, packed + k * c.chunk * step, sums, scratch);
       scale_part(c, part, step, sums);
       const int64_t n0 = part * c.part * c.height, n = std::min(c.outputs - n0, c.part * c.height);
       for (int v = 0; v < wide; ++v) {
