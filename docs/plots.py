@@ -37,7 +37,7 @@ def plots(name: str, found: Mapping[str, Any]) -> dict[str, str]:
     if comparison.split:
         kinds = dict.fromkeys(r["structure"] for r in rows if r["structure"] != "-")
         groups = {k: [r for r in rows if r["structure"] == k] + shared for k in kinds}
-    dense = found.get("control") or next((r["finetuned"] for r in found["rows"] if r["method"] == "dense"), None)
+    dense = next((r["finetuned"] for r in found["rows"] if r["method"] == "dense"), None)
     made = {}
     for kind, mine in groups.items():
         for moment, told in comparison.curves.items():
