@@ -30,7 +30,7 @@ def acdc(
     structure: Structure = Element(),
     where: Select = Select(),
     steps: int = 1000,
-    scope: Literal["auto", "layer", "global"] | None = None,
+    scope: Literal["auto", "layer", "global", "erk"] | None = None,
     on_decompress: Literal["zero", "keep"] = "zero",
     phases: tuple[Stretch, ...] = IMAGENET,
 ) -> Recipe:
@@ -44,7 +44,7 @@ def acdc(
         structure: what lives and dies together.
         where: which parameters.
         steps: optimiser steps of the whole training.
-        scope: global for single weights (the paper), layer otherwise.
+        scope: global for single weights (the paper), layer otherwise; ``erk`` for Erdos-Renyi-Kernel shares.
         on_decompress: pruned weights restart at ``zero`` (the paper), or ``keep`` the value they had when they were
             masked (the variant that SequentialAttention++ compares against on Criteo).
         phases: kinds and shares of the training; must end sparse.

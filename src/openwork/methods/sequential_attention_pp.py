@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from openwork.allocation import Uniform
 from openwork.core.protocols import Structure
 from openwork.core.recipe import Recipe
 from openwork.core.targets import Select
 from openwork.criteria import Learned
 from openwork.errors import RecipeError
-from openwork.methods._common import settle_density
+from openwork.methods._common import allocation_of, settle_density
 from openwork.relax import SoftmaxAttention
 from openwork.rules.topk import TopK
 from openwork.schedules import Phases, Stretch
@@ -46,6 +45,7 @@ def sequential_attention_pp(
     clip: bool = True,
     sparsification: bool = True,
     decay_logits: bool = True,
+    scope: Literal["layer", "erk"] = "layer",
 ) -> Recipe:
     """Train once from scratch; a softmax over the blocks of each layer learns which ones stay.
 
@@ -67,6 +67,8 @@ def sequential_attention_pp(
         clip: keep A in [density, 1 / density].
         sparsification: False replaces soften phases by dense and sparse halves (the paper's ablation).
         decay_logits: False keeps the optimiser's weight decay off the logits (an ablation; the paper decays them).
+        scope: ``layer`` keeps the same share in every pruned layer (the paper), ``erk`` Erdos-Renyi-Kernel shares
+            whose total is floor(density T) over all pruned layers.
 
     Differences:
         The paper prints the clipping range as [n density, n / density], which does not fit mean(A) = 1; thirds inside a
@@ -100,7 +102,9 @@ def sequential_attention_pp(
         min_blocks = 1 if isinstance(structure, Coupling | Depth) else 100
     if where.min_units == 1:
         where = replace(where, min_units=min_blocks)
-    rule = TopK(Learned(), Uniform("floor", at_least=1), nested=True)
+    if scope not in ("layer", "erk"):  # a softmax over one layer says nothing about another, so not global
+        raise RecipeError(f"sequential_attention_pp: scope must be 'layer' or 'erk', got {scope!r}")
+    rule = TopK(Learned(), allocation_of(scope, structure, "floor", at_least=1), nested=True)
     phases = Phases(share, steps, stretches, exponent, every, "all")
     return Recipe("sequential_attention_pp", structure, rule, phases, SoftmaxAttention(clip, decay=decay_logits), where)
 

@@ -14,6 +14,7 @@ from openwork.core.now import Now, Phase, Update
 from openwork.core.protocols import Allocation, Criterion, Rule
 from openwork.core.select import keep_top
 from openwork.core.shards import on_any, summed_over, total_of
+from openwork.core.shares import apportioned
 from openwork.core.stat import Stat
 from openwork.errors import DensityMissed, DivergedError, RecipeError
 
@@ -64,14 +65,10 @@ class TopK(Rule):
     def _cut(self, now: Now, scores: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
         if self.nested:
             alive = {n: s.masked_fill(~now.units[n], float("-inf")) for n, s in scores.items()}
-            units = self._choose(now, alive, share)
+            units = _top(now, alive, _within_alive(now, self.allocation(now, alive, share)))
             if not any(on_any(now.parts[n], bool((u & ~now.units[n]).any())) for n, u in units.items()):
                 return units
-        return self._choose(now, scores, share)
-
-    def _choose(self, now: Now, scores: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
-        counts = self.allocation(now, scores, share)
-        return {n: keep_top(scores[n], counts[n], now.parts[n].scope()) for n in scores}
+        return _top(now, scores, self.allocation(now, scores, share))
 
     @staticmethod
     def _refuse_infinite(now: Now, scores: Mapping[str, Tensor], phase: Phase) -> None:
@@ -82,6 +79,25 @@ class TopK(Rule):
                     f"{name}: {bad} of {total_of(now.parts[name])} scores are NaN or infinite in the {phase.name} "
                     "phase; check the weights and the loss"
                 )
+
+
+def _top(now: Now, scores: Mapping[str, Tensor], counts: Mapping[str, int | Tensor]) -> dict[str, Tensor]:
+    return {n: keep_top(scores[n], counts[n], now.parts[n].scope()) for n in scores}
+
+
+def _within_alive(now: Now, counts: Mapping[str, int | Tensor]) -> Mapping[str, int | Tensor]:
+    """Counts of unequal shares, none above the units alive as long as there are enough of them in all.
+
+    A smaller total may give one tensor a unit more: rounding goes to the largest remainders.
+    """
+    whole = {n: c for n, c in counts.items() if isinstance(c, int)}
+    if len(whole) < len(counts):
+        return counts
+    alive = summed_over(now.parts, {n: int(now.units[n].sum()) for n in whole})
+    total = sum(whole.values())
+    if total > sum(alive.values()) or all(c <= alive[n] for n, c in whole.items()):
+        return counts
+    return dict(zip(whole, apportioned(list(whole.values()), total, most=list(alive.values())), strict=True))
 
 
 def _wide(scores: Tensor) -> Tensor:

@@ -118,6 +118,28 @@ def test_phases_blocks_and_restarts(every):
     assert {n: int(u.sum()) for n, u in result.units.items()} == {"conv.weight": 6, "fc.weight": 34}
 
 
+def test_erk_shares_keep_the_total_and_never_bring_a_block_back():
+    model = net()
+    optimizer, run = begin(model, steps=90, density=0.3, scope="erk")
+    alive = None
+    for i in range(90):
+        step(model, optimizer, i)
+        kind, units = run.recipe.schedule(i + 1).name, {n: u.clone() for n, u in run.state_dict()["units"].items()}
+        if kind == "sparse":
+            assert sum(int(u.sum()) for u in units.values()) == math.floor(0.3 * (21 + 115))
+        if alive is not None and kind != "dense":
+            assert all(bool((alive[n] | ~units[n]).all()) for n in units), "a dropped block came back"
+        alive = None if kind == "dense" else units
+    kept = {n: int(u.sum()) for n, u in run.finish().units.items()}
+    assert sum(kept.values()) == 40
+    assert kept["conv.weight"] / 21 > 0.3 > kept["fc.weight"] / 115
+
+
+def test_a_scope_over_the_model_is_refused():
+    with pytest.raises(ow.errors.RecipeError, match="scope must be 'layer' or 'erk', got 'global'"):
+        sequential_attention_pp(0.1, scope="global")
+
+
 def test_the_sparsity_curve():
     """s (1 - e^(-c u)) / (1 - e^(-c)) from 0 to s."""
     for c in (2.0, 4.0, 8.0):

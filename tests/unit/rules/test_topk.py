@@ -1,11 +1,12 @@
 """``TopK`` and ``Repeat`` on scores written by hand."""
 
+import itertools
 from dataclasses import dataclass
 
 import pytest
 import torch
 
-from openwork.allocation import Global, Uniform
+from openwork.allocation import ErdosRenyi, Global, Uniform
 from openwork.core import views
 from openwork.core.now import Now, Phase, Update
 from openwork.core.protocols import Rule
@@ -61,6 +62,27 @@ def test_nested_holds_when_every_layer_rounds_down(allocation):
         here, Phase(0.30 if allocation != Uniform("floor") else 0.39, True), None
     )
     assert not any(bool((u & ~alive[n]).any()) for n, u in step.units.items())
+
+
+def test_unequal_shares_stay_nested_where_rounding_would_give_a_unit_back():
+    """Largest remainders: with 14 units in all a layer may be due more than with 15."""
+    shapes = {"a": (7, 8), "b": (1, 6), "c": (9, 9)}
+    parts = {n: Tiles(n, views.linear_view(s)) for n, s in shapes.items()}
+    weights = {n: torch.zeros(s) for n, s in shapes.items()}
+    sizes = {n: s[0] * s[1] for n, s in shapes.items()}
+    scores = {n: -torch.arange(float(k)) for n, k in sizes.items()}
+    rule = TopK(Given(scores), ErdosRenyi(rounding="floor"), nested=True)
+    units = {n: torch.ones(k, dtype=torch.bool) for n, k in sizes.items()}
+    due, last = [], None
+    for total in range(143, 6, -1):
+        share = min(1.0, total / sum(sizes.values()) + 1e-9)
+        here = Now(parts, units, weights)
+        due.append(rule.allocation(here, scores, share))
+        step = rule.update(here, Phase(share, True), None)
+        assert sum(int(u.sum()) for u in step.units.values()) == total
+        assert last is None or not any(bool((u & ~last[n]).any()) for n, u in step.units.items())
+        units = last = step.units
+    assert any(b[n] > a[n] for a, b in itertools.pairwise(due) for n in shapes)  # the shares alone are not nested
 
 
 def test_when_the_share_rises_all_units_compete_again():
