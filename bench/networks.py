@@ -164,7 +164,17 @@ CASES: dict[str, Case] = {
 }
 
 
-def sparsify(model: nn.Module, structure: Any, sparsity: float, dense: tuple[str, ...]) -> None:
-    """Random masks, equally dense in every layer; what is named, and layers of fewer than eight units, stay dense."""
+def sparsify(model: nn.Module, example: Any, structure: Any, sparsity: float, dense: tuple[str, ...]) -> None:
+    """Random masks, equally dense in every layer; what is named, and layers of fewer than eight units, stay dense.
+
+    Few random blocks in narrow layers cut a network without shortcuts in two. Norms are measured anew and new ones get
+    random shifts, so that every layer reads numbers other than zero and an error shows.
+    """
     where = ow.Select(min_units=8, exclude=dense)
     ow.prune(model, ow.methods.random(density=1 - sparsity, structure=structure, where=where, scope="layer"))
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        if not norm.bias.any():
+            nn.init.normal_(norm.bias, std=0.5)
+    if norms:
+        ow.recalibrate(model, [example], batches=1)

@@ -39,7 +39,7 @@ def measure(case: str, made: Case, pattern: str, sparsity: float, rounds: int, d
     torch.manual_seed(0)
     model, example = made.make()
     model.eval()
-    sparsify(model, STRUCTURES[pattern], sparsity, made.dense)
+    sparsify(model, example, STRUCTURES[pattern], sparsity, made.dense)
     wide, wide_example = model, example
     if dtype != torch.float32:  # both baselines too; whole numbers stay what they are
         model = copy.deepcopy(model).to(dtype)
@@ -61,6 +61,7 @@ def measure(case: str, made: Case, pattern: str, sparsity: float, rounds: int, d
         "channels_last": packed.openwork_last,
         "fused": bool(packed.openwork_inside),
         "error": found.error,
+        "layer_error": max((c.error for c in plan.choices if c.packed), default=0.0),
     }
     if dtype != torch.float32:  # what a user of the float32 model gains and pays by changing both
         calls = {"float32": partial(call, wide, wide_example), "packed": partial(call, packed, example)}
