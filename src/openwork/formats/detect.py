@@ -7,9 +7,9 @@ from torch import Tensor
 from openwork.formats.choose import covered
 from openwork.structure.shapes import Block, Element, GroupOf
 
-SHAPES = ((64, 64), (32, 32), (16, 16), (4, 1))
+SHAPES = ((64, 64), (32, 32), (16, 16), (4, 1), (2, 1))
 """Blocks that have kernels of their own, the fastest first."""
-SPARE = 1.05  # a shape may store this much more than is not zero, for zeros that training left inside of kept blocks
+FULL = 0.9  # of what blocks store must not be zero (Elsen et al. 2020, for blocks of 4, 2 and 1)
 
 
 def detect(mask: Tensor) -> Block | GroupOf | Element:
@@ -29,6 +29,6 @@ def detect(mask: Tensor) -> Block | GroupOf | Element:
     nnz = int(mask.sum())
     if 0 < nnz < mask.numel():
         for height, width in SHAPES:
-            if rows >= height and cols >= width and covered(mask, height, width) * mask.numel() <= SPARE * nnz:
+            if rows >= height and cols >= width and nnz >= FULL * covered(mask, height, width) * mask.numel():
                 return Block(height, width) if width > 1 else GroupOf(height, dim=0)
     return Element()

@@ -233,6 +233,7 @@ def test_tied_layers_are_named():
 
 SHAPES = {
     (64, 64): ow.Block(64, 64), (32, 32): ow.Block(32, 32), (16, 16): ow.Block(16, 16), (4, 1): ow.GroupOf(4, dim=0),
+    (2, 1): ow.GroupOf(2, dim=0),
 }  # fmt: skip
 
 
@@ -252,6 +253,21 @@ def test_single_weights_and_empty_matrices_are_told_too():
     blocks[:32, :32] = True
     blocks[::8, 0] = False  # training may leave a zero in a kept block
     assert detect(blocks) == ow.Block(32, 32)
+
+
+@pytest.mark.parametrize("height", [2, 4])
+def test_blocks_must_be_nine_tenths_full(height):
+    mask = torch.zeros(40, 100, dtype=torch.bool).view(40 // height, height, 100)
+    mask[::2, :, ::2] = mask[1::2, :, 1::2] = True
+    kept = int(mask.sum())
+    full = mask.view(40, 100).clone()
+    assert detect(full) == ow.GroupOf(height, dim=0)
+    at = full[::height].nonzero()[: kept // 10]  # the first of each block, so that none gets empty
+    full[at[:, 0] * height, at[:, 1]] = False
+    assert int(full.sum()) == kept - kept // 10
+    assert detect(full) == ow.GroupOf(height, dim=0)
+    full[-1, full[-1].nonzero()[-1]] = False
+    assert detect(full) != ow.GroupOf(height, dim=0)
 
 
 def test_a_structure_that_the_zeros_do_not_follow_is_said():
