@@ -42,7 +42,7 @@ def pack(
     *,
     example: Any = None,
     where: Select | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     override: Mapping[str, str] | None = None,
     fold: bool = True,
 ) -> nn.Module:
@@ -62,7 +62,8 @@ def pack(
             slower than dense; ``"always"`` packs without measuring.
         example: an input, a tuple of inputs or a dict of keyword inputs; needed to measure.
         where: layers to consider; default all.
-        dtype: of the stored values: float32, bfloat16, or int8 with scales. Sums are float32.
+        dtype: of the stored values: float32, bfloat16, or int8 with scales. Default: bfloat16 where a layer's weight is
+            bfloat16, else float32 (for float16 too, which bfloat16 would round). Sums are float32.
         override: layer -> ``"dense"``, ``"onednn"``, ``"block"`` or ``"column"``; these are not measured, and stay
             even where the whole is slower for it.
         fold: fold BatchNorm into the convolution before it, and activations and residual sums into packed layers,
@@ -99,7 +100,8 @@ def pack(
     for name, target in layers.items():
         matrix = matrices(new.get_submodule(name).get_parameter("weight").detach().float(), target)[0]
         mask = matrix != 0
-        stored[name] = (layout or choose(detect(mask))).pack(matrix, mask, dtype=dtype)
+        kind = dtype or _own(new.get_submodule(name))
+        stored[name] = (layout or choose(detect(mask))).pack(matrix, mask, dtype=kind)
         height, width = (layout.height, layout.width) if isinstance(layout, Blocks) else (None, None)
         if height and width and float(mask.float().mean()) * LOOSE < covered(mask, height, width):
             loose.append(name)
@@ -151,7 +153,7 @@ def _one(
     alone: Mapping[str, str],
     plan: str,
     override: Mapping[str, str],
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     name: str,
     x: Tensor | None,
 ) -> Made:
@@ -192,7 +194,7 @@ def _one(
         shape=shape, stride=x.stride(), format=kept, density=round(base.density, 2), dtype=str(x.dtype),
         window=window, candidates=sorted(modules),
     )  # fmt: skip
-    times, kind, errors = decide(layer, modules, x, key, dtype)
+    times, kind, errors = decide(layer, modules, x, key, dtype or _own(layer))
     wrong = sorted(set(modules) - set(times))
     reason = reason or (f"not exact enough: {', '.join(wrong)}" if wrong else "")
     choice = replace(base, times=times, chosen=kind, error=errors[kind], reason=reason)
@@ -208,6 +210,11 @@ def _packed(layer: nn.Module, fmt: Format, kind: str) -> nn.Module:
         packed.transposed = is_transposed_linear(layer)
     packed.weight_dtype = layer.get_parameter("weight").dtype
     return packed
+
+
+def _own(layer: nn.Module) -> torch.dtype:
+    """The smallest type of stored values that holds the weight of a layer without loss."""
+    return torch.bfloat16 if layer.get_parameter("weight").dtype == torch.bfloat16 else torch.float32
 
 
 def _total(made: Mapping[str, Made]) -> float:
@@ -251,12 +258,12 @@ def _layers(
     return found, alone, reasons
 
 
-def _check(model: nn.Module, plan: str, example: Any, dtype: torch.dtype) -> None:
+def _check(model: nn.Module, plan: str, example: Any, dtype: torch.dtype | None) -> None:
     if plan not in ("measure", "always"):
         raise OpenworkError(f"pack: plan must be 'measure' or 'always', got {plan!r}")
     if plan == "measure" and example is None:
         raise OpenworkError("pack: measuring needs example=, an input of the size you will run; or plan='always'")
-    if dtype not in DTYPES.values():
+    if dtype is not None and dtype not in DTYPES.values():
         raise OpenworkError(f"pack: dtype must be one of {', '.join(DTYPES)}, got {dtype}")
     if isinstance(model, torch.jit.ScriptModule) or hasattr(model, "_orig_mod"):
         raise OpenworkError("pack: the model is compiled; pack it first and compile the packed copy")

@@ -17,19 +17,19 @@ from openwork.runtime.stand_in import stand_in
 EXACT, ROUNDED = 1e-2, 0.5  # of the largest output; rounding adds up over layers, another function is further away
 
 
-def demand_same(packed: nn.Module, dense: nn.Module, example: Any, dtype: torch.dtype) -> None:
+def demand_same(packed: nn.Module, dense: nn.Module, example: Any, dtype: torch.dtype | None) -> None:
     """Run both on the example and compare; models that are random or return no numbers are not compared.
 
     Args:
         packed: the packed copy.
         dense: as it was given; both are run as copies, in evaluation mode.
         example: an input.
-        dtype: of the stored weights.
+        dtype: of the stored weights; None is that of the model.
 
     Raises:
         OpenworkError: the outputs differ by more than rounding explains.
     """
-    wide = dtype == torch.float32 and all(p.dtype in (torch.float32, torch.float64) for p in dense.parameters())
+    wide = dtype in (None, torch.float32) and all(p.dtype in (torch.float32, torch.float64) for p in dense.parameters())
     limit = EXACT if wide else ROUNDED
     expected = _output(stand_in(dense).eval(), example)
     got = _output(stand_in(packed, shared=(Packed, Prepacked)), example)

@@ -17,6 +17,7 @@ from openwork.core.views import conv_view, linear_view
 from openwork.engine.result import Result
 from openwork.errors import FileError, OpenworkError
 from openwork.formats import Format, smallest, weight
+from openwork.formats.stored import INPUTS
 from openwork.kernels import native
 from openwork.runtime.fold import replace_module
 from openwork.runtime.fuse import apply
@@ -175,7 +176,7 @@ def load_packed(
 def _small(model: nn.Module, name: str, tensor: Tensor) -> Format | Tensor:
     """A pruned weight that runs dense is stored as small as its zeros allow all the same."""
     layer = model.get_submodule(name.rpartition(".")[0])
-    if tensor.dtype != torch.float32 or not isinstance(layer, nn.Linear | nn.Conv2d | Prepacked):
+    if tensor.dtype not in INPUTS or not isinstance(layer, nn.Linear | nn.Conv2d | Prepacked):
         return tensor
     if tensor.dim() == 4:
         view, groups = conv_view(tuple(tensor.shape)), layer.groups
@@ -184,7 +185,8 @@ def _small(model: nn.Module, name: str, tensor: Tensor) -> Format | Tensor:
     if groups != 1:
         return tensor
     matrix = view.open(tensor)[0]
-    fmt = smallest(matrix, matrix != 0)
+    own = torch.bfloat16 if tensor.dtype == torch.bfloat16 else torch.float32  # float16 has no packed form of its own
+    fmt = smallest(matrix, matrix != 0, dtype=own)
     return fmt if fmt.nbytes < tensor.nbytes else tensor
 
 
