@@ -35,6 +35,9 @@ from openwork.ship.seal import demand_same, sealed
 from openwork.ship.tied import untied
 from openwork.zoo.hugging_face import known_source
 
+WIDE = {str(d).removeprefix("torch."): d for d in (*INPUTS, torch.float64)}
+"""Types of dense weights, as the index of a folder writes them."""
+
 PACKED_FORMAT = "packed-1"
 PACKED = "model.packed.safetensors"
 
@@ -208,6 +211,7 @@ def _small(model: nn.Module, name: str, tensor: Tensor) -> Format | Tensor:
 
 def _describe(module: Packed) -> dict[str, Any]:
     data: dict[str, Any] = {"kind": module.kind, "activation": module.activation, "transposed": module.transposed}
+    data["dtype"] = str(module.weight_dtype).removeprefix("torch.")
     if isinstance(module, PackedConv2d):
         names = ("kernel_size", "stride", "padding", "dilation")
         data["window"] = {n: list(getattr(module, n)) for n in names}
@@ -220,10 +224,12 @@ def _build(layer: nn.Module, fmt: Format, bias: Tensor | None, data: Mapping[str
         window: dict[str, Any] = {k: getattr(layer, k) for k in ("kernel_size", "stride", "padding", "dilation")}
         if data["window"] != {n: list(v) for n, v in window.items()}:
             raise ValueError(f"the window of a convolution is {data['window']}, the model wants {window}")
-        return PackedConv2d(fmt, bias, data["kind"], activation=data["activation"], **window)
-    linear = PackedLinear(fmt, bias, data["kind"], data["activation"])
-    linear.transposed = is_transposed_linear(layer)
-    return linear
+        packed: Packed = PackedConv2d(fmt, bias, data["kind"], activation=data["activation"], **window)
+    else:
+        packed = PackedLinear(fmt, bias, data["kind"], data["activation"])
+        packed.transposed = is_transposed_linear(layer)
+    packed.weight_dtype = WIDE[data.get("dtype", "float32")]  # older folders do not say it
+    return packed
 
 
 def _of(layer: str, leaf: str) -> str:

@@ -121,6 +121,17 @@ def test_the_weight_of_a_packed_layer_stands_for_the_dense_one():
     assert "0.weight" not in packed.state_dict()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_a_loaded_layer_still_knows_the_type_of_its_dense_weight(tmp_path, dtype):
+    model = Looking().to(dtype)
+    result = ow.prune(model, ow.methods.magnitude(density=0.3))
+    packed = ow.pack(model, plan="always", dtype=torch.float32)
+    ow.export(packed, result, tmp_path / "fast")
+    again, _ = ow.load(tmp_path / "fast", Looking().to(dtype))
+    assert again.a.weight.dtype == packed.a.weight.dtype == dtype
+    assert torch.equal(again(X.to(dtype)), packed(X.to(dtype)))
+
+
 def test_a_forward_of_its_own_stays():
     model = pruned(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.Linear(64, 64)))
     model[1].forward = lambda x: x * 2
