@@ -36,10 +36,11 @@ class Gates:
         if relaxation is None:
             return
         self._orders = {id(m): list(m._parameters) for m in model.modules()}
+        shares = _own_shares(session) if getattr(relaxation, "own_share", False) else {}
         for name, part in session.parts.items():
             members = _gated(part)
             seen = part.reading if isinstance(part, Coupled) else part
-            gate = relaxation.gate(seen, session.recipe.density)
+            gate = relaxation.gate(seen, shares.get(name, session.recipe.density))
             if gate is None:
                 continue
             if gate.reparametrises and isinstance(part, Coupled):
@@ -202,6 +203,16 @@ class Gates:
         for param in self._joined:
             self._optimizer.state.pop(param, None)
         self._joined, self._groups = [], []
+
+
+def _own_shares(session: Session) -> dict[str, float]:
+    """Partition -> the share of its units that stays in the end, where an allocation shares unequally by shape."""
+    allocation = getattr(session.recipe.rule, "allocation", None)
+    if getattr(allocation, "scored", True):
+        return {}
+    scores = {n: torch.ones(p.n_units) for n, p in session.parts.items()}
+    counts = allocation(session.now(0), scores, session.recipe.density)  # type: ignore[misc]
+    return {n: max(1, int(count)) / session.parts[n].n_units for n, count in counts.items()}
 
 
 def _gated(part: Partition) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +17,11 @@ class AttentionGate(Gate):
     """``w * expand(A) * expand(mask)`` with ``A = T softmax(L)``, ``T`` the number of blocks, so that mean(A) = 1.
 
     ``L`` starts at zero, so the start equals the dense network. The softmax runs over *all* blocks in every phase and
-    in float32 whatever the weight's dtype. Clipping keeps ``A`` in ``[density, 1 / density]``.
+    in float32 whatever the weight's dtype. Clipping keeps ``A`` in ``[density, 1 / density]``, with the density of its
+    own layer: ``1 / density`` is what every survivor has when the attention is equal on them.
     """
 
+    learns: ClassVar[str] = "attention logits"
     mask: Tensor
 
     def __init__(self, part: Partition, member: str, density: float, clip: bool):
@@ -54,10 +57,12 @@ class AttentionGate(Gate):
 class SoftmaxAttention:
     """One logit per unit, trained with the weights; ``clip`` bounds the attention to ``[density, 1 / density]``.
 
+    The density is the share that the layer itself keeps in the end, also where layers keep unequal shares.
     ``learning_rate`` scales the learning rate of the logits relative to the weights of their layer. ``decay=False``
     takes the logits out of the weight decay, which the paper finds to help.
     """
 
+    own_share: ClassVar[bool] = True
     clip: bool = True
     learning_rate: float = 1.0
     decay: bool = True
