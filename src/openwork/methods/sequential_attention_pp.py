@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
+from itertools import groupby
 from typing import Literal
 
 from openwork.core.protocols import Structure
@@ -65,7 +67,8 @@ def sequential_attention_pp(
         exponent: c.
         every: steps between updates inside a soften phase.
         clip: keep A in [density, 1 / density].
-        sparsification: False replaces soften phases by dense and sparse halves (the paper's ablation).
+        sparsification: False replaces soften phases by dense and sparse halves (the paper's ablation), each one phase
+            with what stands beside it of its kind.
         decay_logits: False keeps the optimiser's weight decay off the logits (an ablation; the paper decays them).
         scope: ``layer`` keeps the same share in every pruned layer (the paper), ``erk`` Erdos-Renyi-Kernel shares
             whose total is floor(density T) over all pruned layers.
@@ -97,7 +100,7 @@ def sequential_attention_pp(
         )
     stretches = tables[schedule] if isinstance(schedule, str) else tuple(schedule)
     if not sparsification:
-        stretches = tuple(half for s in stretches for half in _without(s))
+        stretches = _merged(half for s in stretches for half in _without(s))
     if min_blocks is None:
         min_blocks = 1 if isinstance(structure, Coupling | Depth) else 100
     if where.min_units == 1:
@@ -114,3 +117,10 @@ def _without(stretch: Stretch) -> tuple[Stretch, ...]:
     if stretch.phase != "soften":
         return (stretch,)
     return (Stretch("dense", stretch.fraction / 2), Stretch("sparse", stretch.fraction / 2))
+
+
+def _merged(stretches: Iterable[Stretch]) -> tuple[Stretch, ...]:
+    """Neighbours of one kind as one phase: nothing changes between them, so nothing may restart there."""
+    return tuple(
+        Stretch(kind, min(1.0, sum(s.fraction for s in run))) for kind, run in groupby(stretches, lambda s: s.phase)
+    )

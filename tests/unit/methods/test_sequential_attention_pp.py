@@ -1,6 +1,7 @@
 """What is exact in SequentialAttention++: the start, phases, counts, scale invariance, and the paper's tables."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -282,7 +283,10 @@ def test_the_tables_of_the_paper():
     ]
     ablation = kinds(sequential_attention_pp(0.1, steps=600, sparsification=False))
     assert not [k for k, _ in ablation if k == "soften"]
-    assert ablation[:5] == [("dense", 60), ("dense", 10), ("sparse", 10), ("sparse", 20), ("dense", 20)]
+    assert ablation[:5] == [("dense", 70), ("sparse", 30), ("dense", 30), ("sparse", 30), ("dense", 30)]
+    assert ablation[-2:] == [("dense", 65), ("sparse", 135)]
+    assert len(ablation) == 14
+    assert all(a != b for (a, _), (b, _) in pairwise(ablation))
     own = (Stretch("soften", 0.5), Stretch("sparse", 0.5))
     assert sequential_attention_pp(0.1, schedule=own).schedule.stretches == own
 
