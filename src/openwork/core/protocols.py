@@ -131,6 +131,8 @@ class Relaxation(Protocol):
 class Gate(nn.Module):
     """A torch parametrisation owned by the engine; its parameters join the optimiser until ``finish`` folds it."""
 
+    learns: ClassVar[str] = "gate values"
+    """What ``learned`` gives, for messages."""
     reparametrises: ClassVar[bool] = False
     """True: what lies under the gate is not the weight itself; ``invert`` and ``bare`` then map between the two."""
 

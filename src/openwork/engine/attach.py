@@ -111,6 +111,7 @@ class Attached:
         Raises:
             DensityMissed: the schedule has not reached its promised density; training may go on and ``finish`` be
                 called again.
+            DivergedError: gates or the kept weights under them are NaN or infinite; nothing is folded or written.
         """
         if self._done is not None:
             return self._done
@@ -126,8 +127,8 @@ class Attached:
             )
         session = self._session
         session.keeps_promise()
+        self._gates.fold(self._phase.name)
         self._clock.remove()
-        self._gates.fold()
         if self.recipe.density < 1:
             zero_weights(session.params, self._pruned)
         self._done = session.concluded()
@@ -179,7 +180,8 @@ class Attached:
     # what the optimiser calls ------------------------------------------------------------------------
 
     def _now(self, grads: Mapping[str, Tensor] = EMPTY) -> Now:
-        return self._session.now(self.step, grads, self._gates.learned(), weights=self._gates.weights())
+        learned = self._gates.learned(self._phase.name)
+        return self._session.now(self.step, grads, learned, weights=self._gates.weights())
 
     def _before_step(self) -> None:
         params, rule = self._session.params, self.recipe.rule
@@ -207,7 +209,8 @@ class Attached:
     def _update(self, phase: Phase) -> None:
         session = self._session
         with torch.enable_grad():
-            update = session.decide(phase, self.step, self._grads, self._gates.learned(), self._gates.weights())
+            learned = self._gates.learned(phase.name)
+            update = session.decide(phase, self.step, self._grads, learned, self._gates.weights())
         self._grads = {}
         write_edits(session.params, self._gates.under(update.edits))
         self._pruned = inverted(session.masks())

@@ -15,7 +15,7 @@ from openwork.core.partition import Partition
 from openwork.core.protocols import Gate, Relaxation
 from openwork.core.shards import local
 from openwork.engine.session import Session
-from openwork.errors import RecipeError
+from openwork.errors import DivergedError, RecipeError
 from openwork.structure.coupled import Coupled
 
 
@@ -80,10 +80,21 @@ class Gates:
             for view in views:
                 view.set_units(units[name])
 
-    def learned(self) -> dict[str, Tensor]:
-        """Gate values per partition, for criteria."""
+    def learned(self, phase: str) -> dict[str, Tensor]:
+        """Gate values per partition, for criteria.
+
+        Raises:
+            DivergedError: they are not finite; ``phase`` is named.
+        """
         found = {name: gate.learned() for name, gate in self._gates.items()}
-        return {name: value for name, value in found.items() if value is not None}
+        values = {name: value for name, value in found.items() if value is not None}
+        for name, value in values.items():
+            if not bool(torch.isfinite(value).all()):
+                raise DivergedError(
+                    f"{name}: {self._gates[name].learns} became NaN or infinite in the {phase} phase; lower the "
+                    "learning rate"
+                )
+        return values
 
     def weights(self) -> dict[str, Tensor]:
         """Parameter name -> the weight as the network would use it without masks."""
@@ -127,13 +138,24 @@ class Gates:
             self._own.load_state_dict(dict(state))
         self.at_step(step)
 
-    def fold(self) -> None:
-        """Write the effective weights into the parameters and take every gate away."""
+    def fold(self, phase: str) -> None:
+        """Write the effective weights into the parameters and take every gate away.
+
+        Raises:
+            DivergedError: gate values or kept weights are not finite; ``phase`` is named and nothing is written.
+        """
+        self.learned(phase)
         values = {n: self._session.params[n].detach() for n in self._on}
+        masks = self._session.masks() if self._on else {}
         with torch.no_grad():
             for name, views in self._on.items():
                 for view in views:
                     values[name] = view(values[name])
+                if not bool(torch.isfinite(values[name][masks[name]]).all()):
+                    raise DivergedError(
+                        f"{name}: weights under {type(views[0]).__name__} became NaN or infinite in the {phase} phase; "
+                        "lower the learning rate"
+                    )
         self._leave(values)
 
     def remove(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,7 @@ class ProbabilityGate(Gate):
     Once a mask is set, it replaces the samples.
     """
 
+    learns: ClassVar[str] = "keep-probabilities"
     mask: Tensor
     tau: Tensor
 
