@@ -157,6 +157,11 @@ class Attached:
         return self._phase.name
 
     @property
+    def samples(self) -> int:
+        """Forward passes that a training step averages the loss of: 1, or what a relaxation that draws masks asks."""
+        return int(getattr(self.recipe.relaxation, "samples", 1))
+
+    @property
     def log(self) -> list[dict[str, Any]]:
         """One entry per mask update so far."""
         return self._session.log

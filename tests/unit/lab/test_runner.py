@@ -12,6 +12,7 @@ from openwork.lab import Budget, Job, Runner
 from openwork.lab import runner as module
 from openwork.lab.budget import default_budget
 from openwork.lab.precision import channels_last, computing_in
+from openwork.methods import magnitude, probmask
 from openwork.structure import Block
 
 SMALL = Budget(epochs=1, finetune_epochs=1, batch_size=64)
@@ -78,11 +79,31 @@ def test_every_drive_gets_the_same_number_of_steps(digits):
 
 
 def test_a_recipe_replaces_the_method(digits):
-    from openwork.methods import magnitude
-
     recipe = Recipe.from_dict(magnitude(density=0.3).to_dict())
     (_, result), _ = finish(Job("mlp", "digits", recipe=recipe, budget=SMALL), digits)
     assert abs(result.density - 0.3) < 1e-3
+
+
+def test_draws_of_a_mask_are_passes_that_are_averaged_and_counted(digits, monkeypatch):
+    seen, one = [], module.cross_entropy
+
+    def keep(*given):
+        loss = one(*given)
+        seen.append(float(loss.detach()))
+        return loss
+
+    monkeypatch.setattr(module, "cross_entropy", keep)
+    spent, first = [], []
+    for samples in (1, 3):
+        seen.clear()
+        job = Job("mlp", "digits", "probmask", 0.5, options={"samples": samples}, budget=Budget(2, 1, 64))
+        (_, result), steps = finish(job, digits)
+        assert len(seen) == samples * steps
+        assert len(set(seen[:samples])) == samples
+        first.append((result.curve[0]["loss"], sum(seen[:samples]) / samples))
+        spent.append(result.manifest["training_macs"])
+    assert all(told == pytest.approx(mean) for told, mean in first)
+    assert spent[1] == 3 * spent[0]
 
 
 def test_another_job_cannot_resume(digits, tmp_path):
