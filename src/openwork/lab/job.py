@@ -9,7 +9,7 @@ from typing import Any, Literal
 from openwork import methods
 from openwork.core.protocols import Structure
 from openwork.core.recipe import Recipe
-from openwork.core.serial import to_plain
+from openwork.core.serial import from_plain, to_plain
 from openwork.core.targets import Select
 from openwork.errors import RecipeError, did_you_mean
 from openwork.lab.budget import Budget
@@ -99,6 +99,15 @@ class Job:
             for k in ("structure", "where", "recipe")
         }
         return {**plain, **parts, "budget": self.budget.plain()}
+
+    def described_by(self, saved: Any) -> bool:
+        """Whether ``saved`` was written by ``describe`` of this job; options that its recipe lacks are the defaults."""
+        if not isinstance(saved, dict):
+            return False
+        try:
+            return {**saved, "recipe": to_plain(from_plain(saved.get("recipe")))} == self.describe()
+        except RecipeError:
+            return False
 
 
 def _clock(known: Any, steps: int) -> dict[str, Any]:

@@ -354,7 +354,7 @@ class Runner:
         if self.work is None or not (self.work / "checkpoint.safetensors").is_file():
             return None
         saved = load_state(self.work / "checkpoint.safetensors")
-        if saved.get("job") != self.job.describe():
+        if not self.job.described_by(saved.get("job")):
             raise FileError(
                 f"{self.work}: the stopped run was another job (other model, data, method, budget or seed); "
                 "resume with the same arguments, or start anew with --overwrite"

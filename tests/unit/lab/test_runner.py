@@ -114,6 +114,20 @@ def test_another_job_cannot_resume(digits, tmp_path):
         finish(other, digits, tmp_path, resume=True)
 
 
+def test_a_description_from_before_an_option_is_of_the_same_job():
+    recipe = probmask(density=0.3, steps=20)
+    job = Job("mlp", "digits", recipe=recipe, budget=SMALL)
+    saved = job.describe()
+    assert job.described_by(saved)
+    assert saved["recipe"]["relaxation"].pop("samples") == 1
+    assert job.described_by(saved)
+    saved["recipe"]["relaxation"]["samples"] = 2
+    assert not job.described_by(saved)
+    saved["recipe"]["relaxation"]["kind"] = "Unknown"
+    assert not job.described_by(saved)
+    assert not job.described_by(None)
+
+
 def test_a_corrupt_checkpoint_is_refused(digits, tmp_path):
     (tmp_path / "checkpoint.safetensors").write_bytes(b"junk")
     with pytest.raises(FileError, match="corrupt or truncated checkpoint"):
