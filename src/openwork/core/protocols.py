@@ -120,7 +120,9 @@ class Relaxation(Protocol):
     ``at_step(gates, weights, optimizer, step)`` (called before the first step, after every step and after loading, so
     it must be idempotent; ``weights`` are the tensors under the gates), and ``own_share = True`` (``gate`` is given the
     share that its own partition keeps in the end where an allocation shares unequally without scores, and not the share
-    of the whole model).
+    of the whole model), ``samples`` (forward passes that a training step averages the loss of) and
+    ``at_update(gates, weights, revived, phase)`` (called after every choice of units, not after loading; ``gates`` are
+    the gates of every partition, one for each tensor they stand on, ``revived`` its units that were off until now).
     """
 
     def gate(self, part: Partition, density: float) -> Gate | None:

@@ -212,7 +212,7 @@ class Attached:
             self._update(self._phase)
 
     def _update(self, phase: Phase) -> None:
-        session = self._session
+        session, before = self._session, self._session.units
         with torch.enable_grad():
             learned = self._gates.learned(phase.name)
             update = session.decide(phase, self.step, self._grads, learned, self._gates.weights())
@@ -220,7 +220,7 @@ class Attached:
         write_edits(session.params, self._gates.under(update.edits))
         self._pruned = inverted(session.masks())
         if self._gates.active:
-            self._gates.set_units(session.units)
+            self._gates.updated(before, phase.name)
         else:
             zero_weights(session.params, self._pruned)
             for name, where in self._pruned.items():

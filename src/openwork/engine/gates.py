@@ -80,6 +80,16 @@ class Gates:
             for view in views:
                 view.set_units(units[name])
 
+    def updated(self, before: Mapping[str, Tensor], phase: str) -> None:
+        """Take over the session's new units; the relaxation may settle what becomes of those that come back."""
+        units = self._session.units
+        self.set_units(units)
+        settle = getattr(self._relaxation, "at_update", None)
+        if self._gates and settle is not None:
+            weights = {n: self._session.params[n].detach() for n in self._on}
+            with torch.no_grad():
+                settle(self._of, weights, {n: units[n] & ~before[n] for n in self._gates}, phase)
+
     def learned(self, phase: str) -> dict[str, Tensor]:
         """Gate values per partition, for criteria.
 

@@ -48,6 +48,9 @@ def sequential_attention_pp(
     sparsification: bool = True,
     decay_logits: bool = True,
     scope: Literal["layer", "erk"] = "layer",
+    learning_rate: float = 1.0,
+    on_reactivate: Literal["keep", "zero"] = "keep",
+    reset_logits: bool = False,
 ) -> Recipe:
     """Train once from scratch; a softmax over the blocks of each layer learns which ones stay.
 
@@ -66,12 +69,15 @@ def sequential_attention_pp(
         schedule: phase table of the paper's ImageNet or Criteo runs, or stretches of your own.
         exponent: c.
         every: steps between updates inside a soften phase.
-        clip: keep A in [density, 1 / density].
+        clip: keep A in [density, 1 / density] with the density of its layer.
         sparsification: False replaces soften phases by dense and sparse halves (the paper's ablation), each one phase
             with what stands beside it of its kind.
         decay_logits: False keeps the optimiser's weight decay off the logits (an ablation; the paper decays them).
         scope: ``layer`` keeps the same share in every pruned layer (the paper), ``erk`` Erdos-Renyi-Kernel shares
             whose total is floor(density T) over all pruned layers.
+        learning_rate: that of the logits as a multiple of that of their weights.
+        on_reactivate: ``keep`` lets blocks come back with the weights they left with (the paper), ``zero`` without.
+        reset_logits: True sets the logits to zero at the start of every dense phase, so that each search begins anew.
 
     Differences:
         The paper prints the clipping range as [n density, n / density], which does not fit mean(A) = 1; thirds inside a
@@ -109,7 +115,8 @@ def sequential_attention_pp(
         raise RecipeError(f"sequential_attention_pp: scope must be 'layer' or 'erk', got {scope!r}")
     rule = TopK(Learned(), allocation_of(scope, structure, "floor", at_least=1), nested=True)
     phases = Phases(share, steps, stretches, exponent, every, "all")
-    return Recipe("sequential_attention_pp", structure, rule, phases, SoftmaxAttention(clip, decay=decay_logits), where)
+    attention = SoftmaxAttention(clip, learning_rate, decay_logits, on_reactivate, reset_logits)
+    return Recipe("sequential_attention_pp", structure, rule, phases, attention, where)
 
 
 def _without(stretch: Stretch) -> tuple[Stretch, ...]:

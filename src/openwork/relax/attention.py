@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -56,17 +57,23 @@ class SoftmaxAttention:
 
     The density is the share that the layer itself keeps in the end, also where layers keep unequal shares.
     ``learning_rate`` scales the learning rate of the logits relative to the weights of their layer. ``decay=False``
-    takes the logits out of the weight decay, which the paper finds to help.
+    takes the logits out of the weight decay, which the paper finds to help. ``on_reactivate="zero"`` lets blocks that
+    come back start from zero weights and not from those they left with; ``reset_logits`` makes the attention equal
+    again at the start of every dense phase.
     """
 
     own_share: ClassVar[bool] = True
     clip: bool = True
     learning_rate: float = 1.0
     decay: bool = True
+    on_reactivate: Literal["keep", "zero"] = "keep"
+    reset_logits: bool = False
 
     def __post_init__(self) -> None:
-        if not self.learning_rate > 0:
+        if not 0 < self.learning_rate < float("inf"):
             raise RecipeError(f"SoftmaxAttention: learning_rate must be positive, got {self.learning_rate}")
+        if self.on_reactivate not in ("keep", "zero"):
+            raise RecipeError(f"SoftmaxAttention: on_reactivate must be 'keep' or 'zero', got {self.on_reactivate!r}")
 
     @property
     def group(self) -> dict[str, float]:
@@ -75,3 +82,18 @@ class SoftmaxAttention:
 
     def gate(self, part: Partition, density: float) -> Gate:
         return AttentionGate(part, part.members[0], density, self.clip)
+
+    def at_update(
+        self,
+        gates: Mapping[str, Sequence[Any]],
+        weights: Mapping[str, Tensor],
+        revived: Mapping[str, Tensor],
+        phase: str,
+    ) -> None:
+        """Blocks that come back, and the start of a dense phase."""
+        for name, views in gates.items():
+            if self.reset_logits and phase == "dense":
+                views[0].logits.zero_()
+            if self.on_reactivate == "zero" and bool(revived[name].any()):
+                for view in views:
+                    weights[view.member].masked_fill_(view.part.spread(revived[name])[view.member], 0.0)
