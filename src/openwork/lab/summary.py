@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from openwork.lab.cells import Facts
+from openwork.lab.origin import origin_of
 from openwork.lab.required import is_random, missing_controls
 from openwork.lab.sanity import sanity_of
 from openwork.lab.suite import DENSE, EXTRA, LONG, RENEWED, SHUFFLED, SMALL, Suite
@@ -37,6 +38,7 @@ def results_of(
             "torch": torch.__version__,
             "python": platform.python_version(),
             "machine": platform.machine(),
+            **origin_of(records),
             "command": command,
             "seeds": list(suite.seeds),
             "suite_sha256": hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16],

@@ -24,6 +24,7 @@ from openwork.errors import DivergedError, FileError
 from openwork.lab.cells import Cell, chance_of, mask_file, weights_file, with_rate, with_validation
 from openwork.lab.cost import cost_of
 from openwork.lab.job import Job
+from openwork.lab.origin import commit, processor
 from openwork.lab.runner import Runner
 from openwork.lab.search import LR
 from openwork.lab.store import write_record
@@ -75,6 +76,7 @@ def execute(task: Task, data: DataSet, tell: Tell | None = None) -> dict[str, An
         record["tried"] = dict(task.values)
     record |= {"chance": chance, "data_fingerprint": data.fingerprint(), "openwork": __version__}
     record["torch"], record["threads"] = torch.__version__, torch.get_num_threads()
+    record |= {"cpu": processor(), "commit": commit()}
     work = task.folder / "work" / cell.file
     try:
         model, result, seconds = _run(task, data, work, tell)
