@@ -174,7 +174,11 @@ def _contestant(name: str, data: Any) -> Contestant:
     owner = f"methods.{name}"
     known = ("method", "options", "at", "structure", "where", "settings")
     given = _mapping(owner, {"method": data} if isinstance(data, str) else data or {}, known)
-    if name.startswith((*RANDOM, EXTRA, LONG)) or name in (DENSE, SMALL) or name.endswith((SHUFFLED, RENEWED)):
+    if (
+        name.startswith((*RANDOM, EXTRA, LONG, f"{SMALL} "))
+        or name in (DENSE, SMALL)
+        or name.endswith((SHUFFLED, RENEWED))
+    ):
         raise RecipeError(f"{owner}: is the name of a control, which is added by itself; choose another name")
     method = given.get("method", name)
     drive = index.find(str(method)).drive

@@ -21,8 +21,9 @@ from safetensors.torch import save
 from openwork.data import DataSet, load_data
 from openwork.engine.result import Result
 from openwork.errors import DivergedError, FileError
-from openwork.lab.cells import Cell, chance_of, mask_file, weights_file, with_rate, with_validation
+from openwork.lab.cells import Cell, mask_file, weights_file, with_rate
 from openwork.lab.cost import cost_of
+from openwork.lab.facts import chance_of, with_validation
 from openwork.lab.job import Job
 from openwork.lab.origin import commit, processor
 from openwork.lab.runner import Runner

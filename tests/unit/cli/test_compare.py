@@ -9,7 +9,8 @@ from tests.unit.cli import faults
 
 from openwork.cli import main
 from openwork.lab import pool
-from openwork.lab.cells import cells_of, facts_of
+from openwork.lab.cells import cells_of
+from openwork.lab.facts import facts_of
 from openwork.lab.suite_file import load_suite
 
 RECIPES = Path(__file__).parents[3] / "recipes"

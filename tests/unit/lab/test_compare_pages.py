@@ -7,9 +7,10 @@ from tests.unit.lab.tiny import TINY, by_key
 
 from openwork.errors import FileError, RecipeError
 from openwork.lab import compare as module
-from openwork.lab.cells import cells_of, facts_of
+from openwork.lab.cells import cells_of
 from openwork.lab.compare import compare, plan, steps_of
 from openwork.lab.controls import small_dense
+from openwork.lab.facts import facts_of
 from openwork.lab.store import Database, read_records
 from openwork.lab.suite_file import read_suite
 from openwork.report.suite_page import compare_table, suite_html

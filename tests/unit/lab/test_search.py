@@ -7,8 +7,9 @@ import pytest
 from tests.unit.lab.tiny import TINY, by_key
 
 from openwork.errors import RecipeError
-from openwork.lab.cells import cells_of, facts_of
+from openwork.lab.cells import cells_of
 from openwork.lab.compare import compare
+from openwork.lab.facts import facts_of
 from openwork.lab.search import Search, suggest
 from openwork.lab.suite_file import read_suite
 from openwork.lab.summary import without_times

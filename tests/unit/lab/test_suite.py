@@ -5,7 +5,8 @@ import yaml
 
 from openwork.errors import FileError, OpenworkError, RecipeError
 from openwork.lab import Job
-from openwork.lab.cells import cells_of, facts_of
+from openwork.lab.cells import cells_of
+from openwork.lab.facts import facts_of
 from openwork.lab.suite_file import load_suite, read_suite
 from openwork.structure import Block, Element
 
