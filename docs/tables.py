@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from comparisons import COMPARISONS
 
+from openwork.lab.summary import SMALL_RULE, small_rule
+
 Found = dict[str, Any]
+REPORTS = Path(__file__).parent / "reports"
 
 
 @dataclass(frozen=True)
@@ -190,10 +194,15 @@ def _comparison(found: Found) -> Section:
         r["collapsed_"] = r["collapsed"] or None
         if r.get("loss"):
             r["log_loss"] = f"{r['loss']['mean']:.4f} ± {r['loss']['std']:.4f}"
-    if "unmet" in found:
-        end = f"Not met: {'; '.join(found['unmet'])}. [The leaderboard](reports/leaderboard.html)."
+    page = f"{found['bench'].replace('_', '-')}.html"
+    unmet, small = list(found.get("unmet", ())), small_rule(found["rows"])
+    if not small["met"] and not any(told.startswith(SMALL_RULE) for told in unmet):  # condensed before it was looked at
+        unmet.append(f"{SMALL_RULE} ({small['detail']})")
+    end = f"Not met: {'; '.join(unmet)}. " if unmet else ""
+    if (REPORTS / page).is_file():
+        end += f"The curves: [the page of this comparison](reports/{page})."
     else:
-        end = f"The curves: [the page of this comparison](reports/{found['bench'].replace('_', '-')}.html)."
+        end += "[The leaderboard](reports/leaderboard.html)."
     return described(found, columns, text=f"{found['note']} {_edges(found)} {end}")
 
 
