@@ -22,8 +22,8 @@ from openwork.report.suite_page import suite_html
 REPORTS = Path(__file__).parents[1] / "docs" / "reports"
 KEYS = ("setting", "method", "role", "structure", "density", "seeds", "collapsed", "failed", "lr", "parameters")
 MOMENTS = ("pruned", "recalibrated", "finetuned")
-COSTS = ("macs", "bytes", "milliseconds", "training_macs", "seconds")
-"""Of one input, of the packed network, of the whole training, and of one run: mean over the seeds."""
+REST = ("top5", "macs", "bytes", "milliseconds", "training_macs", "seconds")
+"""Top-5 accuracy where there is one; then costs of one input, of the packed network, of the training and of a run."""
 
 
 def main(folder: Path, name: str, title: str, incomplete: bool, losses: bool) -> None:
@@ -91,7 +91,7 @@ def row_of(row: dict[str, Any], suite: dict[str, Any]) -> dict[str, Any]:
         kept["reached"] = {k: round(v, 6) for k, v in row["reached"].items() if v is not None}
     if row["missing"]:
         kept["missing"] = row["missing"]
-    return kept | {k: row[k] for k in COSTS if row.get(k) is not None}
+    return kept | {k: row[k] for k in REST if row.get(k) is not None}
 
 
 def machine_of(found: dict[str, Any]) -> dict[str, Any]:

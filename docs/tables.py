@@ -185,6 +185,7 @@ def _comparison(found: Found) -> Section:
         "after pruning": "pruned:spread",
         **({"after BN recalibration": "recalibrated:spread"} if found["bench"].startswith("oneshot") else {}),
         "at the end": "finetuned:spread",
+        **({"top-5": "top5:spread"} if any("top5" in r for r in found["rows"]) else {}),
         **({"log loss": "log_loss"} if "loss" in found["rows"][0] else {}),
         "learning rate": "lr_",
         "collapsed": "collapsed_",

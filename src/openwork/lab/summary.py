@@ -149,6 +149,7 @@ def _row(
         **{m: spread(told[m]) for m in MOMENTS},
         "drop": None if is_dense else spread(drops),
         "ece": _mean((r["metrics"].get("finetuned") or {}).get("ece") for r in kept),
+        **_top5(kept),
         "seconds": mean(r.get("seconds") or 0.0 for r in runs),
     }
 
@@ -165,6 +166,12 @@ def _at_edge(suite: Suite, lr: float) -> bool:
     if suite.search is not None:
         return suite.search.at_edge(lr)
     return len(suite.lr) > 1 and lr in (suite.lr[0], suite.lr[-1])
+
+
+def _top5(kept: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The spread of top-5 accuracy at the end, where every run has it: not of ten classes, nor of older records."""
+    told = [found for r in kept if (found := (r["metrics"].get("finetuned") or {}).get("top5")) is not None]
+    return {"top5": spread(told)} if told and len(told) == len(kept) else {}
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

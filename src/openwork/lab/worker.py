@@ -23,6 +23,7 @@ from openwork.engine.result import Result
 from openwork.errors import DivergedError, FileError
 from openwork.lab.cells import Cell, mask_file, weights_file, with_rate
 from openwork.lab.cost import cost_of
+from openwork.lab.evaluate import MANY, TOP
 from openwork.lab.facts import chance_of, with_validation
 from openwork.lab.job import Job
 from openwork.lab.origin import commit, processor
@@ -94,7 +95,8 @@ def execute(task: Task, data: DataSet, tell: Tell | None = None) -> dict[str, An
         record["status"] = "collapsed" if accuracy <= chance + COLLAPSED_WITHIN else "done"
     except DivergedError as problem:
         # counted with the accuracy of guessing: leaving it out would flatter the method
-        metrics = {"finetuned": {"accuracy": chance, "loss": None}}
+        guessed = {"top5": min(1.0, TOP * chance)} if data.classes > MANY else {}
+        metrics = {"finetuned": {"accuracy": chance, "loss": None, **guessed}}
         record |= {"status": "collapsed", "error": str(problem), "metrics": metrics}
     except Exception as problem:
         record |= {"status": "failed", "error": f"{type(problem).__name__}: {problem}"}

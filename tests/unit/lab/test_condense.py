@@ -123,3 +123,19 @@ def test_processors_are_named(tmp_path):
     info.write_text("vendor_id\t: x\nmodel name\t: Some CPU\n")
     assert origin.processor(info) == "Some CPU"
     assert origin.processor(tmp_path / "none")
+
+
+def test_top5_stands_in_the_table(condense, done, tmp_path):
+    import tables
+
+    results = json.loads((done[0] / "results.json").read_text())
+    for row in results["rows"][1:]:
+        row["top5"] = {"mean": 0.75, "std": 0.01, "values": [0.74, 0.76]}
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o" / "results.json").write_text(json.dumps(results))
+    condense.main(tmp_path / "o", "oneshot_tiny", "Tiny", True, False)
+    found = json.loads((tmp_path / "results" / "oneshot_tiny.json").read_text())
+    shown = tables._comparison(found)
+    at = shown.columns.index("top-5")
+    assert shown.columns[at - 1] == "at the end"
+    assert [r[at] for r in shown.rows] == ["", *["75.0 ± 1.0"] * (len(shown.rows) - 1)]
