@@ -13,6 +13,8 @@ from openwork.structure.words import structure_of as structure_of
 def options_of(pairs: list[str]) -> dict[str, Any]:
     """``key=value`` pairs; values are read as JSON when they are JSON, else as text.
 
+    Which words stand for booleans, the signature that they meet decides: see ``core.annotations.typed``.
+
     Examples:
         >>> options_of(["radius=1.2", "path=exp", "clamp=true"])
         {'radius': 1.2, 'path': 'exp', 'clamp': True}

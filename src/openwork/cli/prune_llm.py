@@ -8,6 +8,7 @@ from typing import Any
 
 from openwork.cli.output import Bars, console, say, write_json
 from openwork.cli.parse import FORMS, options_of, structure_of, use_threads
+from openwork.core.annotations import typed
 from openwork.core.recipe import Recipe
 from openwork.core.targets import Select
 from openwork.errors import RecipeError
@@ -115,12 +116,13 @@ def method_of(args: argparse.Namespace, density: float | None, **defaults: Any) 
     """The method that the options describe, at one density; ``defaults`` are options that it has unless told."""
     from openwork import methods
 
-    options: dict[str, Any] = {**defaults, **options_of(args.options)}
+    make = methods.get(args.method)
+    options: dict[str, Any] = {**defaults, **typed(args.method, make, options_of(args.options))}
     if args.structure:
         options["structure"] = structure_of(args.structure)
     where = Select(tuple(args.include), tuple(args.exclude), args.min_units)
     try:
-        return methods.get(args.method)(density=density, where=where, **options)
+        return make(density=density, where=where, **options)
     except TypeError as problem:
         raise RecipeError(f"{args.method}: {problem}") from None
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from openwork import methods
+from openwork.core.annotations import typed
 from openwork.core.protocols import Structure
 from openwork.core.recipe import Recipe
 from openwork.core.serial import from_plain, to_plain
@@ -22,6 +23,7 @@ from openwork.structure.words import structure_of
 class Job:
     """A method on a model and a data set under a budget.
 
+    ``options`` may hold the words of a file or of the command line: ``no`` is False where the method wants a boolean.
     ``recipe`` (a whole recipe) replaces ``method``, ``density``, ``structure``, ``where`` and ``options``.
     ``structure`` may be a word for a coupled structure (``"channels"``, ``"heads:2"``); the data say its example.
     ``target`` is a budget (``{"macs": 0.5}``) in place of ``density``. Coupled structures are compacted after pruning,
@@ -72,7 +74,7 @@ class Job:
         make = methods.get(self.method)
         known = inspect.signature(make).parameters
         open_ended = any(p.kind is p.VAR_KEYWORD for p in known.values())  # the method refuses what it does not know
-        given: dict[str, Any] = {"where": self.where, **self.options}
+        given: dict[str, Any] = {"where": self.where, **typed(self.method, make, self.options)}
         if self.density is not None:
             given["density"] = self.density
         if self.structure is not None:
@@ -87,8 +89,7 @@ class Job:
             return make(**given)
         except (TypeError, AttributeError) as problem:  # words from files, which no type checker has seen
             raise RecipeError(
-                f"{self.method}: its options must be of the kinds that its signature names, got {self.options!r} "
-                f"({problem})"
+                f"{self.method}: its options must be of the kinds that its signature names, got {given!r} ({problem})"
             ) from problem
 
     def describe(self) -> dict[str, Any]:

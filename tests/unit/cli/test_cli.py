@@ -62,6 +62,8 @@ def test_a_recipe_file_runs(tmp_path):
         (["--density", "0.1", "--data", "digit"], "unknown data 'digit'; did you mean 'digits'"),
         (["--density", "0.1", "--set", "norm"], "option 'norm' must read key=value"),
         (["--density", "0.1", "--set", "nrm=l1"], "magnitude has no option 'nrm'; did you mean 'norm'"),
+        (["--method", "woodfisher", "--set", "update=maybe"], "option update must be true or false, got 'maybe'"),
+        (["--method", "woodfisher", "--set", "samples=2.5"], "option samples must be a whole number, got 2.5"),
         (["--density", "0.1", "--resume"], "--resume needs --out"),
         (["--density", "0.1", "--threads", "0"], "--threads must be at least 1"),
         (["--density", "0.1", "--save-every", "-3"], "--save-every must be at least 0 seconds, got -3"),
@@ -107,6 +109,15 @@ def test_dry_run_trains_and_writes_nothing(tmp_path, capsys, monkeypatch):
     assert main(["prune", *SHORT, "--density", "0.5", "--dry-run", "--out", "r"]) == 0
     assert "nothing was trained or written" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("word", ["false", "False", "no", "off"])
+def test_words_for_false_switch_an_option_off(word, capsys):
+    method = ["--method", "sequential_attention_pp", "--structure", "block:4x4", "--density", "0.5"]
+    args = ["prune", *SHORT, *method, "--epochs", "9", "--set", f"sparsification={word}", "--dry-run", "--json", "-"]
+    assert main(args) == 0
+    stretches = json.loads(capsys.readouterr().out)["recipe"]["schedule"]["stretches"]
+    assert {s["phase"] for s in stretches} == {"dense", "sparse"}
 
 
 def test_inspect_a_model(capsys):

@@ -155,12 +155,45 @@ def test_options_of_another_kind(method, options):
         "densities": [0.1],
         "seeds": [0],
     }
-    with pytest.raises(RecipeError):
+    with pytest.raises(RecipeError, match="option prune_at must be a finite number, got"):
         read_suite(suite)
-    with pytest.raises(
-        RecipeError, match="powerpropagation: its options must be of the kinds that its signature names"
-    ):
-        Job("mlp", "digits", method="powerpropagation", density=0.1, options={"prune_at": (1,)}).build_recipe(10)
+    with pytest.raises(RecipeError, match="its options must be of the kinds that its signature names"):
+        Job("mlp", "digits", method="sequential_attention_pp", where=3, density=0.1).build_recipe(10)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("woodfisher", {"update": "maybe"}, "woodfisher: option update must be true or false, got 'maybe'"),
+        ("woodfisher", {"joint": 1}, "option joint must be true or false, got 1"),
+        ("woodfisher", {"samples": "400"}, "option samples must be a whole number, got '400'"),
+        ("woodfisher", {"samples": 2.5}, "option samples must be a whole number, got 2.5"),
+        ("woodfisher", {"samples": True}, "option samples must be a whole number, got True"),
+        ("woodfisher", {"damp": "small"}, "option damp must be a finite number, got 'small'"),
+        ("woodfisher", {"damp": float("nan")}, "option damp must be a finite number, got nan"),
+        ("woodfisher", {"end": "late"}, "option end must be a whole number, or null, got 'late'"),
+        ("woodfisher", {"scope": "all"}, "option scope must be 'auto', 'layer' or 'global', got 'all'"),
+        ("probmask", {"budget": (0.5,)}, r"option budget must be a list of 2, each a finite number, got \(0.5,\)"),
+        ("spode", {"clamp": "perhaps"}, "spode: option clamp must be true or false, got 'perhaps'"),
+    ],
+)
+def test_an_option_of_another_type_is_refused(method, options, message):
+    with pytest.raises(RecipeError, match=message):
+        read_suite(changed(methods={"m": {"method": method, "options": options}}))
+
+
+def test_words_stand_for_booleans_and_numbers():
+    def rule(**options):
+        return Job("mlp", "digits", method="woodfisher", density=0.5, options=options).build_recipe(10).rule
+
+    for word in ("false", "False", "no", "OFF", False):
+        assert rule(update=word).correct is False
+    for word in ("true", "True", "yes", "On", True):
+        assert rule(update=word).correct is True
+    assert rule(damp="1e-3").damp == 1e-3  # YAML reads it as a word
+    assert Job("mlp", "digits", method="spode", options={"clamp": "no"}).build_recipe(10).rule.clamp is False
+    budget = Job("mlp", "digits", method="probmask", options={"budget": [0.2, 0.5]}).build_recipe(10).schedule
+    assert budget == Job("mlp", "digits", method="probmask", options={"budget": (0.2, 0.5)}).build_recipe(10).schedule
 
 
 def test_paths_hold_no_null_byte():
