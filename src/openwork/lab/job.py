@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, Literal
 
 from openwork import methods
@@ -17,6 +18,9 @@ from openwork.lab.budget import Budget
 from openwork.lab.controls import from_mask
 from openwork.structure import Element
 from openwork.structure.words import structure_of
+
+LARGEST_SEED = 2**62
+"""Torch and SQLite take 64 bits; this leaves room for what the stages of a job and its controls add."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class Job:
     shuffled: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.seed, Integral) or abs(self.seed) > LARGEST_SEED + 10**6:
+            raise RecipeError(f"Job: seed must be a whole number of at most 2**62 in size, got {self.seed!r}")
         if self.at not in ("pretrained", "init"):
             raise RecipeError(f"Job: at must be 'pretrained' or 'init', got {self.at!r}")
         if self.mask is not None and isinstance(self.structure, str):

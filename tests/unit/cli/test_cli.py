@@ -71,6 +71,10 @@ def test_a_recipe_file_runs(tmp_path):
         (["--recipe", "nowhere.json"], "nowhere.json: no such recipe file"),
         (["--density", "0.1", "--model", "nowhere:make"], "there is no module 'nowhere'"),
         (["--density", "0.1", "--epochs", "0"], "needs epochs > 0"),
+        (["--density", "0.1", "--epochs", "nan"], "epochs must be a finite number, got nan"),
+        (["--density", "0.1", "--epochs", "inf"], "epochs must be a finite number, got inf"),
+        (["--density", "0.1", "--weight-decay", "-1"], "weight_decay at least 0, got 0.9 and -1"),
+        (["--density", "0.1", "--seed", "99999999999999999999"], "seed must be a whole number of at most"),
         (["--density", "0.1", "--structure", "block:99x999"], "must fit into the"),
     ],
 )

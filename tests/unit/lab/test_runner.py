@@ -1,5 +1,6 @@
 """Jobs: metrics, equal budgets, and stopping at any step."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -141,6 +142,8 @@ def test_a_corrupt_checkpoint_is_refused(digits, tmp_path):
         ({"method": "spod"}, "unknown method 'spod'; did you mean 'spode'"),
         ({"at": "later"}, "at must be 'pretrained' or 'init', got 'later'"),
         ({"density": 50}, "density must be a kept share in .0, 1., got 50; 50 % is 0.5"),
+        ({"seed": 10**20}, "seed must be a whole number of at most 2..62 in size, got 1000"),
+        ({"seed": 0.5}, "seed must be a whole number of at most 2..62 in size, got 0.5"),
     ],
 )
 def test_bad_jobs_are_refused(options, message, digits):
@@ -151,7 +154,18 @@ def test_bad_jobs_are_refused(options, message, digits):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epochs": 0}, "needs epochs > 0 and finetune_epochs >= 0, got 0"),
+        ({"epochs": 0}, "needs epochs > 0 and finetune_epochs >= 0, both at most 1000000, got 0"),
+        ({"epochs": 1e300}, r"both at most 1000000, got 1e\+300"),
+        ({"epochs": math.nan}, "Budget: epochs must be a finite number, got nan"),
+        ({"epochs": math.inf}, "Budget: epochs must be a finite number, got inf"),
+        ({"epochs": True}, "Budget: epochs must be a finite number, got True"),
+        ({"finetune_lr": "0.1"}, "Budget: finetune_lr must be a finite number, got '0.1'"),
+        ({"weight_decay": math.nan}, "Budget: weight_decay must be a finite number, got nan"),
+        ({"weight_decay": -1.0}, r"momentum must be in \[0, 1\) and weight_decay at least 0, got 0.9 and -1.0"),
+        ({"momentum": -1.0}, r"momentum must be in \[0, 1\) and weight_decay at least 0, got -1.0 and"),
+        ({"momentum": 1.0}, r"momentum must be in \[0, 1\) and weight_decay at least 0, got 1.0 and"),
+        ({"batch_size": 2.5}, "Budget: batch_size must be a whole number up to 2147483647, got 2.5"),
+        ({"batch_size": 2**31}, "Budget: batch_size must be a whole number up to 2147483647, got 2147483648"),
         ({"lr": -1.0}, "batch_size, lr and finetune_lr must be positive"),
         ({"optimizer": "lion"}, "optimizer must be 'sgd' or 'adamw', got 'lion'"),
         ({"precision": "float16"}, "unknown precision 'float16'; did you mean 'bfloat16'"),
