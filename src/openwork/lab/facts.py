@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from openwork.core.protocols import Structure
 from openwork.core.targets import Select
@@ -11,6 +12,7 @@ from openwork.data import DataSet, load_data
 from openwork.data.dataset import StreamedSet
 from openwork.data.split import split_off
 from openwork.errors import RecipeError
+from openwork.lab.checkpoint import load_dense
 from openwork.lab.controls import Small, small_dense
 from openwork.lab.suite import SMALL, Setting, Suite, structure_in, where_in
 from openwork.structure import partition
@@ -41,8 +43,8 @@ def facts_of(suite: Suite) -> dict[str, Facts]:
     """Load the data and build the model of every setting, and fit every structure to it.
 
     Raises:
-        OpenworkError: data that is not there, or that has no validation split; a model or a structure that does not
-            fit.
+        OpenworkError: data that is not there, or that has no validation split; a model, a structure or a checkpoint
+            that does not fit.
     """
     found = {}
     for setting in suite.settings:
@@ -52,8 +54,16 @@ def facts_of(suite: Suite) -> dict[str, Facts]:
                 f"settings.{setting.name}: tune needs data in memory to hold a validation split out, got the streamed "
                 f"{setting.data}; leave tune out"
             )
+        held = round(suite.validation * len(data.train))
+        if suite.tuned and not 0 < held < len(data.train):
+            raise RecipeError(
+                f"settings.{setting.name}: tune.validation must leave samples on both sides, got {suite.validation:g} "
+                f"of {len(data.train)}; choose another share"
+            )
         options = {**table_options(setting.model, data.sizes), **setting.model_options}
         model = build_model(setting.model, data.input_shape, data.classes, **options)
+        if setting.checkpoint is not None:
+            load_dense(model, Path(setting.checkpoint))  # refused here, not in every cell
         total = sum(p.numel() for p in model.parameters())
         covers = groups_of(suite, setting) or [(setting.structure, setting.where)]
         sizes = []

@@ -70,17 +70,18 @@ def execute(task: Task, data: DataSet, tell: Tell | None = None) -> dict[str, An
     A cell that was stopped goes on from its own checkpoint.
     """
     cell, began = task.cell, time.monotonic()
-    if cell.held_out:
-        data = with_validation(data, cell.held_out)
-    chance = chance_of(data)
+    chance = 0.0
     record = blank(cell, task.lr)
     if len(task.values) > 1 or cell.search is not None:
         record["tried"] = dict(task.values)
-    record |= {"chance": chance, "data_fingerprint": data.fingerprint(), "openwork": __version__}
-    record["torch"], record["threads"] = torch.__version__, torch.get_num_threads()
+    record |= {"openwork": __version__, "torch": torch.__version__, "threads": torch.get_num_threads()}
     record |= {"cpu": processor(), "commit": commit()}
     work = task.folder / "work" / cell.file
     try:
+        if cell.held_out:
+            data = with_validation(data, cell.held_out)
+        chance = chance_of(data)
+        record |= {"chance": chance, "data_fingerprint": data.fingerprint()}
         model, result, seconds = _run(task, data, work, tell)
         record |= _measured(cell, result)
         record["seconds"] = seconds

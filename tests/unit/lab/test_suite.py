@@ -77,7 +77,8 @@ DIGITS = GOOD["settings"]["digits"]
         (changed(seeds=[1, 1]), "seeds lists 1 more than once; leave one out"),
         (changed(densities=[50]), "densities: each must be a kept share in .0, 1., got 50.0; 5 % is 0.05"),
         (changed(densities=["half"]), "densities must be a finite number, got 'half'"),
-        (changed(seeds=[True]), "each must be a whole number from 0 on, got True"),
+        (changed(seeds=[True]), "each must be a whole number from 0 on, at most 2..62, got True"),
+        (changed(seeds=[99999999999999999999]), "whole number from 0 on, at most 2..62, got 99999999999999999999"),
         (changed(tune={"lr": [-1]}), "each learning rate must be positive, got -1"),
         (changed(tune={"validation": 2}), "tune.validation must be a share of the training set in .0, 1., got 2"),
         (changed(tune={"lr": [1], "density": 0.3}), "tune.density: must be one of 0.5, 0.1, got 0.3"),
@@ -87,6 +88,20 @@ DIGITS = GOOD["settings"]["digits"]
         (changed(settings={"d": {**DIGITS, "budget": {"epoch": 1}}}), "budget: unknown key 'epoch'; did you mean 'epo"),
         (changed(settings={"d": {**DIGITS, "budget": {"lr": "x"}}}), "budget.lr must be a finite number, got 'x'"),
         (changed(settings={"d": {**DIGITS, "budget": {"lr": -1}}}), "batch_size, lr and finetune_lr must be positive"),
+        (
+            changed(settings={"d": {**DIGITS, "budget": {"momentum": -1}}}),
+            "momentum must be in .0, 1. and weight_decay",
+        ),
+        (
+            changed(settings={"d": {**DIGITS, "budget": {"weight_decay": -1}}}),
+            "weight_decay at least 0, got 0.9 and -1",
+        ),
+        (changed(settings={"d": {**DIGITS, "budget": {"batch_size": 2.5}}}), "batch_size must be a whole number"),
+        (changed(settings={"d": {**DIGITS, "budget": {"lr": 10**400}}}), "budget.lr must be a finite number, got 1000"),
+        (
+            changed(settings={"d": {**DIGITS, "checkpoint": "no.safetensors"}}),
+            "d: checkpoint: there is no file .*no.saf",
+        ),
         (
             changed(settings={"d": {**DIGITS, "budget": {"precision": "bfloat"}}}),
             "Budget: unknown precision 'bfloat'; did you mean 'bfloat16'",
@@ -141,6 +156,9 @@ def test_one_setting_of_a_file(tmp_path, monkeypatch):
     with pytest.raises(RecipeError, match=r"\$NO_SUCH_PLACE/w.safetensors: this environment variable is not set"):
         load_suite(tmp_path / "s.yaml")
     monkeypatch.setenv("NO_SUCH_PLACE", str(tmp_path))
+    with pytest.raises(FileError, match=r"settings.other: checkpoint: there is no file .*w.safetensors; make it first"):
+        load_suite(tmp_path / "s.yaml")
+    (tmp_path / "w.safetensors").touch()
     assert load_suite(tmp_path / "s.yaml").settings[1].checkpoint == str(tmp_path / "w.safetensors")
 
 
@@ -233,3 +251,13 @@ def test_rates_may_be_tuned_at_one_density():
     assert suite.only(densities=[0.1, 0.2]).densities == (0.2, 0.1)
     with pytest.raises(RecipeError, match="learning rates are tuned at density 0.2; ask for it too, got 0.1"):
         suite.only(densities=[0.1])
+
+
+def test_what_every_cell_would_refuse_is_refused_before(tmp_path):
+    suite = read_suite(changed(tune={"lr": [0.1], "validation": 1e-9}))
+    with pytest.raises(RecipeError, match=r"tune.validation must leave samples on both sides, got 1e-09 of 1437"):
+        facts_of(suite)
+    (tmp_path / "w.safetensors").write_bytes(b"junk")
+    suite = read_suite(changed(settings={"d": {**DIGITS, "checkpoint": "w.safetensors"}}), folder=tmp_path)
+    with pytest.raises(FileError, match="w.safetensors: not a readable safetensors file"):
+        facts_of(suite)
