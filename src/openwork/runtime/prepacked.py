@@ -80,10 +80,10 @@ class Prepacked(nn.Module):
     ) -> Tensor | None:
         """The weight in the order for one input shape, or None where torch's own product must run.
 
-        That is with other types, empty inputs, calls that are traced or differentiated, tensors that do not fit each
-        other (torch says what is wrong with them) and weights whose changes torch does not count.
+        That is with other types, under autocast, with empty inputs, calls that are traced or differentiated, tensors
+        that do not fit each other (torch says what is wrong with them) and weights whose changes torch does not count.
         """
-        if x.dtype != weight.dtype or not x.numel() or not eager(x):
+        if x.dtype != weight.dtype or not x.numel() or not eager(x) or torch.is_autocast_enabled("cpu"):
             return None
         if torch.is_grad_enabled() and (weight.requires_grad or (bias is not None and bias.requires_grad)):
             return None
