@@ -92,12 +92,38 @@ def test_bad_input_is_one_line_and_exit_code_2(args, message, tmp_path, capsys, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_recipe_and_options_exclude_each_other(tmp_path, capsys):
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--density", "0.1"],
+        ["--method", "spode"],
+        ["--method", "magnitude"],
+        ["--min-units", "9"],
+        ["--min-units", "1"],
+        ["--structure", "row"],
+        ["--set", "norm=l1"],
+        ["--include", "fc*"],
+        ["--exclude", "fc*"],
+    ],
+)
+def test_recipe_and_options_exclude_each_other(option, tmp_path, capsys):
     from openwork.methods import magnitude
 
     magnitude(density=0.5).save(tmp_path / "r.json")
-    assert main(["prune", "--recipe", str(tmp_path / "r.json"), "--density", "0.1"]) == 2
-    assert "--recipe is a whole recipe; leave out" in capsys.readouterr().err
+    assert main(["prune", "--recipe", str(tmp_path / "r.json"), *option, "--dry-run"]) == 2
+    assert f"--recipe is a whole recipe; leave out {option[0]}, or change the file" in capsys.readouterr().err
+
+
+def test_pruning_at_initialisation_is_for_one_shot_methods(tmp_path, capsys):
+    from openwork.methods import acdc
+
+    acdc(density=0.5).save(tmp_path / "r.json")
+    for given in (["--recipe", str(tmp_path / "r.json")], ["--method", "acdc"]):
+        assert main(["prune", *SHORT, *given, "--at", "init", "--dry-run"]) == 2
+        assert "--at init must be left out, since acdc trains and prunes in one" in capsys.readouterr().err
+    assert main(["prune", *SHORT, "--method", "random", "--density", "0.5", "--at", "init", "--dry-run"]) == 0
+    assert main(["prune", *SHORT, "--density", "0.5", "--min-units", "0", "--dry-run"]) == 2
+    assert "min_units must be at least 1, got 0" in capsys.readouterr().err
 
 
 def test_a_stopped_run_is_not_touched_without_a_word(tmp_path, capsys):
