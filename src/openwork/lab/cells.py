@@ -64,6 +64,8 @@ class Cell:
     """A trial: what it tries follows from the trials in ``tuned``."""
     timed: int = 0
     """Batch size at which the final network is timed."""
+    chance: float | None = None
+    """The accuracy of guessing on the test set, counted once for all cells; None on a validation split."""
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -103,7 +105,8 @@ class _Line:
 
 def cells_of(suite: Suite, facts: Mapping[str, Facts]) -> list[Cell]:
     """Every cell in an order in which each comes after those that it needs."""
-    return [c for setting in suite.settings for c in _setting_cells(suite, setting, facts[setting.name])]
+    found = [c for setting in suite.settings for c in _setting_cells(suite, setting, facts[setting.name])]
+    return [c if c.held_out else replace(c, chance=facts[c.setting].chance) for c in found]
 
 
 def _setting_cells(suite: Suite, setting: Setting, facts: Facts) -> Iterator[Cell]:

@@ -12,6 +12,7 @@ from openwork.data import DataSet, load_data
 from openwork.data.dataset import StreamedSet
 from openwork.data.split import split_off
 from openwork.errors import RecipeError
+from openwork.lab.chance import chance_of
 from openwork.lab.checkpoint import load_dense
 from openwork.lab.controls import Small, small_dense
 from openwork.lab.suite import SMALL, Setting, Suite, structure_in, where_in
@@ -88,13 +89,6 @@ def facts_of(suite: Suite) -> dict[str, Facts]:
             small,
         )
     return found
-
-
-def chance_of(data: DataSet) -> float:
-    """The accuracy of always answering the most frequent class of the test set; streamed sets count as balanced."""
-    if isinstance(data, StreamedSet):
-        return 1 / data.classes
-    return float(data.y_test.flatten().bincount().max()) / data.y_test.numel()
 
 
 def with_validation(data: DataSet, share: float) -> DataSet:

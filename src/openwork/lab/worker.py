@@ -22,9 +22,10 @@ from openwork.data import DataSet, load_data
 from openwork.engine.result import Result
 from openwork.errors import DivergedError, FileError
 from openwork.lab.cells import Cell, mask_file, weights_file, with_rate
+from openwork.lab.chance import chance_of
 from openwork.lab.cost import cost_of
 from openwork.lab.evaluate import MANY, TOP
-from openwork.lab.facts import chance_of, with_validation
+from openwork.lab.facts import with_validation
 from openwork.lab.job import Job
 from openwork.lab.origin import commit, processor
 from openwork.lab.runner import Runner
@@ -80,7 +81,7 @@ def execute(task: Task, data: DataSet, tell: Tell | None = None) -> dict[str, An
     try:
         if cell.held_out:
             data = with_validation(data, cell.held_out)
-        chance = chance_of(data)
+        chance = chance_of(data) if cell.chance is None else cell.chance
         record |= {"chance": chance, "data_fingerprint": data.fingerprint()}
         model, result, seconds = _run(task, data, work, tell)
         record |= _measured(cell, result)

@@ -17,8 +17,9 @@ from tests.unit.lab.tiny import TINY, by_key
 
 from openwork.data import load_data
 from openwork.lab.cells import cells_of
+from openwork.lab.chance import chance_of
 from openwork.lab.compare import compare
-from openwork.lab.facts import chance_of, facts_of, with_validation
+from openwork.lab.facts import facts_of, with_validation
 from openwork.lab.pool import chosen
 from openwork.lab.suite_file import read_suite
 from openwork.lab.summary import without_times
