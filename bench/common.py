@@ -18,20 +18,15 @@ import openwork as ow
 from openwork.data import DataSet
 from openwork.kernels import isa
 from openwork.lab import Job, Runner
+from openwork.lab.origin import processor
 
 RESULTS = Path(__file__).parent / "results"
 
 
 def machine() -> dict[str, Any]:
     """Processor, threads and versions."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        name = next(
-            (line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line), name
-        )
     return {
-        "cpu": name,
+        "cpu": processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),

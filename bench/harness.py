@@ -29,8 +29,9 @@ from common import write
 
 from openwork.data import load_data
 from openwork.lab import worker
-from openwork.lab.cells import cells_of, facts_of
+from openwork.lab.cells import cells_of
 from openwork.lab.compare import compare
+from openwork.lab.facts import facts_of
 from openwork.lab.runner import Runner
 from openwork.lab.suite_file import read_suite
 from openwork.lab.summary import without_times

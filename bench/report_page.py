@@ -24,7 +24,8 @@ from common import write
 from harness import grid
 
 from openwork.data import load_data
-from openwork.lab.cells import Cell, cells_of, facts_of
+from openwork.lab.cells import Cell, cells_of
+from openwork.lab.facts import facts_of
 from openwork.lab.suite_file import read_suite
 from openwork.lab.summary import results_of
 from openwork.lab.worker import Task, blank, execute

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from comparisons import COMPARISONS
 
+from openwork.lab.summary import SMALL_RULE, small_rule
+
 Found = dict[str, Any]
+REPORTS = Path(__file__).parent / "reports"
 
 
 @dataclass(frozen=True)
@@ -177,22 +181,39 @@ def _comparison(found: Found) -> Section:
         "method": "method",
         "structure": "structure",
         "density": "density:g",
+        "parameters": "parameters:,.0f",
         "after pruning": "pruned:spread",
         **({"after BN recalibration": "recalibrated:spread"} if found["bench"].startswith("oneshot") else {}),
         "at the end": "finetuned:spread",
+        **({"top-5": "top5:spread"} if any("top5" in r for r in found["rows"]) else {}),
         **({"log loss": "log_loss"} if "loss" in found["rows"][0] else {}),
-        "learning rate": "lr:g",
+        "learning rate": "lr_",
         "collapsed": "collapsed_",
     }
     for r in found["rows"]:
+        r["lr_"] = None if r["lr"] is None else f"{r['lr']:g}" + r"\*" * r.get("lr_at_edge", False)
         r["collapsed_"] = r["collapsed"] or None
         if r.get("loss"):
             r["log_loss"] = f"{r['loss']['mean']:.4f} ± {r['loss']['std']:.4f}"
-    if "unmet" in found:
-        end = f"Not met: {'; '.join(found['unmet'])}. [The leaderboard](reports/leaderboard.html)."
+    page = f"{found['bench'].replace('_', '-')}.html"
+    unmet, small = list(found.get("unmet", ())), small_rule(found["rows"])
+    if not small["met"] and not any(told.startswith(SMALL_RULE) for told in unmet):  # condensed before it was looked at
+        unmet.append(f"{SMALL_RULE} ({small['detail']})")
+    end = f"Not met: {'; '.join(unmet)}. " if unmet else ""
+    if (REPORTS / page).is_file():
+        end += f"The curves: [the page of this comparison](reports/{page})."
     else:
-        end = f"The curves: [the page of this comparison](reports/{found['bench'].replace('_', '-')}.html)."
-    return described(found, columns, text=f"{found['note']} {end}")
+        end += "[The leaderboard](reports/leaderboard.html)."
+    return described(found, columns, text=f"{found['note']} {_edges(found)} {end}")
+
+
+def _edges(found: Found) -> str:
+    """How many of the tuned learning rates lie where the grid ends: a wider one might have found better."""
+    tuned = [r["lr_at_edge"] for r in found["rows"] if "lr_at_edge" in r]
+    if not tuned:
+        return "Whether a learning rate lies at an edge of its grid was not kept with this result."
+    star = " (\\*): a wider grid might give better accuracies" if any(tuned) else ""
+    return f"{sum(tuned)} of {len(tuned)} tuned rates lie at an edge of their grid{star}."
 
 
 @section("memory")

@@ -307,6 +307,27 @@ def test_rounds_of_another_model_or_recipe_are_refused(case):
         rounds.finish()
 
 
+def test_a_state_from_before_an_option_is_the_default_of_it():
+    made = []
+    for old in (False, True):
+        model = net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        run = ow.attach(model, ow.methods.probmask(density=0.3, steps=20), optimizer)
+        state = run.state_dict()
+        if old:
+            assert state["recipe"]["relaxation"].pop("samples") == 1
+        run.load_state_dict(state)
+        made.append(run.recipe)
+        state["recipe"]["relaxation"]["samples"] = 2
+        with pytest.raises(RecipeError, match="the saved state belongs to another recipe"):
+            run.load_state_dict(state)
+        state["recipe"] = None
+        with pytest.raises(RecipeError, match="the saved state belongs to another recipe"):
+            run.load_state_dict(state)
+        run.detach()
+    assert made[0] == made[1]
+
+
 def test_one_shot_at_a_later_step():
     """A one-shot rule inside a training: dense before, sparse from its step on."""
     model = net()

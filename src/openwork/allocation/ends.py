@@ -60,6 +60,7 @@ class FixedEnds:
     """
 
     sharded: ClassVar[bool] = True
+    scored: ClassVar[bool] = False
     first: float | None = None
     last: float | None = None
     power: float = 1.0

@@ -54,6 +54,7 @@ class ErdosRenyi:
     """
 
     sharded: ClassVar[bool] = True
+    scored: ClassVar[bool] = False
     power: float = 1.0
     kernel: bool = True
     rounding: Rounding = "ceil"

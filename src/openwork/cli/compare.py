@@ -98,7 +98,7 @@ def _dry_run(out: Console, found: dict[str, Any], args: argparse.Namespace) -> i
         for cell in found["cells"]:
             say(out, f"  {cell['kind']:<6} {cell['key']}  ({count(cell['steps'])} steps)")
         for gap in found["missing"]:
-            say(out, f"  none   {gap['setting']} | small dense | {gap['density']:g}  ({gap['why']})")
+            say(out, f"  none   {gap['setting']} | {gap['method']} | {gap['density']:g}  ({gap['why']})")
     jobs = args.jobs or os.cpu_count() or 1
     say(
         out,

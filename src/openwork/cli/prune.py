@@ -8,11 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from openwork import methods
 from openwork.cli.output import Bars, console, say, write_json
-from openwork.cli.parse import FORMS, options_of, refuse_pace, structure_of, use_threads
+from openwork.cli.parse import (
+    FORMS,
+    options_of,
+    recipe_file_of,
+    refuse_pace,
+    selection_of,
+    structure_of,
+    use_threads,
+)
 from openwork.core.protocols import Structure
-from openwork.core.recipe import Recipe
-from openwork.core.targets import Select
 from openwork.data.registry import LOADERS
 from openwork.engine.budget import ALL, check_target
 from openwork.errors import FileError, RecipeError
@@ -35,7 +42,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--model", default="mlp", help="zoo name, folder with config.json (Hugging Face), or package.module:factory")
     add("--data", default="digits", help=f"{', '.join(LOADERS)}, or package.module:factory")
     add("--root", help="folder that holds the data")
-    add("--method", default="magnitude", help="a name of `openwork methods`")
+    add("--method", help="a name of `openwork methods` (default: magnitude)")
     add("--structure", help=FORMS)
     add("--density", type=float, help="kept share in (0, 1]")
     for unit in ("macs", "params", "bytes", "latency"):
@@ -44,9 +51,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--no-compact", action="store_true", help="coupled structures: leave zeros in place, do not cut")
     add("--include", action="append", default=[], metavar="PATTERN", help="only parameters that match")
     add("--exclude", action="append", default=[], metavar="PATTERN", help="not these")
-    add("--min-units", type=int, default=1, help="tensors with fewer units stay dense")
+    add("--min-units", type=int, metavar="N", help="tensors with fewer units stay dense")
     add("--set", action="append", default=[], metavar="KEY=VALUE", dest="options", help="an option of the method")
-    add("--recipe", metavar="FILE", help="a recipe file instead of --method, --density, --structure and patterns")
+    add("--recipe", metavar="FILE", help="a recipe file instead of the method, its options and the selection")
     add("--checkpoint", metavar="FILE", help="dense weights (safetensors) instead of dense training")
     add(
         "--at",
@@ -122,20 +129,17 @@ def run(args: argparse.Namespace) -> int:
 def job_of(args: argparse.Namespace) -> Job:
     """The job that the options describe."""
     given = {k: getattr(args, k) for k in _BUDGET if getattr(args, k) is not None}
-    recipe = Recipe.load(args.recipe) if args.recipe else None
-    if recipe is not None and (
-        args.density is not None or args.structure or args.options or args.include or args.exclude
-    ):
-        raise RecipeError(
-            "--recipe is a whole recipe; leave out --density, --structure, --set, --include and --exclude"
-        )
+    recipe, method = recipe_file_of(args), args.method or "magnitude"
+    if args.at == "init" and (recipe.drive if recipe is not None else methods.find(method).drive) != "prune":
+        name = method if recipe is None else recipe.name
+        raise RecipeError(f"--at init must be left out, since {name} trains and prunes in one")
     return Job(
         model=args.model,
         data=args.data,
-        method=recipe.name if recipe is not None else args.method,
+        method=recipe.name if recipe is not None else method,
         density=args.density,
         structure=args.structure if is_coupled(args.structure or "") else _structure(args.structure),
-        where=Select(tuple(args.include), tuple(args.exclude), args.min_units),
+        where=selection_of(args),
         options=options_of(args.options),
         recipe=recipe,
         budget=replace(default_budget(args.data), **given),

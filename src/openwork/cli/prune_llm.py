@@ -7,9 +7,9 @@ from functools import partial
 from typing import Any
 
 from openwork.cli.output import Bars, console, say, write_json
-from openwork.cli.parse import FORMS, options_of, structure_of, use_threads
+from openwork.cli.parse import FORMS, options_of, recipe_file_of, selection_of, structure_of, use_threads
+from openwork.core.annotations import typed
 from openwork.core.recipe import Recipe
-from openwork.core.targets import Select
 from openwork.errors import RecipeError
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -19,9 +19,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     add = parser.add_argument
     add("model", metavar="DIR", help="Hugging Face folder: config.json and safetensors weights")
-    add("--method", default="sparsegpt", help="sparsegpt, wanda, magnitude, or another method (see --reconstruct)")
+    add("--method", help="sparsegpt (the default), wanda, magnitude, or another method (see --reconstruct)")
     add("--density", type=float, help="kept share in (0, 1]")
-    add("--recipe", metavar="FILE", help="a recipe file instead of --method, --density, --structure and patterns")
+    add("--recipe", metavar="FILE", help="a recipe file instead of the method, its options and the selection")
     shared_arguments(parser)
     add("--reconstruct", type=float, metavar="LR", help="each block has to return what it did when it was dense: a "
         "loss for methods that need one (spode) or train (sequential_attention_pp), at this learning rate")  # fmt: skip
@@ -44,7 +44,7 @@ def shared_arguments(parser: argparse.ArgumentParser) -> None:
     add("--set", action="append", default=[], metavar="KEY=VALUE", dest="options", help="an option of the method")
     add("--include", action="append", default=[], metavar="PATTERN", help="only parameters that match")
     add("--exclude", action="append", default=[], metavar="PATTERN", help="not these")
-    add("--min-units", type=int, default=1, help="tensors with fewer units, or that do not fit, stay dense")
+    add("--min-units", type=int, metavar="N", help="tensors with fewer units, or that do not fit, stay dense")
     add("--calibration", metavar="FILE|FOLDER", help="text, or a .npy file of token ids")
     add("--tokenizer", metavar="DIR", help="folder of the tokenizer (default: the model's)")
     add("--samples", type=int, default=128, help="calibration windows")
@@ -102,27 +102,22 @@ def run(args: argparse.Namespace) -> int:
 
 def recipe_of(args: argparse.Namespace) -> Recipe:
     """The recipe that the options describe."""
-    if args.recipe:
-        if args.density is not None or args.structure or args.options or args.include or args.exclude:
-            raise RecipeError(
-                "--recipe is a whole recipe; leave out --density, --structure, --set, --include and --exclude"
-            )
-        return Recipe.load(args.recipe)
-    return method_of(args, args.density)
+    return recipe_file_of(args) or method_of(args, args.density)
 
 
 def method_of(args: argparse.Namespace, density: float | None, **defaults: Any) -> Recipe:
     """The method that the options describe, at one density; ``defaults`` are options that it has unless told."""
     from openwork import methods
 
-    options: dict[str, Any] = {**defaults, **options_of(args.options)}
+    method = args.method or "sparsegpt"
+    make = methods.get(method)
+    options: dict[str, Any] = {**defaults, **typed(method, make, options_of(args.options))}
     if args.structure:
         options["structure"] = structure_of(args.structure)
-    where = Select(tuple(args.include), tuple(args.exclude), args.min_units)
     try:
-        return methods.get(args.method)(density=density, where=where, **options)
+        return make(density=density, where=selection_of(args), **options)
     except TypeError as problem:
-        raise RecipeError(f"{args.method}: {problem}") from None
+        raise RecipeError(f"{method}: {problem}") from None
 
 
 def evaluate(args: argparse.Namespace, out: Any) -> dict[str, Any]:

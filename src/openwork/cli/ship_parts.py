@@ -29,7 +29,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--tokens", type=int, default=128, help="tokens of one input of a language model")
     add("--threads", type=int, default=None, help="default: what torch uses")
-    add("--dtype", choices=sorted(DTYPES), default="float32", help="of the stored values")
+    add("--dtype", choices=sorted(DTYPES), default=None, help="of the stored values; default: that of the weights")
     add("--plan", choices=("measure", "always"), default="measure", help="always: pack without measuring")
 
 
@@ -45,7 +45,8 @@ def packed_of(args: argparse.Namespace) -> tuple[nn.Module, Result, nn.Module, A
     if any(isinstance(m, Packed) for m in model.modules()):
         raise RecipeError(f"{args.folder}: is packed already; give the result folder that it was exported from")
     example = example_of(model, args.batch, args.input, args.tokens)
-    copy = pack(model, result.recipe.structure, args.plan, example=example, dtype=DTYPES[args.dtype])
+    dtype = None if args.dtype is None else DTYPES[args.dtype]
+    copy = pack(model, result.recipe.structure, args.plan, example=example, dtype=dtype)
     return model.eval(), result, copy, example
 
 

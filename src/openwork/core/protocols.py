@@ -41,7 +41,8 @@ class Criterion(Protocol):
 class Allocation(Protocol):
     """Scores and a share -> how many units each partition (or each of its regions) keeps.
 
-    ``sharded = True`` says that it counts right where partitions lie in pieces on several ranks.
+    ``sharded = True`` says that it counts right where partitions lie in pieces on several ranks; ``scored = False``
+    that its unequal counts follow from shapes alone, so that they are known before anything is scored.
     """
 
     def __call__(self, now: Now, scores: Mapping[str, Tensor], share: float) -> dict[str, int | Tensor]: ...
@@ -117,7 +118,11 @@ class Relaxation(Protocol):
     Optional, looked up by the engine: ``group`` (options of the optimiser group of the gate parameters),
     ``optimizer(params)`` (gate parameters step with an optimiser of their own) and
     ``at_step(gates, weights, optimizer, step)`` (called before the first step, after every step and after loading, so
-    it must be idempotent; ``weights`` are the tensors under the gates).
+    it must be idempotent; ``weights`` are the tensors under the gates), and ``own_share = True`` (``gate`` is given the
+    share that its own partition keeps in the end where an allocation shares unequally without scores, and not the share
+    of the whole model), ``samples`` (forward passes that a training step averages the loss of) and
+    ``at_update(gates, weights, revived, phase)`` (called after every choice of units, not after loading; ``gates`` are
+    the gates of every partition, one for each tensor they stand on, ``revived`` its units that were off until now).
     """
 
     def gate(self, part: Partition, density: float) -> Gate | None:
@@ -128,6 +133,8 @@ class Relaxation(Protocol):
 class Gate(nn.Module):
     """A torch parametrisation owned by the engine; its parameters join the optimiser until ``finish`` folds it."""
 
+    learns: ClassVar[str] = "gate values"
+    """What ``learned`` gives, for messages."""
     reparametrises: ClassVar[bool] = False
     """True: what lies under the gate is not the weight itself; ``invert`` and ``bare`` then map between the two."""
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from importlib import import_module
 from itertools import count
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_type_hints
 
+from openwork.core.annotations import fits, short
 from openwork.errors import OpenworkError, RecipeError, did_you_mean
 
 KINDS: dict[str, str] = {
@@ -97,18 +97,8 @@ def to_plain(value: Any) -> Any:
     raise RecipeError(f"a recipe must be plain data, got {value!r} of type {type(value).__name__}")
 
 
-MOST, DEEPEST, LARGEST = 10_000, 50, 2**53
-"""Bounds of a recipe file: values in all (aliases of YAML multiply them), nesting, and the size of a number."""
-ROOMS = {
-    "Structure": "structure",
-    "Criterion": "criteria",
-    "Allocation": "allocation",
-    "Schedule": "schedules",
-    "Relaxation": "relax",
-    "Fraction": "rules",
-    "Solver": "rules",
-}
-"""Where the kinds of each protocol live; some protocols have only ``__call__``, so members do not tell them apart."""
+MOST, DEEPEST = 10_000, 50
+"""Bounds of a recipe file: values in all (aliases of YAML multiply them) and nesting."""
 
 
 def from_plain(data: Any) -> Any:
@@ -133,7 +123,7 @@ def _read(data: Any, seen: Iterator[int], depth: int) -> Any:
     if not isinstance(kind, str):
         raise RecipeError(f"kind must be a string in a recipe, got {type(kind).__name__}; {did_you_mean('', KINDS)}")
     if kind not in KINDS:
-        raise RecipeError(f"unknown kind {_short(kind)} in a recipe; {did_you_mean(kind, KINDS)}")
+        raise RecipeError(f"unknown kind {short(kind)} in a recipe; {did_you_mean(kind, KINDS)}")
     cls = getattr(import_module(KINDS[kind]), kind)
     known = {f.name for f in fields(cls) if f.init}
     hints = get_type_hints(cls)
@@ -142,43 +132,16 @@ def _read(data: Any, seen: Iterator[int], depth: int) -> Any:
         if key == "kind":
             continue
         if key not in known:
-            raise RecipeError(f"{kind}: unknown key {_short(key)}; {did_you_mean(str(key), known)}")
+            raise RecipeError(f"{kind}: unknown key {short(key)}; {did_you_mean(str(key), known)}")
         values[key] = _read(plain, seen, depth + 1)
-        if not _fits(values[key], hints[key]):
+        if not fits(values[key], hints[key]):
             hint = hints[key]
             wanted = str(hint) if get_args(hint) else hint.__name__
             wanted = re.sub(r"[A-Za-z_]+\.(?=[A-Za-z])", "", wanted)
-            raise RecipeError(f"{kind}: {key} must be of type {wanted}, got {_short(values[key])}")
+            raise RecipeError(f"{kind}: {key} must be of type {wanted}, got {short(values[key])}")
     try:
         return cls(**values)
     except OpenworkError:
         raise
     except (TypeError, ValueError, AttributeError, ArithmeticError) as problem:
         raise RecipeError(f"{kind}: {problem}") from None
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:100]}..."
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of an annotated type: plain types, Literal, unions, tuples, classes, and our protocols."""
-    origin, args = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return True
-    if origin is Literal:
-        return any(value == a and type(value) is type(a) for a in args)
-    if origin in (Union, UnionType):
-        return any(_fits(value, a) for a in args)
-    if origin is tuple:
-        of = args[:1] * len(value) if isinstance(value, tuple) and args[1:] == (...,) else args
-        return isinstance(value, tuple) and len(value) == len(of) and all(map(_fits, value, of))
-    if hint in (int, float):
-        plain = isinstance(value, int | hint) and not isinstance(value, bool)
-        return plain and -LARGEST <= value <= LARGEST  # NaN fails here as well
-    if getattr(hint, "_is_protocol", False):
-        members = [n for n in vars(hint) if n == "__call__" or not n.startswith("_")]
-        room = type(value).__module__.removeprefix("openwork.").split(".")[0]
-        return ROOMS[hint.__name__] == room and all(hasattr(value, m) for m in members)
-    return isinstance(value, hint)

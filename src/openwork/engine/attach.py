@@ -111,6 +111,7 @@ class Attached:
         Raises:
             DensityMissed: the schedule has not reached its promised density; training may go on and ``finish`` be
                 called again.
+            DivergedError: gates or the kept weights under them are NaN or infinite; nothing is folded or written.
         """
         if self._done is not None:
             return self._done
@@ -126,8 +127,8 @@ class Attached:
             )
         session = self._session
         session.keeps_promise()
+        self._gates.fold(self._phase.name)
         self._clock.remove()
-        self._gates.fold()
         if self.recipe.density < 1:
             zero_weights(session.params, self._pruned)
         self._done = session.concluded()
@@ -156,6 +157,11 @@ class Attached:
         return self._phase.name
 
     @property
+    def samples(self) -> int:
+        """Forward passes that a training step averages the loss of: 1, or what a relaxation that draws masks asks."""
+        return int(getattr(self.recipe.relaxation, "samples", 1))
+
+    @property
     def log(self) -> list[dict[str, Any]]:
         """One entry per mask update so far."""
         return self._session.log
@@ -179,7 +185,8 @@ class Attached:
     # what the optimiser calls ------------------------------------------------------------------------
 
     def _now(self, grads: Mapping[str, Tensor] = EMPTY) -> Now:
-        return self._session.now(self.step, grads, self._gates.learned(), weights=self._gates.weights())
+        learned = self._gates.learned(self._phase.name)
+        return self._session.now(self.step, grads, learned, weights=self._gates.weights())
 
     def _before_step(self) -> None:
         params, rule = self._session.params, self.recipe.rule
@@ -205,14 +212,15 @@ class Attached:
             self._update(self._phase)
 
     def _update(self, phase: Phase) -> None:
-        session = self._session
+        session, before = self._session, self._session.units
         with torch.enable_grad():
-            update = session.decide(phase, self.step, self._grads, self._gates.learned(), self._gates.weights())
+            learned = self._gates.learned(phase.name)
+            update = session.decide(phase, self.step, self._grads, learned, self._gates.weights())
         self._grads = {}
         write_edits(session.params, self._gates.under(update.edits))
         self._pruned = inverted(session.masks())
         if self._gates.active:
-            self._gates.set_units(session.units)
+            self._gates.updated(before, phase.name)
         else:
             zero_weights(session.params, self._pruned)
             for name, where in self._pruned.items():

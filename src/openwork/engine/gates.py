@@ -15,7 +15,7 @@ from openwork.core.partition import Partition
 from openwork.core.protocols import Gate, Relaxation
 from openwork.core.shards import local
 from openwork.engine.session import Session
-from openwork.errors import RecipeError
+from openwork.errors import DivergedError, RecipeError
 from openwork.structure.coupled import Coupled
 
 
@@ -36,10 +36,11 @@ class Gates:
         if relaxation is None:
             return
         self._orders = {id(m): list(m._parameters) for m in model.modules()}
+        shares = _own_shares(session) if getattr(relaxation, "own_share", False) else {}
         for name, part in session.parts.items():
             members = _gated(part)
             seen = part.reading if isinstance(part, Coupled) else part
-            gate = relaxation.gate(seen, session.recipe.density)
+            gate = relaxation.gate(seen, shares.get(name, session.recipe.density))
             if gate is None:
                 continue
             if gate.reparametrises and isinstance(part, Coupled):
@@ -79,10 +80,31 @@ class Gates:
             for view in views:
                 view.set_units(units[name])
 
-    def learned(self) -> dict[str, Tensor]:
-        """Gate values per partition, for criteria."""
+    def updated(self, before: Mapping[str, Tensor], phase: str) -> None:
+        """Take over the session's new units; the relaxation may settle what becomes of those that come back."""
+        units = self._session.units
+        self.set_units(units)
+        settle = getattr(self._relaxation, "at_update", None)
+        if self._gates and settle is not None:
+            weights = {n: self._session.params[n].detach() for n in self._on}
+            with torch.no_grad():
+                settle(self._of, weights, {n: units[n] & ~before[n] for n in self._gates}, phase)
+
+    def learned(self, phase: str) -> dict[str, Tensor]:
+        """Gate values per partition, for criteria.
+
+        Raises:
+            DivergedError: they are not finite; ``phase`` is named.
+        """
         found = {name: gate.learned() for name, gate in self._gates.items()}
-        return {name: value for name, value in found.items() if value is not None}
+        values = {name: value for name, value in found.items() if value is not None}
+        for name, value in values.items():
+            if not bool(torch.isfinite(value).all()):
+                raise DivergedError(
+                    f"{name}: {self._gates[name].learns} became NaN or infinite in the {phase} phase; lower the "
+                    "learning rate"
+                )
+        return values
 
     def weights(self) -> dict[str, Tensor]:
         """Parameter name -> the weight as the network would use it without masks."""
@@ -126,13 +148,24 @@ class Gates:
             self._own.load_state_dict(dict(state))
         self.at_step(step)
 
-    def fold(self) -> None:
-        """Write the effective weights into the parameters and take every gate away."""
+    def fold(self, phase: str) -> None:
+        """Write the effective weights into the parameters and take every gate away.
+
+        Raises:
+            DivergedError: gate values or kept weights are not finite; ``phase`` is named and nothing is written.
+        """
+        self.learned(phase)
         values = {n: self._session.params[n].detach() for n in self._on}
+        masks = self._session.masks() if self._on else {}
         with torch.no_grad():
             for name, views in self._on.items():
                 for view in views:
                     values[name] = view(values[name])
+                if not bool(torch.isfinite(values[name][masks[name]]).all()):
+                    raise DivergedError(
+                        f"{name}: weights under {type(views[0]).__name__} became NaN or infinite in the {phase} phase; "
+                        "lower the learning rate"
+                    )
         self._leave(values)
 
     def remove(self) -> None:
@@ -202,6 +235,16 @@ class Gates:
         for param in self._joined:
             self._optimizer.state.pop(param, None)
         self._joined, self._groups = [], []
+
+
+def _own_shares(session: Session) -> dict[str, float]:
+    """Partition -> the share of its units that stays in the end, where an allocation shares unequally by shape."""
+    allocation = getattr(session.recipe.rule, "allocation", None)
+    if getattr(allocation, "scored", True):
+        return {}
+    scores = {n: torch.ones(p.n_units) for n, p in session.parts.items()}
+    counts = allocation(session.now(0), scores, session.recipe.density)  # type: ignore[misc]
+    return {n: max(1, int(count)) / session.parts[n].n_units for n, count in counts.items()}
 
 
 def _gated(part: Partition) -> tuple[str, ...]:

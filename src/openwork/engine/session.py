@@ -139,7 +139,7 @@ class Session:
         Raises:
             RecipeError: the state is incomplete or belongs to another recipe or model; nothing is then changed.
         """
-        if state.get("recipe") != self.recipe.to_dict() or state.get("target") != self.target:
+        if not _same(state.get("recipe"), self.recipe) or state.get("target") != self.target:
             raise RecipeError(f"{self.recipe.name}: the saved state belongs to another recipe; use the same one")
         for key in ("units", "rule", "rng", "log", "served", counter):
             if key not in state:
@@ -219,6 +219,14 @@ class Session:
             total[name] = int(cost.sum())
         found = [sum(summed_over(self.parts, numbers).values()) for numbers in (kept, total)]
         return found[0], found[1]
+
+
+def _same(saved: Any, recipe: Recipe) -> bool:
+    """Whether a saved recipe is this one; what it was saved without, since an option came later, is the default."""
+    try:
+        return saved == recipe.to_dict() or Recipe.from_dict(saved).to_dict() == recipe.to_dict()
+    except RecipeError:
+        return False
 
 
 def refuse_unable(recipe: Recipe, target: Mapping[str, float] | None) -> None:

@@ -16,6 +16,7 @@ from openwork.formats.choose import Unstructured as Unstructured
 from openwork.formats.choose import choose as choose
 from openwork.formats.choose import smallest as smallest
 from openwork.formats.csr import Csr as Csr
+from openwork.formats.detect import detect as detect
 from openwork.formats.nm import NMSparse as NMSparse
 from openwork.formats.weights import matrices as matrices
 from openwork.formats.weights import weight as weight

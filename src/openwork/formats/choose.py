@@ -131,11 +131,24 @@ def _csr_bytes(mask: Tensor) -> int:
     return int(mask.sum()) * (2 if cols <= 1 << 16 else 4) + 4 * (rows + 1)
 
 
-def _block_bytes(mask: Tensor, height: int, width: int, dtype: torch.dtype) -> int:
+def covered(mask: Tensor, height: int, width: int) -> float:
+    """Share of a matrix that lies in blocks of this shape with a weight in them."""
+    used = _blocks(mask, height, width).repeat_interleave(height, 0).repeat_interleave(width, 1)
+    rows, cols = mask.shape
+    return float(used[:rows, :cols].float().mean()) if mask.numel() else 0.0
+
+
+def _blocks(mask: Tensor, height: int, width: int) -> Tensor:
+    """Which blocks have a weight in them, bool ``[strips, blocks of a strip]``; those at the edges are filled up."""
     rows, cols = mask.shape
     down, across = -(-rows // height), -(-cols // width)
     padded = torch.nn.functional.pad(mask, (0, across * width - cols, 0, down * height - rows))
-    n = int(padded.view(down, height, across, width).any(3).any(1).sum())
+    return padded.view(down, height, across, width).any(3).any(1)
+
+
+def _block_bytes(mask: Tensor, height: int, width: int, dtype: torch.dtype) -> int:
+    down, across = -(-mask.shape[0] // height), -(-mask.shape[1] // width)
+    n = int(_blocks(mask, height, width).sum())
     value = torch.empty(0, dtype=dtype).element_size()
     index = (2 if across <= 1 << 16 else 4) + (4 if dtype == torch.int8 else 0)
     return n * (height * width * value + index) + 4 * (down + 1)

@@ -19,6 +19,7 @@ from torch import Tensor
 from openwork.errors import OpenworkError
 from openwork.kernels.dense import dense_of
 from openwork.kernels.native import native
+from openwork.kernels.trust import demand_sound, demand_window
 
 ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu", "relu6")
 STORES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
@@ -71,6 +72,15 @@ class Ready:
         self.paired = kind == "block" and (values.dim() == 4 or (values.dtype == torch.int8 and sizes[1] % 2 == 0))
         self._places: list[int] = []
         self._arguments: tuple[int, ...] = ()
+
+    @classmethod
+    def sound(cls, op: str, kind: str, tensors: Sequence[Tensor], sizes: Sequence[int]) -> Ready:
+        """Weights from anywhere, checked."""
+        known, new = demand_sound(op, kind, tensors, sizes), cls(kind, tensors, sizes)
+        if known is not None:
+            known.arguments = known.arguments or new.arguments()
+            new._places, new._arguments = known.places, known.arguments
+        return new
 
     def arguments(self) -> tuple[int, ...]:
         """What the native function takes for the weights."""
@@ -146,11 +156,11 @@ def _kernel(module: Any, kind: str, job: str) -> Any:
 
 def linear_now(x: Tensor, kind: str, weights: Sequence[Tensor], sizes: Sequence[int], *end: Any) -> Tensor:
     """``sparse_linear`` without torch's dispatcher. ``x`` is ``(..., in)``; see ``Layout`` for the weights."""
-    return linear_of(x, Ready(kind, weights, sizes), *end)
+    return linear_of(x, Ready.sound("sparse_linear", kind, weights, sizes), *end)
 
 
 def linear_of(x: Tensor, ready: Ready, bias: Tensor | None, residual: Tensor | None, activation: str) -> Tensor:
-    """``linear_now`` with weights that were made ready before."""
+    """``linear_now`` with weights that were made ready before, and that are sound."""
     sizes = ready.sizes
     outputs, cols = sizes[2], x.shape[-1]
     shape = (*x.shape[:-1], outputs)
@@ -192,7 +202,8 @@ def sizes_out(x: Tensor, *window: Sequence[int]) -> list[int]:
 
 def conv2d_now(x: Tensor, kind: str, weights: Sequence[Tensor], sizes: Sequence[int], *end: Any) -> Tensor:
     """``sparse_conv2d`` without torch's dispatcher. ``x`` is ``(batch, in, height, width)``."""
-    return conv2d_of(x, Ready(kind, weights, sizes), *end)
+    demand_window("sparse_conv2d", *end[3:])
+    return conv2d_of(x, Ready.sound("sparse_conv2d", kind, weights, sizes), *end)
 
 
 def conv2d_of(
@@ -206,7 +217,7 @@ def conv2d_of(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> Tensor:
-    """``conv2d_now`` with weights that were made ready before."""
+    """``conv2d_now`` with weights that were made ready before, and that are sound."""
     if x.dim() != 4:
         raise OpenworkError(f"sparse_conv2d: the input must be (batch, channels, height, width), got {tuple(x.shape)}")
     sizes = ready.sizes

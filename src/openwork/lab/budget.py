@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from numbers import Integral, Real
 from typing import Any, Literal
 
 from openwork.errors import RecipeError, did_you_mean
 from openwork.lab.precision import PRECISIONS
+
+MOST, LARGEST_BATCH = 10**6, 2**31 - 1
+"""Bounds of what may be meant: epochs, and samples of a batch."""
 
 
 @dataclass(frozen=True)
@@ -17,6 +21,9 @@ class Budget:
     The learning rate warms up over ``warmup`` of the steps and falls on a cosine to zero. ``rewind`` is the share of
     the dense training after which the rewind point of iterative methods lies. ``precision`` is that of training and
     evaluation; criteria score in float32.
+
+    Raises:
+        RecipeError: a number that is not finite or out of its range, an unknown optimizer or precision.
     """
 
     epochs: float = 10
@@ -32,14 +39,26 @@ class Budget:
     precision: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
-        if self.epochs <= 0 or self.finetune_epochs < 0:
+        for name in (f.name for f in fields(self) if not isinstance(f.default, str)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+                raise RecipeError(f"Budget: {name} must be a finite number, got {value!r}")
+        if not 0 < self.epochs <= MOST or not 0 <= self.finetune_epochs <= MOST:
             raise RecipeError(
-                f"Budget: needs epochs > 0 and finetune_epochs >= 0, got {self.epochs} and {self.finetune_epochs}"
+                f"Budget: needs epochs > 0 and finetune_epochs >= 0, both at most {MOST}, got {self.epochs} and "
+                f"{self.finetune_epochs}"
             )
         if self.batch_size < 1 or self.lr <= 0 or self.finetune_lr <= 0:
             raise RecipeError(
                 f"Budget: batch_size, lr and finetune_lr must be positive, got {self.batch_size}, {self.lr}, "
                 f"{self.finetune_lr}"
+            )
+        if not isinstance(self.batch_size, Integral) or self.batch_size > LARGEST_BATCH:
+            raise RecipeError(f"Budget: batch_size must be a whole number up to {LARGEST_BATCH}, got {self.batch_size}")
+        if not 0 <= self.momentum < 1 or self.weight_decay < 0:
+            raise RecipeError(
+                f"Budget: momentum must be in [0, 1) and weight_decay at least 0, got {self.momentum} and "
+                f"{self.weight_decay}"
             )
         if self.optimizer not in ("sgd", "adamw"):
             raise RecipeError(f"Budget: optimizer must be 'sgd' or 'adamw', got {self.optimizer!r}")

@@ -9,13 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from openwork.core.protocols import Structure
-from openwork.core.targets import Select
-from openwork.data import DataSet, load_data
-from openwork.data.dataset import StreamedSet
-from openwork.data.split import split_off
-from openwork.errors import RecipeError
-from openwork.lab.controls import random_like_global, small_dense
+from openwork.lab.controls import Small, random_like_global
+from openwork.lab.facts import TUNE_SEED, Facts, groups_of, small_names, tail_of
 from openwork.lab.job import Job
 from openwork.lab.search import Search
 from openwork.lab.suite import (
@@ -31,32 +26,12 @@ from openwork.lab.suite import (
     common,
     job_of,
     structure_in,
-    where_in,
 )
 from openwork.methods._common import has_regions
-from openwork.structure import partition
 from openwork.structure.words import word_of
-from openwork.zoo import build_model
-from openwork.zoo.registry import table_options
 
-TUNE_SEED = 0
 ANEW = 10_000  # added to a seed where the weights of that seed would be the ones the method began with
 Peak = Literal["lr", "finetune_lr", ""]
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a setting turns out to be once its data and model are there."""
-
-    input_shape: tuple[int, ...]
-    classes: int
-    chance: float
-    fingerprint: str
-    dense_steps: int
-    finetune_steps: int
-    total: int
-    targeted: int
-    small: Mapping[float, tuple[dict[str, Any], int] | str]
 
 
 @dataclass(frozen=True)
@@ -89,6 +64,8 @@ class Cell:
     """A trial: what it tries follows from the trials in ``tuned``."""
     timed: int = 0
     """Batch size at which the final network is timed."""
+    chance: float | None = None
+    """The accuracy of guessing on the test set, counted once for all cells; None on a validation split."""
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -117,72 +94,26 @@ class _Line:
     """The method whose mask is taken: a sanity control."""
     tuned_as: tuple[str, float] | None = None
     """The line whose learning rate is taken, where there is no grid of its own."""
+    keyed: str = ""
+    """What stands in its keys for method and density, where that is something else."""
 
-
-def facts_of(suite: Suite) -> dict[str, Facts]:
-    """Load the data and build the model of every setting, and fit every structure to it.
-
-    Raises:
-        OpenworkError: data that is not there, or that has no validation split; a model or a structure that does not
-            fit.
-    """
-    found = {}
-    for setting in suite.settings:
-        data = load_data(setting.data, root=setting.root, **setting.data_options)
-        if suite.tuned and isinstance(data, StreamedSet):
-            raise RecipeError(
-                f"settings.{setting.name}: tune needs data in memory to hold a validation split out, got the streamed "
-                f"{setting.data}; leave tune out"
-            )
-        options = {**table_options(setting.model, data.sizes), **setting.model_options}
-        model = build_model(setting.model, data.input_shape, data.classes, **options)
-        total = sum(p.numel() for p in model.parameters())
-        covers = _groups(suite, setting) or [(setting.structure, setting.where)]
-        sizes = []
-        for structure, where in covers:
-            coverage = partition(model, structure, where)[1]
-            sizes.append(sum(c.numel for c in coverage if c.units))
-        batches = -(-len(data.train) // setting.budget.batch_size)
-        small = {}
-        for density in suite.densities:
-            stay = total - round((1 - density) * sizes[0])
-            small[density] = small_dense(setting.model, options, data.input_shape, data.classes, stay)
-        found[setting.name] = Facts(
-            data.input_shape,
-            data.classes,
-            chance_of(data),
-            data.fingerprint(),
-            max(1, round(setting.budget.epochs * batches)),
-            round(setting.budget.finetune_epochs * batches),
-            total,
-            sizes[0],
-            small,
-        )
-    return found
-
-
-def chance_of(data: DataSet) -> float:
-    """The accuracy of always answering the most frequent class of the test set; streamed sets count as balanced."""
-    if isinstance(data, StreamedSet):
-        return 1 / data.classes
-    return float(data.y_test.flatten().bincount().max()) / data.y_test.numel()
-
-
-def with_validation(data: DataSet, share: float) -> DataSet:
-    """The data set without its test set: a share of the training samples takes its place."""
-    (x, y), (x_valid, y_valid) = split_off(data.x_train, data.y_train, share, TUNE_SEED)
-    return replace(data, name=f"{data.name}, validation", x_train=x, y_train=y, x_test=x_valid, y_test=y_valid)
+    @property
+    def place(self) -> str:
+        """Method and density as its keys hold them."""
+        return self.keyed or f"{self.method} | {self.density}"
 
 
 def cells_of(suite: Suite, facts: Mapping[str, Facts]) -> list[Cell]:
     """Every cell in an order in which each comes after those that it needs."""
-    return [c for setting in suite.settings for c in _setting_cells(suite, setting, facts[setting.name])]
+    found = [c for setting in suite.settings for c in _setting_cells(suite, setting, facts[setting.name])]
+    return [c if c.held_out else replace(c, chance=facts[c.setting].chance) for c in found]
 
 
 def _setting_cells(suite: Suite, setting: Setting, facts: Facts) -> Iterator[Cell]:
     lines = list(_lines(suite, setting, facts))
     name, at_all = setting.name, any(line.pretrained for line in lines)
     there = {line.method for line in lines if line.density == suite.tune_at}  # all others are tuned where they stand
+    places = {(line.method, line.density): line.place for line in lines}
     tuned = [
         line
         for line in lines
@@ -195,7 +126,7 @@ def _setting_cells(suite: Suite, setting: Setting, facts: Facts) -> Iterator[Cel
         yield _dense(setting, TUNE_SEED, suite.validation)
     for line in tuned:
         start = _dense_key(setting, TUNE_SEED, True) if line.pretrained and setting.checkpoint is None else None
-        job, keys = replace(line.job, seed=TUNE_SEED), _tune_keys(suite, name, line.method, line.density)
+        job, keys = replace(line.job, seed=TUNE_SEED), _tune_keys(suite, name, line.place)
         for i, key in enumerate(keys if suite.search else ()):
             cell = _cell(key, "tune", name, line, job, None, start, keys[:i], suite.validation)
             yield replace(cell, search=suite.search)
@@ -203,10 +134,11 @@ def _setting_cells(suite: Suite, setting: Setting, facts: Facts) -> Iterator[Cel
             yield _cell(key, "tune", name, line, with_rate(job, line.peak, lr), lr, start, (), suite.validation)
     for line in lines:
         who, density = _tuned_at(suite, there, line)
-        choices = _tune_keys(suite, name, who, density) if line.peak and who else ()
+        place = places.get((who, density), f"{who} | {density}")
+        choices = _tune_keys(suite, name, place) if line.peak and who else ()
         for seed in suite.seeds:
             start = _dense_key(setting, seed, False) if line.pretrained and setting.checkpoint is None else None
-            key = f"{name} | {line.method} | {line.density} | seed {seed}"
+            key = f"{name} | {line.place} | seed {seed}"
             peak = getattr(line.job.budget, line.peak) if line.peak else None
             cell = _cell(
                 key, "run", name, line, replace(line.job, seed=line.job.seed + seed), peak, start, choices, 0.0
@@ -222,11 +154,11 @@ def _tuned_at(suite: Suite, there: Container[str], line: _Line) -> tuple[str, fl
     return who, density if suite.tune_at is None or who not in there else suite.tune_at
 
 
-def _tune_keys(suite: Suite, setting: str, method: str, density: float) -> tuple[str, ...]:
+def _tune_keys(suite: Suite, setting: str, place: str) -> tuple[str, ...]:
     """The keys of the runs on the validation split by which a line is tuned."""
     trials = range(suite.search.trials if suite.search else 0)
     told = [f"trial {i + 1}" for i in trials] or [f"tune lr {lr}" for lr in suite.lr]
-    return tuple(f"{setting} | {method} | {density} | {t}" for t in told)
+    return tuple(f"{setting} | {place} | {t}" for t in told)
 
 
 def with_rate(job: Job, peak: Peak, lr: float, more: Mapping[str, float] | None = None) -> Job:
@@ -290,10 +222,6 @@ def _dense(setting: Setting, seed: int, held_out: float) -> Cell:
     return Cell(key, "dense", setting.name, DENSE, "control", "-", 1.0, seed, job, held_out=held_out)
 
 
-def _groups(suite: Suite, setting: Setting) -> list[tuple[Structure, Select]]:
-    return list(dict.fromkeys((structure_in(setting, m), where_in(setting, m)) for m in suite.taking_part(setting)))
-
-
 def _lines(suite: Suite, setting: Setting, facts: Facts) -> Iterator[_Line]:
     steps = facts.dense_steps + facts.finetune_steps
     fine: Peak = "finetune_lr" if facts.finetune_steps else ""
@@ -317,11 +245,8 @@ def _lines(suite: Suite, setting: Setting, facts: Facts) -> Iterator[_Line]:
             yield _Line(LONG, "control", "-", 1.0, job, False, "lr")
     for density in suite.densities if "random" in suite.controls else ():
         yield from _random(suite, setting, density, methods, fine)
-    for density in suite.densities if "small" in suite.controls else ():
-        found = facts.small[density]
-        if not isinstance(found, str):
-            job = Job(**{**whole, "model_options": found[0]}, density=1.0, at="init")
-            yield _Line(SMALL, "control", "-", density, job, False, "lr")
+    if "small" in suite.controls:
+        yield from _small(suite, setting, facts)
     yield from methods
     for line in methods if suite.sanity else ():
         yield from _sanity(suite, line, start)
@@ -350,12 +275,10 @@ def _sanity(suite: Suite, line: _Line, checkpoint: str | None) -> Iterator[_Line
 
 
 def _random(suite: Suite, setting: Setting, density: float, methods: list[_Line], fine: Peak) -> Iterator[_Line]:
-    groups = _groups(suite, setting)
+    groups = groups_of(suite, setting)
     whole = {**common(setting), "budget": setting.budget, "density": density, "method": "random"}
-    for structure, where in groups:
-        tail = "" if len(groups) == 1 else f" {word_of(structure)}"
-        if len({word_of(s) for s, _ in groups}) < len(groups):
-            tail += f" #{groups.index((structure, where)) + 1}"
+    for i, (structure, where) in enumerate(groups):
+        tail = tail_of(groups, i)
         here = {**whole, "structure": structure, "where": where}
         mine = [m for m in methods if m.density == density and (m.job.structure, m.job.where) == (structure, where)]
         word, start = word_of(structure), setting.checkpoint
@@ -370,6 +293,25 @@ def _random(suite: Suite, setting: Setting, density: float, methods: list[_Line]
             scope = "layer" if has_regions(structure) else "erk"
             job = Job(**here, options={"scope": scope}, at="init")
             yield _Line(RANDOM[2].replace("erk", scope) + tail, "control", word, density, job, False, "lr")
+
+
+def _small(suite: Suite, setting: Setting, facts: Facts) -> Iterator[_Line]:
+    """A small dense network for each structure.
+
+    Keys stay what they were as long as jobs do, so that finished comparisons go on: those of the first structure have
+    no tail, and only networks of finer widths are marked, or of rates that such a network chose.
+    """
+    groups, whole = groups_of(suite, setting), {**common(setting), "budget": setting.budget}
+    for i, name in enumerate(small_names(suite, setting)):
+        word = word_of(groups[i][0]) if len(groups) > 1 else "-"
+        chooser = None if suite.tune_at is None else facts.small[name, suite.tune_at]
+        for density in suite.densities:
+            found = facts.small[name, density]
+            if not isinstance(found, str):
+                job = Job(**{**whole, "model_options": found.options}, density=1.0, at="init")
+                finer = found.finer or (isinstance(chooser, Small) and chooser.finer)
+                key = f"{name if i else SMALL} | {density}{', finer widths' if finer else ''}"
+                yield _Line(name, "control", word, density, job, False, "lr", keyed=key)
 
 
 def weights_file(folder: Path, cell: Cell) -> Path:

@@ -15,9 +15,10 @@ import torch
 
 from openwork.data import load_data
 from openwork.errors import FileError
-from openwork.lab.cells import Cell, Facts, cells_of, facts_of, mask_file, weights_file
+from openwork.lab.cells import Cell, cells_of, mask_file, weights_file
 from openwork.lab.evaluate import cross_entropy, evaluate
 from openwork.lab.executors import Executor, Local
+from openwork.lab.facts import Facts, facts_of
 from openwork.lab.merge import SUITE, fitting, take_in
 from openwork.lab.pool import Pool, Watch
 from openwork.lab.store import DATABASE, Database, read_records
@@ -115,9 +116,9 @@ def plan(suite: Suite, jobs: int | None = None) -> dict[str, Any]:
     return {
         "cells": [{"key": c.key, "kind": c.kind, "steps": steps[c.key]} for c in cells],
         "missing": [
-            {"setting": s, "density": d, "why": why}
+            {"setting": s, "method": name, "density": d, "why": why}
             for s, f in facts.items()
-            for d, why in f.small.items()
+            for (name, d), why in f.small.items()
             if isinstance(why, str) and "small" in suite.controls
         ],
         "seconds": round(START + seconds / processes, 1),
@@ -169,7 +170,11 @@ def _finished(out: Path, cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
         cell = known.get(key)
         if cell is None or (record["metrics"] and record["error"] is None and _lost(out, cell)):
             continue
-        kept[key] = record
+        kept[key] = {
+            **record,
+            "method": cell.method,
+            "structure": cell.structure,
+        }  # older folders may name it otherwise
         shutil.rmtree(out / "work" / cell.file, ignore_errors=True)
     return kept
 

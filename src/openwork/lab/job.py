@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, Literal
 
 from openwork import methods
+from openwork.core.annotations import typed
 from openwork.core.protocols import Structure
 from openwork.core.recipe import Recipe
-from openwork.core.serial import to_plain
+from openwork.core.serial import from_plain, to_plain
 from openwork.core.targets import Select
 from openwork.errors import RecipeError, did_you_mean
 from openwork.lab.budget import Budget
@@ -17,11 +19,15 @@ from openwork.lab.controls import from_mask
 from openwork.structure import Element
 from openwork.structure.words import structure_of
 
+LARGEST_SEED = 2**62
+"""Torch and SQLite take 64 bits; this leaves room for what the stages of a job and its controls add."""
+
 
 @dataclass(frozen=True)
 class Job:
     """A method on a model and a data set under a budget.
 
+    ``options`` may hold the words of a file or of the command line: ``no`` is False where the method wants a boolean.
     ``recipe`` (a whole recipe) replaces ``method``, ``density``, ``structure``, ``where`` and ``options``.
     ``structure`` may be a word for a coupled structure (``"channels"``, ``"heads:2"``); the data say its example.
     ``target`` is a budget (``{"macs": 0.5}``) in place of ``density``. Coupled structures are compacted after pruning,
@@ -51,6 +57,8 @@ class Job:
     shuffled: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.seed, Integral) or abs(self.seed) > LARGEST_SEED + 10**6:
+            raise RecipeError(f"Job: seed must be a whole number of at most 2**62 in size, got {self.seed!r}")
         if self.at not in ("pretrained", "init"):
             raise RecipeError(f"Job: at must be 'pretrained' or 'init', got {self.at!r}")
         if self.mask is not None and isinstance(self.structure, str):
@@ -72,7 +80,7 @@ class Job:
         make = methods.get(self.method)
         known = inspect.signature(make).parameters
         open_ended = any(p.kind is p.VAR_KEYWORD for p in known.values())  # the method refuses what it does not know
-        given: dict[str, Any] = {"where": self.where, **self.options}
+        given: dict[str, Any] = {"where": self.where, **typed(self.method, make, self.options)}
         if self.density is not None:
             given["density"] = self.density
         if self.structure is not None:
@@ -87,8 +95,7 @@ class Job:
             return make(**given)
         except (TypeError, AttributeError) as problem:  # words from files, which no type checker has seen
             raise RecipeError(
-                f"{self.method}: its options must be of the kinds that its signature names, got {self.options!r} "
-                f"({problem})"
+                f"{self.method}: its options must be of the kinds that its signature names, got {given!r} ({problem})"
             ) from problem
 
     def describe(self) -> dict[str, Any]:
@@ -99,6 +106,15 @@ class Job:
             for k in ("structure", "where", "recipe")
         }
         return {**plain, **parts, "budget": self.budget.plain()}
+
+    def described_by(self, saved: Any) -> bool:
+        """Whether ``saved`` was written by ``describe`` of this job; options that its recipe lacks are the defaults."""
+        if not isinstance(saved, dict):
+            return False
+        try:
+            return {**saved, "recipe": to_plain(from_plain(saved.get("recipe")))} == self.describe()
+        except RecipeError:
+            return False
 
 
 def _clock(known: Any, steps: int) -> dict[str, Any]:

@@ -21,8 +21,9 @@ class Meter:
 
     ``f`` is the work of a forward pass with the weights that the masks keep, ``g`` that of the gradients of weights:
     as much, or that of all weights at the steps where a rule asks for dense gradients. A soft method (gates other than
-    plain masks) works on all weights until it ends. Scoring counts every example that the model sees while it is
-    pruned, with gradients three times. Biases, norms and products of activations with each other do not count.
+    plain masks) works on all weights until it ends, and once for every draw of a mask. Scoring counts every example
+    that the model sees while it is pruned, with gradients three times. Biases, norms and products of activations
+    with each other do not count.
 
     Args:
         spent: where the sums stand, ``{"training": ..., "scoring": ...}``; changed in place.
@@ -50,6 +51,8 @@ class Meter:
         if self._forward is None or self.dense is None:
             return
         gradients: int | None = None
+        if run is not None:
+            examples *= run.samples
         if run is not None and run.recipe.density < 1:
             if not isinstance(run.recipe.relaxation, Masking | None):
                 self._forward = self.dense

@@ -226,7 +226,7 @@ class Runner:
         optimizer = optimizer or self._optimizer()
         forward = computing_in(self.job.budget.precision, together(self.model, gates=run is not None))
         keep_rewind = name == "dense" and self.recipe.drive == "cycle" and self._rewinds()
-        start = 0
+        start, passes = 0, run.samples if run is not None else 1
         if saved is not None and saved["step"] > 0:
             start = saved["step"]
             self.model.load_state_dict(saved["model"])
@@ -246,6 +246,9 @@ class Runner:
             for group in optimizer.param_groups:
                 group["lr"] = rate(step)
             loss = cross_entropy(forward(x), y)
+            for _ in range(1, passes):  # each with its own mask
+                loss = loss + cross_entropy(forward(x), y)
+            loss = loss / passes
             if world() > 1:  # ranks average gradients; the last batch of an epoch may be shared unequally
                 loss = loss * (len(y) * world() / self.batches.size(offset + step))
             if run is not None:
@@ -351,7 +354,7 @@ class Runner:
         if self.work is None or not (self.work / "checkpoint.safetensors").is_file():
             return None
         saved = load_state(self.work / "checkpoint.safetensors")
-        if saved.get("job") != self.job.describe():
+        if not self.job.described_by(saved.get("job")):
             raise FileError(
                 f"{self.work}: the stopped run was another job (other model, data, method, budget or seed); "
                 "resume with the same arguments, or start anew with --overwrite"

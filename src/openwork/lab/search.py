@@ -43,6 +43,7 @@ class Search:
                 raise RecipeError(f"tune.{name}: no such range; {did_you_mean(name, TUNABLE)}")
             if not 0 < low < high:
                 raise RecipeError(f"tune.{name}: low and high must fulfil 0 < low < high, got {low} and {high}")
+            Budget(**{name: high})  # type: ignore[arg-type]  # refuses what no budget may hold
         if find_spec("optuna") is None:
             raise RecipeError("tune.sampler: Optuna is not installed; pip install 'openwork[optuna]'")
 

@@ -16,6 +16,7 @@ from openwork.core.protocols import Structure
 from openwork.core.targets import Select
 from openwork.errors import FileError, RecipeError, did_you_mean
 from openwork.lab.budget import Budget, default_budget
+from openwork.lab.job import LARGEST_SEED
 from openwork.lab.search import TUNABLE, Search
 from openwork.lab.suite import (
     CONTROLS,
@@ -39,7 +40,7 @@ def load_suite(path: Path, only: Sequence[str] = ()) -> Suite:
     """Read a suite file; ``only`` names the settings to take, all when it is empty.
 
     Raises:
-        FileError: no such file, or not YAML.
+        FileError: no such file, or not YAML; a checkpoint that is not there.
         RecipeError: an unknown key, a value of the wrong kind, an empty grid, a name given twice, or a combination of
             setting, method and density that the method refuses.
     """
@@ -60,7 +61,7 @@ def read_suite(data: Any, name: str = "suite", folder: Path = Path(), only: Sequ
     Relative checkpoints and roots lie beside the file; ``$NAME`` in them is an environment variable.
 
     Raises:
-        RecipeError: as for ``load_suite``.
+        FileError, RecipeError: as for ``load_suite``.
     """
     top = _mapping("suite", data, ("settings", "methods", "densities", "seeds", "tune", "controls", "sanity", "timed"))
     tune = _mapping("tune", top.get("tune") or {}, (*TUNABLE, "validation", "sampler", "trials", "density"))
@@ -154,8 +155,9 @@ def _setting(name: str, data: Any, folder: Path) -> Setting:
     asked: dict[str, Any] = {}
     for key, value in _mapping(f"{owner}.budget", given.get("budget") or {}, tuple(types)).items():
         asked[key] = value if isinstance(types[key], str) else _number(f"{owner}.budget.{key}", value)
-    if "batch_size" in asked:
-        asked["batch_size"] = int(asked["batch_size"])
+    size = asked.get("batch_size")
+    if size is not None and size.is_integer():  # else the budget says what is wrong
+        asked["batch_size"] = int(size)
     return Setting(
         name,
         given["model"],
@@ -165,7 +167,7 @@ def _setting(name: str, data: Any, folder: Path) -> Setting:
         replace(budget, **asked),
         _where(owner, given.get("where")) or Select(),
         _structure(owner, given.get("structure")) or Element(),
-        _beside(folder, given.get("checkpoint")),
+        _weights(owner, _beside(folder, given.get("checkpoint"))),
         _beside(folder, given.get("root")),
     )
 
@@ -174,7 +176,11 @@ def _contestant(name: str, data: Any) -> Contestant:
     owner = f"methods.{name}"
     known = ("method", "options", "at", "structure", "where", "settings")
     given = _mapping(owner, {"method": data} if isinstance(data, str) else data or {}, known)
-    if name.startswith((*RANDOM, EXTRA, LONG)) or name in (DENSE, SMALL) or name.endswith((SHUFFLED, RENEWED)):
+    if (
+        name.startswith((*RANDOM, EXTRA, LONG, f"{SMALL} "))
+        or name in (DENSE, SMALL)
+        or name.endswith((SHUFFLED, RENEWED))
+    ):
         raise RecipeError(f"{owner}: is the name of a control, which is added by itself; choose another name")
     method = given.get("method", name)
     drive = index.find(str(method)).drive
@@ -243,6 +249,12 @@ def _beside(folder: Path, place: Any) -> str | None:
     return str((folder / Path(whole).expanduser()).resolve())
 
 
+def _weights(owner: str, place: str | None) -> str | None:
+    if place is not None and not Path(place).is_file():
+        raise FileError(f"{owner}: checkpoint: there is no file {place}; make it first or leave checkpoint out")
+    return place
+
+
 def _several(owner: str, data: Any, read: Callable[[Any], Any], may_be_empty: bool = False) -> list[Any]:
     """A list without repetitions; ``read`` turns each entry into its value."""
     if not isinstance(data, list) or not (data or may_be_empty):
@@ -262,8 +274,8 @@ def _share(value: Any) -> float:
 
 
 def _seed(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise RecipeError(f"seeds: each must be a whole number from 0 on, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LARGEST_SEED:
+        raise RecipeError(f"seeds: each must be a whole number from 0 on, at most 2**62, got {value!r}")
     return value
 
 
@@ -278,7 +290,7 @@ def _number(owner: str, value: Any) -> float:
     """YAML reads ``1e-3`` as a word; here it is a number."""
     try:
         number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise RecipeError(f"{owner} must be a finite number, got {value!r}")

@@ -11,14 +11,17 @@ from typing import Any
 
 import torch
 
-from openwork.lab.cells import Facts
-from openwork.lab.required import is_random, missing_controls
+from openwork.lab.controls import NEAR
+from openwork.lab.facts import Facts, small_names
+from openwork.lab.origin import origin_of
+from openwork.lab.required import is_random, is_small, missing_controls, too_small
 from openwork.lab.sanity import sanity_of
-from openwork.lab.suite import DENSE, EXTRA, LONG, RENEWED, SHUFFLED, SMALL, Suite
+from openwork.lab.suite import DENSE, EXTRA, LONG, RENEWED, SHUFFLED, Suite
 from openwork.version import __version__
 
 FORMAT = "openwork-comparison-1"
 MOMENTS = ("pruned", "recalibrated", "finetuned")
+SMALL_RULE = "small dense model of as many parameters"
 LEAST_DENSITIES, LEAST_SEEDS = 5, 3
 
 
@@ -37,6 +40,7 @@ def results_of(
             "torch": torch.__version__,
             "python": platform.python_version(),
             "machine": platform.machine(),
+            **origin_of(records),
             "command": command,
             "seeds": list(suite.seeds),
             "suite_sha256": hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16],
@@ -94,8 +98,8 @@ def _rows(suite: Suite, facts: Mapping[str, Facts], records: Sequence[Mapping[st
             rows.append(_row(suite, mine, dense, facts[setting.name].total))
         if "small" in suite.controls:
             found = facts[setting.name].small
-            missing = [(d, why) for d, why in found.items() if isinstance(why, str)]
-            rows += [_absent(setting.name, density, why) for density, why in missing]
+            missing = [(at, why) for at, why in found.items() if isinstance(why, str)]
+            rows += [_absent(setting.name, name, density, why) for (name, density), why in missing]
     return rows
 
 
@@ -126,7 +130,7 @@ def _row(
             r["connected"] / r["counts"]["targeted_numel"] for r in kept if r.get("connected") is not None
         ]
         reached["effective"] = mean(told_connected) if told_connected else None
-    if reached is not None and first["method"] == SMALL:  # nothing is pruned: its size against the full model
+    if reached is not None and is_small(first):  # nothing is pruned: its size against the full model
         reached = {"targeted": None, "effective": None, "prunable": None, "total": mean(sizes) / total}
     return {
         **{k: first[k] for k in ("setting", "method", "role", "structure", "density", "pretrained")},
@@ -145,6 +149,7 @@ def _row(
         **{m: spread(told[m]) for m in MOMENTS},
         "drop": None if is_dense else spread(drops),
         "ece": _mean((r["metrics"].get("finetuned") or {}).get("ece") for r in kept),
+        **_top5(kept),
         "seconds": mean(r.get("seconds") or 0.0 for r in runs),
     }
 
@@ -163,16 +168,22 @@ def _at_edge(suite: Suite, lr: float) -> bool:
     return len(suite.lr) > 1 and lr in (suite.lr[0], suite.lr[-1])
 
 
+def _top5(kept: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The spread of top-5 accuracy at the end, where every run has it: not of ten classes, nor of older records."""
+    told = [found for r in kept if (found := (r["metrics"].get("finetuned") or {}).get("top5")) is not None]
+    return {"top5": spread(told)} if told and len(told) == len(kept) else {}
+
+
 def _mean(values: Iterable[float | None]) -> float | None:
     known = [v for v in values if v is not None]
     return mean(known) if known else None
 
 
-def _absent(setting: str, density: float, why: str) -> dict[str, Any]:
+def _absent(setting: str, name: str, density: float, why: str) -> dict[str, Any]:
     empty = dict.fromkeys(
         ("lr", "reached", "parameters", "macs", "training_macs", "bytes", "milliseconds", *MOMENTS, "drop", "ece")
     )
-    place = {"setting": setting, "method": SMALL, "role": "control", "structure": "-", "density": density}
+    place = {"setting": setting, "method": name, "role": "control", "structure": "-", "density": density}
     counts = {"pretrained": False, "seeds": 0, "collapsed": 0, "failed": 0, "errors": [], "lr_at_edge": False}
     return {**place, "missing": why, **counts, **empty, "seconds": 0.0}
 
@@ -192,7 +203,9 @@ def rules_of(suite: Suite, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, 
 
     dense = {r["setting"] for r in rows if r["method"] == DENSE and r["finetuned"]}
     extra = {n for n, _ in have(EXTRA, LONG)}
-    random, small = {(r["setting"], r["density"]) for r in rows if is_random(r) and r["finetuned"]}, have(SMALL)
+    random = {(r["setting"], r["density"]) for r in rows if is_random(r) and r["finetuned"]}
+    narrow = {s.name: [have(name) for name in small_names(suite, s)] for s in suite.settings}
+    no_small = [g for g in grid if not all(g in found for found in narrow[g[0]])]
     why = sorted({r["missing"] for r in rows if r["missing"]})
     pretrained = [r for r in rows if r["role"] == "method" and r["pretrained"] and r["finetuned"]]
     unfinished = sorted({r["setting"] for r in pretrained if not r["pruned"]})
@@ -203,7 +216,7 @@ def rules_of(suite: Suite, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, 
         _rule("dense control", [n for n in names if n not in dense]),
         _rule("dense control with the extra budget", [n for n in names if n not in extra]),
         _rule("random masks with fair layer shares", _places(g for g in grid if g not in random)),
-        _rule("small dense model of as many parameters", _places(g for g in grid if g not in small), "; ".join(why)),
+        small_rule(rows, _places(no_small), "; ".join(why)),
         _count(f"at least {LEAST_DENSITIES} densities", len(suite.densities), LEAST_DENSITIES),
         _count(f"at least {LEAST_SEEDS} seeds", len(suite.seeds), LEAST_SEEDS),
         {
@@ -223,6 +236,16 @@ def _places(cells: Iterable[tuple[str, float]]) -> list[str]:
 def _rule(rule: str, missing: Sequence[str], why: str = "") -> dict[str, Any]:
     told = ", ".join(missing[:6]) + (f" and {len(missing) - 6} more" if len(missing) > 6 else "")
     return {"rule": rule, "met": not missing, "detail": f"missing: {told}{f' ({why})' if why else ''}" if told else ""}
+
+
+def small_rule(rows: Sequence[Mapping[str, Any]], missing: Sequence[str] = (), why: str = "") -> dict[str, Any]:
+    """Whether there is a small dense model everywhere, and none has too few parameters to count as one of as many."""
+    rule = _rule(SMALL_RULE, missing, why)
+    told = [f"{g['setting']} at {g['density']:g}: {g['small']:,.0f} for {g['method']:,.0f}" for g in too_small(rows)]
+    if not told:
+        return rule
+    fewer = f"fewer than {100 * NEAR:g} % of the parameters: {'; '.join(told)}"
+    return {**rule, "met": False, "detail": "; ".join(filter(None, [rule["detail"], fewer]))}
 
 
 def _count(rule: str, found: int, least: int) -> dict[str, Any]:

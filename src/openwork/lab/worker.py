@@ -21,9 +21,13 @@ from safetensors.torch import save
 from openwork.data import DataSet, load_data
 from openwork.engine.result import Result
 from openwork.errors import DivergedError, FileError
-from openwork.lab.cells import Cell, chance_of, mask_file, weights_file, with_rate, with_validation
+from openwork.lab.cells import Cell, mask_file, weights_file, with_rate
+from openwork.lab.chance import chance_of
 from openwork.lab.cost import cost_of
+from openwork.lab.evaluate import MANY, TOP
+from openwork.lab.facts import with_validation
 from openwork.lab.job import Job
+from openwork.lab.origin import commit, processor
 from openwork.lab.runner import Runner
 from openwork.lab.search import LR
 from openwork.lab.store import write_record
@@ -67,16 +71,18 @@ def execute(task: Task, data: DataSet, tell: Tell | None = None) -> dict[str, An
     A cell that was stopped goes on from its own checkpoint.
     """
     cell, began = task.cell, time.monotonic()
-    if cell.held_out:
-        data = with_validation(data, cell.held_out)
-    chance = chance_of(data)
+    chance = 0.0
     record = blank(cell, task.lr)
     if len(task.values) > 1 or cell.search is not None:
         record["tried"] = dict(task.values)
-    record |= {"chance": chance, "data_fingerprint": data.fingerprint(), "openwork": __version__}
-    record["torch"], record["threads"] = torch.__version__, torch.get_num_threads()
+    record |= {"openwork": __version__, "torch": torch.__version__, "threads": torch.get_num_threads()}
+    record |= {"cpu": processor(), "commit": commit()}
     work = task.folder / "work" / cell.file
     try:
+        if cell.held_out:
+            data = with_validation(data, cell.held_out)
+        chance = chance_of(data) if cell.chance is None else cell.chance
+        record |= {"chance": chance, "data_fingerprint": data.fingerprint()}
         model, result, seconds = _run(task, data, work, tell)
         record |= _measured(cell, result)
         record["seconds"] = seconds
@@ -91,7 +97,8 @@ def execute(task: Task, data: DataSet, tell: Tell | None = None) -> dict[str, An
         record["status"] = "collapsed" if accuracy <= chance + COLLAPSED_WITHIN else "done"
     except DivergedError as problem:
         # counted with the accuracy of guessing: leaving it out would flatter the method
-        metrics = {"finetuned": {"accuracy": chance, "loss": None}}
+        guessed = {"top5": min(1.0, TOP * chance)} if data.classes > MANY else {}
+        metrics = {"finetuned": {"accuracy": chance, "loss": None, **guessed}}
         record |= {"status": "collapsed", "error": str(problem), "metrics": metrics}
     except Exception as problem:
         record |= {"status": "failed", "error": f"{type(problem).__name__}: {problem}"}

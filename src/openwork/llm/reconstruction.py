@@ -80,7 +80,8 @@ class Reconstruction:
             while run.step < steps:
                 batch = feed.next()
                 optimizer.zero_grad()
-                loss = self.loss(forward(block, batch), batch)
+                passes = [self.loss(forward(block, batch), batch) for _ in range(run.samples)]
+                loss = torch.stack(passes).mean()
                 losses.append(float(loss.detach()))
                 if not bool(torch.isfinite(loss)):
                     raise DivergedError(f"Reconstruction: the loss is {losses[-1]} at step {run.step}; lower the rate")

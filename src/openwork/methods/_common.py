@@ -21,8 +21,12 @@ def has_regions(structure: Structure) -> bool:
     return structure.density is not None or structure == Element(per="row")
 
 
-def allocation_of(scope: str, structure: Structure, rounding: Rounding = "ceil", at_least: int = 0) -> Allocation:
+def allocation_of(
+    scope: str, structure: Structure, rounding: Rounding = "ceil", at_least: int | None = None
+) -> Allocation:
     """``"layer"``, ``"global"`` or ``"erk"`` as an allocation; ``"auto"`` is global, or layer where regions rule.
+
+    ``at_least`` units stay in every layer under ``"layer"`` and ``"erk"``; None is each allocation's own floor (0, 1).
 
     Raises:
         RecipeError: an unknown scope, or one over several tensors for a structure with quotas of its own. Said here,
@@ -33,9 +37,9 @@ def allocation_of(scope: str, structure: Structure, rounding: Rounding = "ceil",
     if scope in ("global", "erk") and has_regions(structure):
         raise RecipeError(f"{structure} has quotas of its own, so scope must be 'layer', got {scope!r}")
     if scope == "layer":
-        return Uniform(rounding, at_least)
+        return Uniform(rounding, at_least or 0)
     if scope == "global":
         return Global(rounding)
     if scope == "erk":
-        return ErdosRenyi(rounding=rounding)
+        return ErdosRenyi(rounding=rounding, at_least=1 if at_least is None else at_least)
     raise RecipeError(f"scope must be 'layer', 'global' or 'erk', got {scope!r}")

@@ -22,6 +22,7 @@ def probmask(
     learning_rate_of_s: float = 6e-3,
     budget: tuple[float, float] = (0.16, 0.60),
     fix_at: float = 0.9,
+    samples: int = 1,
 ) -> Recipe:
     """Train a keep-probability per unit with the weights, under one budget over all tensors; end with the likeliest.
 
@@ -37,10 +38,14 @@ def probmask(
             trainings need a larger one.
         budget: shares of the steps between which the budget falls on a cubic curve from 1 to the density.
         fix_at: share of the steps after which the mask is final and only weights are trained.
+        samples: K', forward passes with a draw each whose loss is averaged in every step (the paper: 2). The trainer of
+            the command line does so; a loop of your own averages over ``run.samples`` passes.
 
     Differences:
         The mask keeps exactly the largest probabilities instead of the best of ten random draws, whose density varies.
-        One sample per forward pass (average the loss of two for the paper's setting); in eval mode the expected mask.
+        One sample per forward pass and by default one pass; in eval mode the expected mask. The paper clips the
+        gradient of weights and probabilities to a norm of 3 together, here that of the probabilities alone is; at 0 and
+        1 it is that of the nearest value the sampler takes, so that a unit at 0 can return.
 
     Cost:
         One probability per unit with Adam moments, one random number pair per unit and forward pass, one bisection
@@ -62,5 +67,5 @@ def probmask(
     if not budget[1] <= fix_at <= 1:
         raise RecipeError(f"probmask: fix_at must lie between the end of the budget {budget[1]} and 1, got {fix_at}")
     rule = TopK(Learned(), allocation_of("auto", structure))
-    relaxation = Probabilities(steps, *budget, learning_rate_of_s)
+    relaxation = Probabilities(steps, *budget, learning_rate_of_s, samples=samples)
     return Recipe("probmask", structure, rule, OneShot(share, max(1, round(fix_at * steps))), relaxation, where)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
+from itertools import groupby
 from typing import Literal
 
 from openwork.core.protocols import Structure
@@ -46,6 +48,9 @@ def sequential_attention_pp(
     sparsification: bool = True,
     decay_logits: bool = True,
     scope: Literal["layer", "erk"] = "layer",
+    learning_rate: float = 1.0,
+    on_reactivate: Literal["keep", "zero"] = "keep",
+    reset_logits: bool = False,
 ) -> Recipe:
     """Train once from scratch; a softmax over the blocks of each layer learns which ones stay.
 
@@ -64,11 +69,15 @@ def sequential_attention_pp(
         schedule: phase table of the paper's ImageNet or Criteo runs, or stretches of your own.
         exponent: c.
         every: steps between updates inside a soften phase.
-        clip: keep A in [density, 1 / density].
-        sparsification: False replaces soften phases by dense and sparse halves (the paper's ablation).
+        clip: keep A in [density, 1 / density] with the density of its layer.
+        sparsification: False replaces soften phases by dense and sparse halves (the paper's ablation), each one phase
+            with what stands beside it of its kind.
         decay_logits: False keeps the optimiser's weight decay off the logits (an ablation; the paper decays them).
         scope: ``layer`` keeps the same share in every pruned layer (the paper), ``erk`` Erdos-Renyi-Kernel shares
             whose total is floor(density T) over all pruned layers.
+        learning_rate: that of the logits as a multiple of that of their weights.
+        on_reactivate: ``keep`` lets blocks come back with the weights they left with (the paper), ``zero`` without.
+        reset_logits: True sets the logits to zero at the start of every dense phase, so that each search begins anew.
 
     Differences:
         The paper prints the clipping range as [n density, n / density], which does not fit mean(A) = 1; thirds inside a
@@ -97,7 +106,7 @@ def sequential_attention_pp(
         )
     stretches = tables[schedule] if isinstance(schedule, str) else tuple(schedule)
     if not sparsification:
-        stretches = tuple(half for s in stretches for half in _without(s))
+        stretches = _merged(half for s in stretches for half in _without(s))
     if min_blocks is None:
         min_blocks = 1 if isinstance(structure, Coupling | Depth) else 100
     if where.min_units == 1:
@@ -106,7 +115,8 @@ def sequential_attention_pp(
         raise RecipeError(f"sequential_attention_pp: scope must be 'layer' or 'erk', got {scope!r}")
     rule = TopK(Learned(), allocation_of(scope, structure, "floor", at_least=1), nested=True)
     phases = Phases(share, steps, stretches, exponent, every, "all")
-    return Recipe("sequential_attention_pp", structure, rule, phases, SoftmaxAttention(clip, decay=decay_logits), where)
+    attention = SoftmaxAttention(clip, learning_rate, decay_logits, on_reactivate, reset_logits)
+    return Recipe("sequential_attention_pp", structure, rule, phases, attention, where)
 
 
 def _without(stretch: Stretch) -> tuple[Stretch, ...]:
@@ -114,3 +124,10 @@ def _without(stretch: Stretch) -> tuple[Stretch, ...]:
     if stretch.phase != "soften":
         return (stretch,)
     return (Stretch("dense", stretch.fraction / 2), Stretch("sparse", stretch.fraction / 2))
+
+
+def _merged(stretches: Iterable[Stretch]) -> tuple[Stretch, ...]:
+    """Neighbours of one kind as one phase: nothing changes between them, so nothing may restart there."""
+    return tuple(
+        Stretch(kind, min(1.0, sum(s.fraction for s in run))) for kind, run in groupby(stretches, lambda s: s.phase)
+    )

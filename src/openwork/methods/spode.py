@@ -6,6 +6,7 @@ import math
 from dataclasses import fields
 from typing import Any, Literal, cast
 
+from openwork.core.annotations import typed
 from openwork.core.protocols import Structure
 from openwork.core.recipe import Recipe
 from openwork.core.targets import Select
@@ -99,12 +100,14 @@ def path_rule(structure: Structure, scope: str, **options: Any) -> SpODE:
     """The rule that the one-shot and the iterative variant share.
 
     Raises:
-        RecipeError: an unknown option, or a global scope for a structure with quotas of its own.
+        RecipeError: an unknown option, a value of another type than its field, or a global scope for a structure
+            with quotas of its own.
     """
     known = [f.name for f in fields(SpODE)]
     for name in options:
         if name not in known:
             raise RecipeError(f"spode has no option {name!r}; {did_you_mean(name, known)}")
+    options = typed("spode", SpODE, options)  # ``**options`` of the methods have no annotations of their own
     if scope == "auto":
         scope = "local" if has_regions(structure) else "global"
     if scope == "global" and has_regions(structure):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -64,3 +66,13 @@ class Power:
 
     def gate(self, part: Partition, density: float) -> Gate:
         return PowerGate(part, part.members[0], self.alpha)
+
+    def at_step(self, gates: Mapping[str, Any], weights: Mapping[str, Tensor], optimizer: Any, step: int) -> None:
+        """Say at the start which tensors cannot learn; nothing changes."""
+        still = [n for n in gates if not bool(weights[n].any())] if step == 0 and self.alpha > 1 else []
+        if still:
+            warnings.warn(
+                f"Power: {', '.join(still)} starts at zero, where the derivative of a power is zero, and will stay "
+                "near it; initialise it otherwise, or leave it out with Select(exclude=...)",
+                stacklevel=2,
+            )

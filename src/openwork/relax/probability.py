@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import Adam, Optimizer
 
 from openwork.core.partition import Partition
@@ -17,6 +18,8 @@ from openwork.errors import DivergedError, RecipeError
 
 EDGE = 1e-6
 """Probabilities enter the sampler at least this far from 0 and 1, where the logit is infinite."""
+STEEPEST = 3.0
+"""The norm that the gradient of all probabilities is clipped to: near 0 and 1 that of the logit has no bound."""
 
 
 def project_budget(values: Tensor, budget: float) -> Tensor:
@@ -50,6 +53,7 @@ class ProbabilityGate(Gate):
     Once a mask is set, it replaces the samples.
     """
 
+    learns: ClassVar[str] = "keep-probabilities"
     mask: Tensor
     tau: Tensor
 
@@ -62,8 +66,11 @@ class ProbabilityGate(Gate):
         self.fixed = False
 
     def sample(self) -> Tensor:
-        """A relaxed draw ``[n_units]``, differentiable in ``s``."""
-        s = self.s.clamp(EDGE, 1 - EDGE)
+        """A relaxed draw ``[n_units]``, differentiable in ``s``.
+
+        At 0 and 1 with the slope at the edge: a clamp without one would hold a probability there for good.
+        """
+        s = self.s + (self.s.clamp(EDGE, 1 - EDGE) - self.s).detach()
         u = torch.rand(2, *s.shape, device=s.device).clamp_min(1e-20)
         noise = -torch.log(torch.log(u[0]) / torch.log(u[1]))
         return torch.sigmoid((torch.logit(s) + noise) / self.tau)
@@ -88,7 +95,10 @@ class Probabilities:
 
     The budget is 1 before ``begin`` and the density after ``end`` (shares of ``steps``); the temperature falls as
     ``1 / tau = 1 / (0.97 (1 - t) + 0.03)``. Adam with a cosine learning rate moves the probabilities, an exact
-    projection brings them back under the budget.
+    projection brings them back under the budget. The norm of their gradient is clipped to 3 before every step of
+    Adam (the paper clips that of weights and probabilities together).
+
+    ``samples`` is how many forward passes, each with its own draw, a training loop averages the loss of.
     """
 
     steps: int = 1000
@@ -96,6 +106,7 @@ class Probabilities:
     end: float = 0.60
     learning_rate_of_s: float = 6e-3
     final_temperature: float = 0.03
+    samples: int = 1
 
     def __post_init__(self) -> None:
         if self.steps < 1 or not 0 <= self.begin < self.end <= 1:
@@ -108,12 +119,20 @@ class Probabilities:
                 "Probabilities: learning_rate_of_s must be positive and final_temperature in (0, 1], got "
                 f"{self.learning_rate_of_s} and {self.final_temperature}"
             )
+        if self.samples < 1:
+            raise RecipeError(f"Probabilities: samples must be at least 1, got {self.samples}; the paper draws 2")
 
     def gate(self, part: Partition, density: float) -> Gate:
         return ProbabilityGate(part, part.members[0], density)
 
     def optimizer(self, params: Sequence[nn.Parameter]) -> Optimizer:
-        return Adam(params, lr=self.learning_rate_of_s)
+        adam = Adam(params, lr=self.learning_rate_of_s)
+
+        def clip(*_: object) -> None:
+            clip_grad_norm_(params, STEEPEST)
+
+        adam.register_step_pre_hook(clip)
+        return adam
 
     def budget(self, progress: float, density: float) -> float:
         """The share of units that the probabilities may sum to."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -91,7 +92,19 @@ class SoftThreshold:
         return ThresholdGate(part, part.members[0], density, self.initial, self.function)
 
     def at_step(self, gates: Mapping[str, Any], weights: Mapping[str, Tensor], optimizer: Any, step: int) -> None:
-        """Budget control: multiply every threshold by the factor at which the scheduled count is alive."""
+        """Budget control: multiply every threshold by the factor at which the scheduled count is alive.
+
+        Decay: say at the end when no threshold has removed anything.
+        """
+        if self.control == "decay" and step == self.end:
+            if not any(bool(((w != 0) & (w.abs() <= gates[n].threshold())).any()) for n, w in weights.items()):
+                low = min(float(g.s) for g in gates.values())
+                warnings.warn(
+                    f"SoftThreshold: no threshold has risen above a weight in {step} steps (lowest s {low:g}), so the "
+                    "mask is that of plain magnitude; start higher (initial) or raise the decay",
+                    stacklevel=2,
+                )
+            return
         if self.control == "decay" or not self.begin < step <= self.end or (step % self.every and step != self.end):
             return
         density = next(iter(gates.values())).density

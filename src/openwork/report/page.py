@@ -119,7 +119,7 @@ def _accuracy(data: Mapping[str, Any]) -> str:
         if (value := finite(found.get("accuracy"))) is not None
     ]
     names = metric_names(stages)
-    if bars and set(names) <= {"accuracy", "loss", "ece"}:
+    if bars and set(names) <= {"accuracy", "loss", "ece", "top5"}:
         return bar_chart("Accuracy by stage", bars)
     rows = [[stage_label(stage), *(stage_value(n, found.get(n)) for n in names)] for stage, found in stages.items()]
     table = html_table("Metrics by stage", ["stage", *names], rows, right=range(1, len(names) + 1)) if names else ""
@@ -127,8 +127,8 @@ def _accuracy(data: Mapping[str, Any]) -> str:
 
 
 def _loss(found: Mapping[str, Any]) -> str:
-    told = [f"{word} {stage_value(name, found[name])}" for name, word in (("loss", "loss"), ("ece", "ECE"))
-            if finite(found.get(name)) is not None]  # fmt: skip
+    words = (("top5", "top-5"), ("loss", "loss"), ("ece", "ECE"))
+    told = [f"{word} {stage_value(name, found[name])}" for name, word in words if finite(found.get(name)) is not None]
     return ", ".join(told)
 
 

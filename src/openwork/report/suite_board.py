@@ -13,6 +13,7 @@ from openwork.report.numbers import clean, count, finite, number, percent, secon
 
 MOST_LAYERS = 24  # in one row; the record names them all
 HEADS = ("method", "density", "accuracy", "spread", "against dense", "non-zero")
+TOP5 = "top-5"
 PLACE = ("setting", "structure", "role")
 LAST = ("ECE", "learning rate", "collapsed", "failed", "time of a run")
 EXTRA = (("macs", "MACs"), ("bytes", "bytes"), ("milliseconds", "ms"), ("training_macs", "training MACs"))
@@ -28,8 +29,9 @@ def suite_board(results: Mapping[str, Any]) -> str:
     rows.sort(key=lambda r: -r["finetuned"]["mean"])
     costs = [(k, head) for k, head in EXTRA if any(r.get(k) is not None for r in rows)]
     front = {k: _fronts(rows, k) for k, _ in costs}
-    made = [_row(r, runs.get((r["setting"], r["method"], r["density"]), []), costs, front) for r in rows]
-    heads = [*HEADS, *(head for _, head in costs), *PLACE, *LAST]
+    top = any(r.get("top5") for r in rows)
+    made = [_row(r, runs.get((r["setting"], r["method"], r["density"]), []), costs, front, top) for r in rows]
+    heads = [*HEADS, *([TOP5] if top else []), *(head for _, head in costs), *PLACE, *LAST]
     choose = [heads.index(head) for head in PLACE]
     return board("Leaderboard", heads, made, choose) if made else ""
 
@@ -48,6 +50,7 @@ def _row(
     runs: Sequence[Mapping[str, Any]],
     costs: Sequence[tuple[str, str]],
     front: Mapping[str, set[int]],
+    top: bool,
 ) -> Row:
     found = row["finetuned"]
     drop = row["drop"]
@@ -59,6 +62,9 @@ def _row(
         Cell("" if drop is None else f"{-100 * drop['mean']:+.2f}".replace("-", "−"), drop and -drop["mean"]),
         Cell(count(row["parameters"]), finite(row["parameters"])),
     ]
+    if top:
+        share = (row.get("top5") or {}).get("mean")
+        cells.append(Cell("" if share is None else percent(share), share))
     for key, _ in costs:
         told = {"bytes": size, "milliseconds": number}.get(key, count)(row.get(key))
         cells.append(Cell(told + (" ◆" if id(row) in front[key] else ""), finite(row.get(key))))

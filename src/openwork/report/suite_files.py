@@ -38,12 +38,13 @@ def suite_files(results: Mapping[str, Any]) -> dict[str, str]:
 def _csv(results: Mapping[str, Any]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    spreads = [f"{m}_{part}" for m in MOMENTS for part in ("mean", "std")]
+    moments = [*MOMENTS, *(["top5"] if any(row.get("top5") for row in results["rows"]) else [])]
+    spreads = [f"{m}_{part}" for m in moments for part in ("mean", "std")]
     writer.writerow([*PLAIN, *MEASURED, *spreads, "density_targeted", "density_effective", "density_total", "missing"])
     for row in results["rows"]:
         reached = row["reached"] or {}
         told = [row[k] for k in PLAIN] + [row.get(k) for k in MEASURED]
-        told += [(row[m] or {}).get(part) for m in MOMENTS for part in ("mean", "std")]
+        told += [(row.get(m) or {}).get(part) for m in moments for part in ("mean", "std")]
         told += [*(reached.get(k) for k in ("targeted", "effective", "total")), row["missing"]]
         writer.writerow(["" if v is None else _text(v) for v in told])
     return out.getvalue()

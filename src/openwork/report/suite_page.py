@@ -205,6 +205,7 @@ def _errors(results: Mapping[str, Any]) -> str:
 def _manifest(results: Mapping[str, Any]) -> str:
     manifest, suite = results["manifest"], results["suite"]
     rows = [[k.replace("_", " "), str(manifest[k])] for k in ("openwork", "torch", "python", "machine", "command")]
+    rows += [[k, ", ".join(map(str, manifest[k]))] for k in ("processors", "threads", "commits") if manifest.get(k)]
     rows += [["seeds", ", ".join(map(str, manifest["seeds"]))], ["suite", f"sha256 {manifest['suite_sha256']}"]]
     rows += [[f"data of {name}", f"fingerprint {mark}"] for name, mark in manifest["data"].items()]
     grid = ", ".join(map(number, suite["lr"])) or "none"

@@ -158,7 +158,7 @@ def stage_label(stage: str) -> str:
 
 def stage_value(name: str, value: Any) -> str:
     """A metric as people read it: accuracies and calibration errors in percent, everything else with four digits."""
-    return percent(value) if "accuracy" in name or name == "ece" else number(value)
+    return percent(value) if "accuracy" in name or name in ("ece", "top5") else number(value)
 
 
 def metric_names(metrics: Mapping[str, Any]) -> list[str]:

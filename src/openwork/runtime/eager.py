@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType, peek_interpreter_stack
+from torch.autograd import forward_ad
+
+from openwork.errors import FormatError
+
+TRANSFORMS = (TransformType.Vmap, TransformType.Grad, TransformType.Jvp)
 
 
 def eager(x: Tensor) -> bool:
@@ -11,5 +17,18 @@ def eager(x: Tensor) -> bool:
     if torch.compiler.is_compiling() or type(x) is not Tensor or x.device.type != "cpu":
         return False
     watched = (x.requires_grad and torch.is_grad_enabled()) or torch._C._get_tracing_state() is not None
-    inside = torch._C._len_torch_dispatch_stack() > 0 or torch._C._functorch.peek_interpreter_stack() is not None
+    inside = torch._C._len_torch_dispatch_stack() > 0 or peek_interpreter_stack() is not None
     return not watched and not inside
+
+
+def demand_no_transform(x: Tensor) -> None:
+    """Refuse calls whose derivative or batching would be lost on the way.
+
+    Raises:
+        FormatError: a transformation of ``torch.func`` is at work, or the input carries a tangent.
+    """
+    stack = peek_interpreter_stack()
+    if stack is not None and stack.key() in TRANSFORMS:
+        raise FormatError("packed layers take no part in transformations of torch.func; transform the dense model")
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
+        raise FormatError("packed layers have no forward derivative; differentiate the dense model")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from openwork.runtime.stand_in import stand_in
+
 ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.SiLU: "silu", nn.ReLU6: "relu6"}
 
 
@@ -77,8 +79,8 @@ def activations_after(model: nn.Module, graph: fx.Graph | None = None) -> dict[s
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether hooks see the module run, so that it must not be taken away."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    """Whether hooks see the module run or its forward is its own, so that it must not be taken away."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 def replace_module(model: nn.Module, name: str, new: nn.Module) -> nn.Module:
@@ -101,6 +103,6 @@ def replace_module(model: nn.Module, name: str, new: nn.Module) -> nn.Module:
 def trace(model: nn.Module) -> fx.Graph | None:
     """The graph of a model down to torch's own layers, or None when it cannot be traced."""
     try:
-        return _Shallow().trace(model)
+        return _Shallow().trace(stand_in(model))
     except Exception:  # (tracing runs the user's code on stand-ins; any failure means "cannot be traced")
         return None

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from openwork.errors import OpenworkError
 from openwork.runtime.fold import ACTIVATIONS, is_hooked
 from openwork.runtime.layers import Packed
-from openwork.runtime.plain import is_plain
+from openwork.runtime.plain import frozen, is_plain
 from openwork.runtime.prepacked import PrepackedConv2d
+from openwork.runtime.stand_in import shell
 
 Fusions = dict[str, list[str]]
 """Layer of a module -> what it took over: ``residual``, an activation, or both in this order."""
@@ -54,29 +56,45 @@ def fuse_one(module: nn.Module, given: Fusions | None = None) -> Fusions:
     if not runs or is_fused(module) or not is_plain(module):
         return {}
     try:
-        graph = Leaves().trace(module)
+        graph = Leaves().trace(shell(module))
     except Exception:  # (tracing runs the user's code on stand-ins; any failure means "cannot be traced")
         return {}
+    if any(n.op == "get_attr" and not hasattr(module, str(n.target).partition(".")[0]) for n in graph.nodes):
+        return {}  # a tensor that the forward made without its inputs became a constant of the copy that was traced
     found = _rewrite(graph, module, given)
     if found:
         module.openwork_fused = found  # type: ignore[assignment]
-        module.__class__ = _subclass(type(module), graph)
+        module.__class__ = _subclass(type(module), graph, frozen(module))
     return found
 
 
-_MADE: dict[tuple[type[nn.Module], str], type[nn.Module]] = {}
+_MADE: dict[tuple[type[nn.Module], str, frozenset[str]], type[nn.Module]] = {}
 
 
-def _subclass(base: type[nn.Module], graph: fx.Graph) -> type[nn.Module]:
-    """The class with the forward of a graph; copies of a model share it."""
+def _subclass(base: type[nn.Module], graph: fx.Graph, fixed: frozenset[str]) -> type[nn.Module]:
+    """The class with the forward of a graph; copies of a model share it. What is ``fixed`` in it cannot be set."""
     code = graph.python_code("self")
-    if (base, code.src) not in _MADE:
+    if (base, code.src, fixed) not in _MADE:
         space = dict(code.globals)
         exec(compile(code.src, f"<fused {base.__name__}>", "exec"), space)
         body = {"forward": space["forward"], "__reduce_ex__": _reduce, "__deepcopy__": _deepcopy, "openwork_base": base}
+        if fixed:
+            body["__setattr__"] = _keeping(base, fixed)
         same = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
-        _MADE[base, code.src] = type(base.__name__, (base,), {**body, **same})
-    return _MADE[base, code.src]
+        _MADE[base, code.src, fixed] = type(base.__name__, (base,), {**body, **same})
+    return _MADE[base, code.src, fixed]
+
+
+def _keeping(base: type[nn.Module], fixed: frozenset[str]) -> Callable[[nn.Module, str, Any], None]:
+    def put(self: nn.Module, name: str, value: Any) -> None:
+        if name in fixed:
+            raise OpenworkError(
+                f"{base.__name__}: {name} is a constant of the fused forward and cannot be set any more; set it before "
+                "packing, or pack with fold=False"
+            )
+        base.__setattr__(self, name, value)
+
+    return put
 
 
 def is_fused(module: nn.Module) -> bool:

@@ -12,7 +12,8 @@ from openwork.errors import FormatError
 from openwork.formats import Format, from_tensors
 from openwork.kernels import Layout, isa, layout_of
 from openwork.kernels.ops import ACTIVATIONS, FEW, Ready, activated, conv2d_of, linear_of, sizes_out
-from openwork.runtime.eager import eager
+from openwork.runtime.eager import demand_no_transform, eager
+from openwork.runtime.weight import PackedWeight
 
 
 class Packed(nn.Module):
@@ -23,6 +24,7 @@ class Packed(nn.Module):
     """
 
     few: ClassVar[bool] = False  # whether calls with few tokens have an order of their own
+    weight_dtype: torch.dtype = torch.float32  # of the dense weight
     bias: Tensor | None
 
     def __init__(self, fmt: Format, bias: Tensor | None, kind: str, run: int, activation: str = "none") -> None:
@@ -53,6 +55,19 @@ class Packed(nn.Module):
         """Share of the weights that are stored."""
         return self.format.density
 
+    @property
+    def weight(self) -> Tensor:
+        """Stands for the dense weight: tells shape, dtype and device, and is unpacked by whatever computes with it."""
+        if torch.compiler.is_compiling():  # a graph may ask the same, but cannot unpack
+            return torch.empty(self.weight_shape, dtype=self.weight_dtype, device="meta")
+        return PackedWeight(self.weight_shape, self.weight_dtype, lambda: self.dense_weight().to(self.weight_dtype))
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of the dense weight."""
+        shape = (int(self.meta["rows"]), int(self.meta["cols"]))
+        return shape[::-1] if self.transposed else shape
+
     def dense_weight(self) -> Tensor:
         """The weight as the dense layer held it, float32; ``transposed`` layers held ``(in, out)``."""
         matrix = self.format.unpack()
@@ -73,22 +88,27 @@ class Packed(nn.Module):
     def _watch(self) -> None:
         """Remember what the kernel trusts, as it is now."""
         self._made: dict[str, Ready] = {}
-        packed = [t for n, t in self._buffers.items() if n != "bias" and t is not None]
-        self._trusted = [t for t in packed if not t.is_inference()]
+        self._places = [n for n, t in self._buffers.items() if n != "bias" and t is not None]
+        packed = [self._buffers[n] for n in self._places]
+        self._trusted = [t for t in packed if t is not None and not t.is_inference()]
         self._changes = [t._version for t in self._trusted]
+        self._same = [id(t) for t in packed]
 
     def _demand_unchanged(self) -> None:
-        if [t._version for t in self._trusted] != self._changes:
+        buffers = self._buffers
+        changed = [t._version for t in self._trusted] != self._changes
+        if changed or [id(buffers[n]) for n in self._places] != self._same:
             raise FormatError(
-                f"{type(self).__name__}: its packed weights were changed in place, which kernels would not see; change "
-                "the dense model and pack it again, or use load_state_dict"
+                f"{type(self).__name__}: its packed weights were changed in place or exchanged, which kernels would "
+                "not see; change the dense model and pack it again, or use load_state_dict"
             )
 
     def __getstate__(self) -> dict[str, Any]:
         """uint16 goes as int16, since torch does not pickle it."""
         short = [n for n, t in self._buffers.items() if t is not None and t.dtype == torch.uint16]
         seen = {n: t.view(torch.int16) if n in short and t is not None else t for n, t in self._buffers.items()}
-        return {**self.__dict__, "_buffers": seen, "_short": short, "_trusted": [], "_changes": [], "_made": {}}
+        watched: dict[str, Any] = {"_trusted": [], "_changes": [], "_made": {}, "_same": [], "_places": []}
+        return {**self.__dict__, "_buffers": seen, "_short": short, **watched}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         short = state.pop("_short")
@@ -129,6 +149,15 @@ class Packed(nn.Module):
                     self.register_buffer(f"weight_{name}", torch.empty_like(tensor))
             super()._load_from_state_dict(state, prefix, *rest)
             self._order(fmt)
+
+    @staticmethod
+    def _arrived(x: Tensor) -> Tensor:
+        """The input as a dense layer would read it under autocast; what would silently be lost is refused."""
+        if not torch.compiler.is_compiling():
+            demand_no_transform(x)
+        if torch.is_autocast_enabled("cpu") and x.dtype in (torch.float32, torch.float16, torch.bfloat16):
+            return x.to(torch.get_autocast_dtype("cpu"))
+        return x
 
     @staticmethod
     def _by_torch(residual: Tensor, x: Tensor, shape: tuple[int, ...]) -> bool:
@@ -173,6 +202,7 @@ class PackedLinear(Packed):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if x.dim() == 0 or x.shape[-1] != self.in_features:
             raise FormatError(f"PackedLinear: the last dimension must be {self.in_features}, got {tuple(x.shape)}")
+        x = self._arrived(x)
         # An exported program serves every number of tokens with one order.
         few = "few" in self._sizes and not torch.compiler.is_exporting() and x.numel() <= FEW * self.in_features
         name = "few" if few else "many"
@@ -218,6 +248,10 @@ class PackedConv2d(Packed):
         self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
         self.channels_last = False
 
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        return (self.out_channels, self.in_channels, *self.kernel_size)
+
     def dense_weight(self) -> Tensor:
         """The weight as the dense layer held it, float32 ``(out, in, height, width)``."""
         matrix = self.format.unpack()
@@ -230,6 +264,7 @@ class PackedConv2d(Packed):
             )
         if x.dim() == 3:
             return self(x[None], None if residual is None else residual[None])[0]
+        x = self._arrived(x)
         if self.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
         run: Any

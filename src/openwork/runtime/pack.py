@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -13,20 +14,25 @@ from torch import Tensor, nn
 
 from openwork.core.targets import Select, Target, find_targets, is_transposed_linear
 from openwork.errors import OpenworkError
-from openwork.formats import Format, choose, matrices
+from openwork.formats import Blocks, Format, choose, detect, matrices
+from openwork.formats.choose import covered
 from openwork.formats.stored import DTYPES
 from openwork.kernels import isa, kinds_of
 from openwork.kernels.native import warn_once
+from openwork.runtime.carried import demand_plain_weights
 from openwork.runtime.fold import activations_after, fold_norms, is_hooked, replace_module, trace
 from openwork.runtime.inputs import record_inputs
-from openwork.runtime.layers import PackedConv2d, PackedLinear
+from openwork.runtime.layers import Packed, PackedConv2d, PackedLinear
 from openwork.runtime.plan import Choice, Plan, decide, key_of
 from openwork.runtime.prepacked import prepacked
 from openwork.runtime.promise import Made, Packing, keep_promise
 from openwork.runtime.recognise import recognise
+from openwork.runtime.same import demand_same
+from openwork.runtime.stand_in import stand_in
 from openwork.runtime.turn import may_turn, turned
-from openwork.structure import Element
 from openwork.zoo.hugging_face import known_source
+
+LOOSE = 2  # times the weights that are not zero: what is stored beyond does not follow the structure
 
 
 def pack(
@@ -36,7 +42,7 @@ def pack(
     *,
     example: Any = None,
     where: Select | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     override: Mapping[str, str] | None = None,
     fold: bool = True,
 ) -> nn.Module:
@@ -49,14 +55,15 @@ def pack(
 
     Args:
         model: pruned, floating point, on the processor.
-        structure: what was pruned, ``ow.Block(32, 32)`` for instance; the storage format follows from it. Default:
-            ``ow.Element()``.
+        structure: what was pruned, ``ow.Block(32, 32)`` for instance; the storage format follows from it. By default
+            it is told from the zeros of each layer: blocks of 64, 32 or 16, four outputs, else single weights.
         plan: ``"measure"`` times dense and packed layers at the shapes of ``example`` and takes the fastest (for
             networks of convolutions in both memory formats), and falls back layer by layer until the whole is not
             slower than dense; ``"always"`` packs without measuring.
         example: an input, a tuple of inputs or a dict of keyword inputs; needed to measure.
         where: layers to consider; default all.
-        dtype: of the stored values: float32, bfloat16, or int8 with scales. Sums are float32.
+        dtype: of the stored values: float32, bfloat16, or int8 with scales. Default: bfloat16 where a layer's weight is
+            bfloat16, else float32 (for float16 too, which bfloat16 would round). Sums are float32.
         override: layer -> ``"dense"``, ``"onednn"``, ``"block"`` or ``"column"``; these are not measured, and stay
             even where the whole is slower for it.
         fold: fold BatchNorm into the convolution before it, and activations and residual sums into packed layers,
@@ -66,7 +73,7 @@ def pack(
         OpenworkError: a model that cannot be packed, an unknown plan, dtype or override, a missing example.
         FormatError: a structure that no format follows from.
     """
-    layout = choose(Element() if structure is None else structure)
+    layout = None if structure is None else choose(structure)
     _check(model, plan, example, dtype)
     new = copy.deepcopy(model).eval()
     new.openwork_source = known_source(model)  # type: ignore[assignment]
@@ -86,12 +93,24 @@ def pack(
     if isa() == "python":
         warn_once()
     seen = [*layers, *alone]
-    inputs, output = record_inputs(new, seen, example) if example is not None else ({}, None)
+    inputs, output = record_inputs(stand_in(new), seen, example) if example is not None else ({}, None)
     acts = {} if graph is None else activations_after(new, graph)
     stored: dict[str, Format] = {}
+    loose: list[str] = []
     for name, target in layers.items():
         matrix = matrices(new.get_submodule(name).get_parameter("weight").detach().float(), target)[0]
-        stored[name] = layout.pack(matrix, matrix != 0, dtype=dtype)
+        mask = matrix != 0
+        kind = dtype or _own(new.get_submodule(name))
+        stored[name] = (layout or choose(detect(mask))).pack(matrix, mask, dtype=kind)
+        height, width = (layout.height, layout.width) if isinstance(layout, Blocks) else (None, None)
+        if height and width and float(mask.float().mean()) * LOOSE < covered(mask, height, width):
+            loose.append(name)
+    if loose:
+        warnings.warn(
+            f"pack: the zeros of {', '.join(loose)} do not follow {structure}, most of what is stored is zero; leave "
+            "structure out to have it told from the zeros",
+            stacklevel=2,
+        )
     one = partial(_one, new, stored, alone, plan, override or {}, dtype)
     made = {name: one(name, inputs.get(name)) for name in seen}
     last = False
@@ -114,6 +133,8 @@ def pack(
     if plan == "measure":
         keep_promise(packing, model, example)
     new = packing.model
+    if example is not None:
+        demand_same(new, model, example, dtype)
     choices = [m.choice for m in made.values()]
     choices += [Choice(n, (), "", 1.0, reason=r) for n, r in sorted(reasons.items())]
     new.openwork_plan = Plan(tuple(choices))  # type: ignore[assignment]
@@ -132,7 +153,7 @@ def _one(
     alone: Mapping[str, str],
     plan: str,
     override: Mapping[str, str],
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     name: str,
     x: Tensor | None,
 ) -> Made:
@@ -173,7 +194,7 @@ def _one(
         shape=shape, stride=x.stride(), format=kept, density=round(base.density, 2), dtype=str(x.dtype),
         window=window, candidates=sorted(modules),
     )  # fmt: skip
-    times, kind, errors = decide(layer, modules, x, key, dtype)
+    times, kind, errors = decide(layer, modules, x, key, dtype or _own(layer))
     wrong = sorted(set(modules) - set(times))
     reason = reason or (f"not exact enough: {', '.join(wrong)}" if wrong else "")
     choice = replace(base, times=times, chosen=kind, error=errors[kind], reason=reason)
@@ -183,10 +204,17 @@ def _one(
 def _packed(layer: nn.Module, fmt: Format, kind: str) -> nn.Module:
     if isinstance(layer, nn.Conv2d):
         window: dict[str, Any] = {k: getattr(layer, k) for k in ("kernel_size", "stride", "padding", "dilation")}
-        return PackedConv2d(fmt, layer.bias, kind, **window)
-    linear = PackedLinear(fmt, layer.bias, kind)  # type: ignore[arg-type]
-    linear.transposed = is_transposed_linear(layer)
-    return linear
+        packed: Packed = PackedConv2d(fmt, layer.bias, kind, **window)
+    else:
+        packed = PackedLinear(fmt, layer.bias, kind)  # type: ignore[arg-type]
+        packed.transposed = is_transposed_linear(layer)
+    packed.weight_dtype = layer.get_parameter("weight").dtype
+    return packed
+
+
+def _own(layer: nn.Module) -> torch.dtype:
+    """The smallest type of stored values that holds the weight of a layer without loss."""
+    return torch.bfloat16 if layer.get_parameter("weight").dtype == torch.bfloat16 else torch.float32
 
 
 def _total(made: Mapping[str, Made]) -> float:
@@ -215,27 +243,34 @@ def _layers(
         if leaf != "weight" or not (type(layer) in (nn.Linear, nn.Conv2d) or is_transposed_linear(layer)):
             reasons[target.name] = f"{leaf} of {type(layer).__name__}, no packed layer for it"
         elif is_hooked(layer):
-            reasons[target.name] = "hooks watch this layer"
+            reasons[target.name] = "hooks watch this layer, or its forward is its own"
         elif isinstance(layer, nn.Conv2d) and layer.groups > 1:
             alone[owner] = f"a convolution in {layer.groups} groups"
         elif isinstance(layer, nn.Conv2d) and (layer.padding_mode != "zeros" or isinstance(layer.padding, str)):
             reasons[target.name] = f"padding {layer.padding!r} in mode {layer.padding_mode!r}"
         else:
             found[owner] = target
+    for name, layer in model.named_modules():
+        weight = layer._parameters.get("weight")
+        first = next((n for n, t in found.items() if model.get_submodule(n).weight is weight), name)
+        if first != name and name not in found:
+            reasons[f"{name}.weight"] = f"tied to {first}.weight, stays dense"
     return found, alone, reasons
 
 
-def _check(model: nn.Module, plan: str, example: Any, dtype: torch.dtype) -> None:
+def _check(model: nn.Module, plan: str, example: Any, dtype: torch.dtype | None) -> None:
     if plan not in ("measure", "always"):
         raise OpenworkError(f"pack: plan must be 'measure' or 'always', got {plan!r}")
     if plan == "measure" and example is None:
         raise OpenworkError("pack: measuring needs example=, an input of the size you will run; or plan='always'")
-    if dtype not in DTYPES.values():
+    if dtype is not None and dtype not in DTYPES.values():
         raise OpenworkError(f"pack: dtype must be one of {', '.join(DTYPES)}, got {dtype}")
     if isinstance(model, torch.jit.ScriptModule) or hasattr(model, "_orig_mod"):
         raise OpenworkError("pack: the model is compiled; pack it first and compile the packed copy")
     if any(_is_packed(m) for m in model.modules()):
         raise OpenworkError("pack: the model is packed already")
+    for name, module in model.named_modules():
+        demand_plain_weights(name, module)
     for name, param in model.named_parameters():
         if param.device.type != "cpu":
             raise OpenworkError(f"pack: {name} is on {param.device}; the kernels run on the processor, use model.cpu()")

@@ -15,8 +15,10 @@ from openwork.runtime.baseline import fastest_dense
 from openwork.runtime.fold import replace_module
 from openwork.runtime.fuse import Fusions, fuse, unfuse
 from openwork.runtime.inputs import call
+from openwork.runtime.layers import Packed
 from openwork.runtime.plan import DENSE, Choice
-from openwork.runtime.prepacked import prepacked
+from openwork.runtime.prepacked import Prepacked, prepacked
+from openwork.runtime.stand_in import stand_in
 from openwork.runtime.timing import interleaved
 from openwork.runtime.turn import turn
 
@@ -99,7 +101,8 @@ def keep_promise(packing: Packing, model: nn.Module, example: Any) -> None:
         changed, packed = [c for c in free if c.chosen != "dense"], [c for c in free if c.packed]
         if whole and not changed:
             return
-        calls = {"dense": partial(call, dense, example), "new": partial(call, packing.model, example)}
+        new = stand_in(packing.model, shared=(Packed, Prepacked))
+        calls = {"dense": partial(call, dense, example), "new": partial(call, new, example)}
         if not whole:
             calls["onednn"] = partial(call, fast, wide)
         times = {n: median(t) for n, t in interleaved(calls, rounds=7).items()}

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from openwork.core.targets import Select, find_targets, is_transposed_linear
 from openwork.core.views import conv_view, linear_view
 from openwork.engine.result import Result
-from openwork.errors import FileError, OpenworkError
+from openwork.errors import FileError, OpenworkError, StructureError
 from openwork.formats import Format, smallest, weight
+from openwork.formats.stored import INPUTS
 from openwork.kernels import native
 from openwork.runtime.fold import replace_module
 from openwork.runtime.fuse import apply
@@ -25,11 +26,17 @@ from openwork.runtime.plan import Plan
 from openwork.runtime.prepacked import Prepacked, prepacked
 from openwork.runtime.recognise import recognise
 from openwork.runtime.turn import turn
+from openwork.ship.agreement import demand_result
 from openwork.ship.atomic import new_folder
-from openwork.ship.packed import read_packed, write_packed
+from openwork.ship.fitting import demand_folded, demand_layers, demand_parts, demand_plain, misfit
+from openwork.ship.packed import PackedFile, write_packed
 from openwork.ship.rebuilt import rebuilt
+from openwork.ship.seal import demand_same, sealed
 from openwork.ship.tied import untied
 from openwork.zoo.hugging_face import known_source
+
+WIDE = {str(d).removeprefix("torch."): d for d in (*INPUTS, torch.float64)}
+"""Types of dense weights, as the index of a folder writes them."""
 
 PACKED_FORMAT = "packed-1"
 PACKED = "model.packed.safetensors"
@@ -51,11 +58,13 @@ def export(
 
     Raises:
         OpenworkError: a model that ``pack`` did not make.
+        VerificationFailed: the result of another model: a mask prunes what is not zero, or a weight is not there.
         FileError: the folder is in the way, or the disk refuses.
     """
     plan = getattr(model, "openwork_plan", None)
     if not isinstance(plan, Plan):
         raise OpenworkError(f"export: needs a model that pack() returned, got {type(model).__name__}; pack it first")
+    demand_result(model, result)
     layers: dict[str, Any] = {}
     skip: set[str] = set()
     stored: dict[str, Format | Tensor] = {}
@@ -86,7 +95,8 @@ def export(
     }
     with new_folder(Path(folder), overwrite) as work:
         write_packed(work / PACKED, stored)
-        (work / "openwork.json").write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        text = json.dumps(sealed(data, work / PACKED), indent=1, allow_nan=False)
+        (work / "openwork.json").write_text(text + "\n", encoding="utf-8")
         config = getattr(model, "config", None)
         if hasattr(config, "save_pretrained"):
             config.save_pretrained(work)  # type: ignore[union-attr]
@@ -104,7 +114,8 @@ def load_packed(
     ``model`` is the dense architecture, which is copied; without it the folder must know how to build it.
 
     Raises:
-        FileError: damaged files, or a model that does not fit.
+        FileError: damaged files, those of two exports mixed, or a model that does not fit: compiled, packed, or with
+            layers of other kinds.
         OpenworkError: the model cannot be built again, pass ``model=``; or ``OPENWORK_ISA`` asks for kernels that are
             not there.
     """
@@ -113,21 +124,30 @@ def load_packed(
     if model is None:
         model = rebuilt(folder, data, allow_factory)
     else:
+        demand_plain(folder, data, model)
         model = copy.deepcopy(model)
     recognise(model)
-    stored, _ = read_packed(folder / PACKED)
-    targets = {t.name: t for t in find_targets(model, Select(), frozen_ok=True)[0]}
+    file = PackedFile(folder / PACKED)
+    demand_same(file, data, place)
+    stored = dict(file)
+    try:
+        targets = {t.name: t for t in find_targets(model, Select(), frozen_ok=True)[0]}
+    except StructureError as problem:
+        raise misfit(folder, data, model, str(problem)) from None
     dtypes = {n: p.dtype for n, p in model.named_parameters()}
     try:
         plan = Plan.read(data["plan"])
         model.eval()
+        demand_parts(place, data, stored)
+        demand_layers(folder, data, model, targets)
+        demand_folded(place, data, model)
         for name in data["gone"]:
             replace_module(model, name, nn.Identity())
         for name, described in data["layers"].items():
             fmt = stored.pop(_of(name, "weight"))
             bias = stored.get(_of(name, "bias"))
             if not isinstance(fmt, Format) or isinstance(bias, Format):
-                raise FileError(f"{folder / PACKED}: {_of(name, 'weight')} is not packed")
+                raise TypeError(f"{_of(name, 'bias')} is packed")
             target = targets[_of(name, "weight")]
             if target.groups != 1 or target.view.folded != (1, fmt.rows, fmt.cols):
                 raise FileError(
@@ -175,7 +195,7 @@ def load_packed(
 def _small(model: nn.Module, name: str, tensor: Tensor) -> Format | Tensor:
     """A pruned weight that runs dense is stored as small as its zeros allow all the same."""
     layer = model.get_submodule(name.rpartition(".")[0])
-    if tensor.dtype != torch.float32 or not isinstance(layer, nn.Linear | nn.Conv2d | Prepacked):
+    if tensor.dtype not in INPUTS or not isinstance(layer, nn.Linear | nn.Conv2d | Prepacked):
         return tensor
     if tensor.dim() == 4:
         view, groups = conv_view(tuple(tensor.shape)), layer.groups
@@ -184,12 +204,14 @@ def _small(model: nn.Module, name: str, tensor: Tensor) -> Format | Tensor:
     if groups != 1:
         return tensor
     matrix = view.open(tensor)[0]
-    fmt = smallest(matrix, matrix != 0)
+    own = torch.bfloat16 if tensor.dtype == torch.bfloat16 else torch.float32  # float16 has no packed form of its own
+    fmt = smallest(matrix, matrix != 0, dtype=own)
     return fmt if fmt.nbytes < tensor.nbytes else tensor
 
 
 def _describe(module: Packed) -> dict[str, Any]:
     data: dict[str, Any] = {"kind": module.kind, "activation": module.activation, "transposed": module.transposed}
+    data["dtype"] = str(module.weight_dtype).removeprefix("torch.")
     if isinstance(module, PackedConv2d):
         names = ("kernel_size", "stride", "padding", "dilation")
         data["window"] = {n: list(getattr(module, n)) for n in names}
@@ -202,10 +224,12 @@ def _build(layer: nn.Module, fmt: Format, bias: Tensor | None, data: Mapping[str
         window: dict[str, Any] = {k: getattr(layer, k) for k in ("kernel_size", "stride", "padding", "dilation")}
         if data["window"] != {n: list(v) for n, v in window.items()}:
             raise ValueError(f"the window of a convolution is {data['window']}, the model wants {window}")
-        return PackedConv2d(fmt, bias, data["kind"], activation=data["activation"], **window)
-    linear = PackedLinear(fmt, bias, data["kind"], data["activation"])
-    linear.transposed = is_transposed_linear(layer)
-    return linear
+        packed: Packed = PackedConv2d(fmt, bias, data["kind"], activation=data["activation"], **window)
+    else:
+        packed = PackedLinear(fmt, bias, data["kind"], data["activation"])
+        packed.transposed = is_transposed_linear(layer)
+    packed.weight_dtype = WIDE[data.get("dtype", "float32")]  # older folders do not say it
+    return packed
 
 
 def _of(layer: str, leaf: str) -> str:

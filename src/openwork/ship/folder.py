@@ -18,12 +18,14 @@ from openwork.core.recipe import Recipe
 from openwork.engine.result import FORMAT, Result
 from openwork.errors import FileError, OpenworkError, VerificationFailed
 from openwork.graph.plan import Plan, finished
-from openwork.metrics.density import Densities, densities
+from openwork.metrics.density import densities
 from openwork.report.page import report_html
 from openwork.runtime.layers import Packed
+from openwork.ship.agreement import counts_of, demand_counts
 from openwork.ship.atomic import new_folder
 from openwork.ship.export import PACKED_FORMAT, load_packed
 from openwork.ship.rebuilt import rebuilt
+from openwork.ship.seal import demand_seal
 from openwork.ship.tied import untied
 from openwork.structure.cover import Covered
 from openwork.zoo import build_model
@@ -110,7 +112,10 @@ def load(
     data = read_index(folder)
     if data["format"] == PACKED_FORMAT:
         packed, found = load_packed(folder, data, model, allow_factory=allow_factory)
-        return packed, _result_of_zeros(folder, found, packed)
+        result = _result_of_zeros(folder, found, packed)
+        rows = {row["name"]: row for row in found["tensors"]}
+        demand_counts(folder / INDEX, rows, result.counts.kept, result.masks)
+        return packed, result
     if is_blockwise(data):
         return _load_blockwise(folder, data, model)
     if model is None:
@@ -182,7 +187,8 @@ def read_index(folder: Path) -> dict[str, Any]:
         raise FileError(f"{path}: not readable as JSON ({problem})") from None
     found = data.get("format") if isinstance(data, dict) else None
     if found == PACKED_FORMAT:
-        return _typed(path, data, PACKED_KEYS)
+        demand_seal(path, _typed(path, data, PACKED_KEYS))
+        return data
     if found == FORMAT and is_blockwise(data):
         return _typed(path, data, BLOCKWISE_KEYS)
     if found != FORMAT:
@@ -289,8 +295,7 @@ def _assembled(
             Covered(r["name"], tuple(r["shape"]), r["numel"], r["units"], r["skipped"], tuple(r.get("groups", ())))
             for r in rows.values()
         ]
-        d = data["density"]
-        counts = Densities(d["kept"], d["targeted_numel"], d["prunable_numel"], d["total_numel"])
+        counts = counts_of(folder / INDEX, data["density"], rows)
         recipe = Recipe.from_dict(data["recipe"])
     except OpenworkError:
         raise

@@ -69,7 +69,7 @@ def write_packed(
         "meta": meta or {},
     }
     try:
-        text = json.dumps({**index, "sha256": _sum_of_index(index)}, allow_nan=False)
+        text = json.dumps({**index, "sha256": sum_of_index(index)}, allow_nan=False)
         same = json.loads(text)["meta"] == index["meta"]
     except (TypeError, ValueError, RecursionError) as problem:
         raise FileError(f"{path}: meta must be plain data for JSON ({problem})") from None
@@ -92,6 +92,10 @@ class PackedFile(Mapping[str, Format | Tensor]):
     Args:
         path: written by ``write_packed``.
 
+    Attributes:
+        meta: what was written with the tensors.
+        sha256: of the index, which holds one of every tensor; it tells two files apart.
+
     Raises:
         FileError: no such file, not a packed file, another version, truncated, or with tensors that are missing,
             unknown or of another dtype or shape than the index says.
@@ -112,6 +116,7 @@ class PackedFile(Mapping[str, Format | Tensor]):
             ) from None
         index = _index(self.path, texts.get(KEY))
         self.meta: dict[str, Any] = index["meta"]
+        self.sha256: str = index["sha256"]
         self._entries: dict[str, dict[str, Any]] = index["tensors"]
         self._sums: dict[str, str] = index["sums"]
         self._compare()
@@ -222,7 +227,8 @@ def _sum(tensor: Tensor) -> str:
     return hashlib.sha256(data.data).hexdigest()
 
 
-def _sum_of_index(index: Mapping[str, Any]) -> str:
+def sum_of_index(index: Mapping[str, Any]) -> str:
+    """sha256 of an index in JSON without its own entry ``sha256``."""
     plain = {key: value for key, value in index.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
@@ -247,7 +253,7 @@ def _index(path: Path, text: str | None) -> dict[str, Any]:
         )
     if set(index) != {"version", "tensors", "sums", "meta", "sha256"}:
         raise FileError(f"{path}: the index must hold tensors, sums, meta and sha256, got {sorted(index)!s:.200}")
-    if index["sha256"] != _sum_of_index(index):
+    if index["sha256"] != sum_of_index(index):
         raise FileError(f"{path}: the checksum of the index differs; the file is corrupt, write it again")
     if not all(isinstance(index[key], dict) for key in ("tensors", "sums", "meta")):
         raise FileError(f"{path}: tensors, sums and meta of the index must be mappings; the file was forged")

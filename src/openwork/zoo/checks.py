@@ -29,3 +29,25 @@ def positive(owner: str, **sizes: int) -> None:
     for name, size in sizes.items():
         if size < 1:
             raise RecipeError(f"{owner}: {name} must be at least 1, got {size}")
+
+
+def stages(owner: str, count: int, width: int, widths: Sequence[int] | None) -> tuple[int, ...]:
+    """The channels of every stage: twice as many in each, or those that are given.
+
+    Raises:
+        RecipeError: widths of another number, below 1, or that fall.
+
+    Examples:
+        >>> stages("resnet8", 3, 16, None), stages("resnet8", 3, 16, [3, 5, 9])
+        ((16, 32, 64), (3, 5, 9))
+    """
+    if widths is None:
+        return tuple(width << i for i in range(count))
+    given = tuple(widths) if isinstance(widths, Sequence) else ()
+    whole = all(isinstance(w, int) and not isinstance(w, bool) and w > 0 for w in given)
+    if len(given) != count or not whole or list(given) != sorted(given):
+        raise RecipeError(
+            f"{owner}: widths must be {count} integers above 0 that do not fall, one for each stage, got {widths}; "
+            "leave them out to take width and its multiples"
+        )
+    return given

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openwork.errors import RecipeError
-from openwork.zoo.checks import image_shape, positive
+from openwork.zoo.checks import image_shape, positive, stages
 
 Stem = Literal["photo", "small"]
 
@@ -71,10 +71,11 @@ class DeepResNet(nn.Module):
         depths: Sequence[int],
         channels: int,
         classes: int,
-        width: int,
+        widths: Sequence[int],
         stem: Stem,
     ):
         super().__init__()
+        width = widths[0]
         large = stem == "photo"
         self.conv1 = nn.Conv2d(channels, width, 7 if large else 3, 2 if large else 1, 3 if large else 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -84,8 +85,8 @@ class DeepResNet(nn.Module):
             blocks: list[nn.Module] = []
             for index in range(depth):
                 stride = 2 if stage > 0 and index == 0 else 1
-                blocks.append(block(inputs, width << stage, stride))
-                inputs = block.expansion * (width << stage)
+                blocks.append(block(inputs, widths[stage], stride))
+                inputs = block.expansion * widths[stage]
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
         self.stages = len(depths)
         self.fc = nn.Linear(inputs, classes)
@@ -101,7 +102,11 @@ class DeepResNet(nn.Module):
 
 
 def resnet18(
-    input_shape: Sequence[int] = (3, 224, 224), classes: int = 1000, width: int = 64, stem: Stem = "photo"
+    input_shape: Sequence[int] = (3, 224, 224),
+    classes: int = 1000,
+    width: int = 64,
+    stem: Stem = "photo",
+    widths: Sequence[int] | None = None,
 ) -> DeepResNet:
     """ResNet-18, two blocks of two 3x3 convolutions a stage: 11,689,512 parameters for 1,000 classes.
 
@@ -111,21 +116,26 @@ def resnet18(
         width: channels of the first stage; each later one has twice as many.
         stem: ``"photo"`` begins with a 7x7 convolution and a pooling, together a quarter of the resolution;
             ``"small"`` with a 3x3 convolution that keeps it, for pictures of 32 or 64 pixels.
+        widths: channels of the four stages, in the place of ``width`` and its multiples; they must not fall.
 
     Raises:
         RecipeError: an argument outside of the above.
     """
-    return _built("resnet18", Basic, (2, 2, 2, 2), input_shape, classes, width, stem)
+    return _built("resnet18", Basic, (2, 2, 2, 2), input_shape, classes, width, stem, widths)
 
 
 def resnet50(
-    input_shape: Sequence[int] = (3, 224, 224), classes: int = 1000, width: int = 64, stem: Stem = "photo"
+    input_shape: Sequence[int] = (3, 224, 224),
+    classes: int = 1000,
+    width: int = 64,
+    stem: Stem = "photo",
+    widths: Sequence[int] | None = None,
 ) -> DeepResNet:
     """ResNet-50, 3, 4, 6 and 3 bottleneck blocks: 25,557,032 parameters for 1,000 classes.
 
     Weights of torchvision load by name. Arguments and errors as for ``resnet18``.
     """
-    return _built("resnet50", Bottleneck, (3, 4, 6, 3), input_shape, classes, width, stem)
+    return _built("resnet50", Bottleneck, (3, 4, 6, 3), input_shape, classes, width, stem, widths)
 
 
 def _built(
@@ -136,9 +146,10 @@ def _built(
     classes: int,
     width: int,
     stem: Stem,
+    widths: Sequence[int] | None,
 ) -> DeepResNet:
     channels, _, _ = image_shape(owner, input_shape, classes)
     positive(owner, width=width)
     if stem not in ("photo", "small"):
         raise RecipeError(f"{owner}: stem must be 'photo' or 'small', got {stem!r}")
-    return DeepResNet(block, depths, channels, classes, width, stem)
+    return DeepResNet(block, depths, channels, classes, stages(owner, len(depths), width, widths), stem)

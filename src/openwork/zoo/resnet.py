@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openwork.errors import RecipeError
-from openwork.zoo.checks import image_shape, positive
+from openwork.zoo.checks import image_shape, positive, stages
 
 Shortcut = Literal["pad", "projection"]
 
@@ -50,14 +50,17 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """A stem, three stages of ``depth`` blocks, the mean over the pixels, a linear layer."""
 
-    def __init__(self, channels: int, classes: int, depth: int, width: int, stem_stride: int, shortcut: Shortcut):
+    def __init__(
+        self, channels: int, classes: int, depth: int, widths: Sequence[int], stem_stride: int, shortcut: Shortcut
+    ):
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, width, 3, stem_stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.layer1 = self._stage(width, width, depth, 1, shortcut)
-        self.layer2 = self._stage(width, 2 * width, depth, 2, shortcut)
-        self.layer3 = self._stage(2 * width, 4 * width, depth, 2, shortcut)
-        self.linear = nn.Linear(4 * width, classes)
+        first, second, third = widths
+        self.conv1 = nn.Conv2d(channels, first, 3, stem_stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(first)
+        self.layer1 = self._stage(first, first, depth, 1, shortcut)
+        self.layer2 = self._stage(first, second, depth, 2, shortcut)
+        self.layer3 = self._stage(second, third, depth, 2, shortcut)
+        self.linear = nn.Linear(third, classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -80,6 +83,7 @@ def resnet8(
     width: int = 16,
     stem_stride: Literal[1, 2] = 1,
     shortcut: Shortcut = "projection",
+    widths: Sequence[int] | None = None,
 ) -> ResNet:
     """ResNet-8, one block a stage: with grey pictures 77,754 parameters.
 
@@ -90,11 +94,12 @@ def resnet8(
         stem_stride: 2 works on half the resolution, three to four times faster.
         shortcut: where the shape changes, ``"projection"`` is a 1x1 convolution and a norm (option B),
             ``"pad"`` a strided slice and zero channels (option A; 75,002 parameters).
+        widths: channels of the three stages, in the place of ``width`` and its multiples; they must not fall.
 
     Raises:
         RecipeError: an argument outside of the above.
     """
-    return _resnet("resnet8", 1, input_shape, classes, width, stem_stride, shortcut)
+    return _resnet("resnet8", 1, input_shape, classes, width, stem_stride, shortcut, widths)
 
 
 def resnet20(
@@ -103,13 +108,14 @@ def resnet20(
     width: int = 16,
     stem_stride: Literal[1, 2] = 1,
     shortcut: Shortcut = "pad",
+    widths: Sequence[int] | None = None,
 ) -> ResNet:
     """ResNet-20, three blocks a stage: 269,722 parameters, 272,186 for grey pictures with projections.
 
     The names are those of the usual CIFAR-10 checkpoints, so their state dicts load as they are.
     Arguments and errors as for ``resnet8``.
     """
-    return _resnet("resnet20", 3, input_shape, classes, width, stem_stride, shortcut)
+    return _resnet("resnet20", 3, input_shape, classes, width, stem_stride, shortcut, widths)
 
 
 def _resnet(
@@ -120,6 +126,7 @@ def _resnet(
     width: int,
     stem_stride: int,
     shortcut: Shortcut,
+    widths: Sequence[int] | None,
 ) -> ResNet:
     channels, _, _ = image_shape(owner, input_shape, classes)
     positive(owner, width=width)
@@ -127,4 +134,4 @@ def _resnet(
         raise RecipeError(f"{owner}: stem_stride must be 1 or 2, got {stem_stride}")
     if shortcut not in ("pad", "projection"):
         raise RecipeError(f"{owner}: shortcut must be 'pad' or 'projection', got {shortcut!r}")
-    return ResNet(channels, classes, depth, width, stem_stride, shortcut)
+    return ResNet(channels, classes, depth, stages(owner, 3, width, widths), stem_stride, shortcut)

@@ -11,7 +11,8 @@ from openwork.core import views
 from openwork.core.now import Now
 from openwork.core.select import count_kept
 from openwork.errors import RecipeError
-from openwork.structure import Tiles
+from openwork.methods._common import allocation_of
+from openwork.structure import Element, Tiles
 
 
 def now(**shapes):
@@ -114,3 +115,11 @@ def test_impossible_shares_are_refused():
     for allocation, message in ((Global(), "cannot be ranked over the whole model"), (ErdosRenyi(), "use Uniform")):
         with pytest.raises(RecipeError, match=message):
             allocation(there, {"a": torch.zeros(6)}, 0.5)
+
+
+def test_the_floor_asked_for_reaches_every_scope():
+    assert allocation_of("layer", Element()) == Uniform()
+    assert allocation_of("layer", Element(), at_least=2) == Uniform(at_least=2)
+    assert allocation_of("erk", Element()) == ErdosRenyi()
+    assert allocation_of("erk", Element(), at_least=0) == ErdosRenyi(at_least=0)
+    assert allocation_of("erk", Element(), "floor", at_least=3) == ErdosRenyi(rounding="floor", at_least=3)

@@ -62,6 +62,8 @@ def test_a_recipe_file_runs(tmp_path):
         (["--density", "0.1", "--data", "digit"], "unknown data 'digit'; did you mean 'digits'"),
         (["--density", "0.1", "--set", "norm"], "option 'norm' must read key=value"),
         (["--density", "0.1", "--set", "nrm=l1"], "magnitude has no option 'nrm'; did you mean 'norm'"),
+        (["--method", "woodfisher", "--set", "update=maybe"], "option update must be true or false, got 'maybe'"),
+        (["--method", "woodfisher", "--set", "samples=2.5"], "option samples must be a whole number, got 2.5"),
         (["--density", "0.1", "--resume"], "--resume needs --out"),
         (["--density", "0.1", "--threads", "0"], "--threads must be at least 1"),
         (["--density", "0.1", "--save-every", "-3"], "--save-every must be at least 0 seconds, got -3"),
@@ -69,6 +71,10 @@ def test_a_recipe_file_runs(tmp_path):
         (["--recipe", "nowhere.json"], "nowhere.json: no such recipe file"),
         (["--density", "0.1", "--model", "nowhere:make"], "there is no module 'nowhere'"),
         (["--density", "0.1", "--epochs", "0"], "needs epochs > 0"),
+        (["--density", "0.1", "--epochs", "nan"], "epochs must be a finite number, got nan"),
+        (["--density", "0.1", "--epochs", "inf"], "epochs must be a finite number, got inf"),
+        (["--density", "0.1", "--weight-decay", "-1"], "weight_decay at least 0, got 0.9 and -1"),
+        (["--density", "0.1", "--seed", "99999999999999999999"], "seed must be a whole number of at most"),
         (["--density", "0.1", "--structure", "block:99x999"], "must fit into the"),
     ],
 )
@@ -86,12 +92,38 @@ def test_bad_input_is_one_line_and_exit_code_2(args, message, tmp_path, capsys, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_recipe_and_options_exclude_each_other(tmp_path, capsys):
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--density", "0.1"],
+        ["--method", "spode"],
+        ["--method", "magnitude"],
+        ["--min-units", "9"],
+        ["--min-units", "1"],
+        ["--structure", "row"],
+        ["--set", "norm=l1"],
+        ["--include", "fc*"],
+        ["--exclude", "fc*"],
+    ],
+)
+def test_recipe_and_options_exclude_each_other(option, tmp_path, capsys):
     from openwork.methods import magnitude
 
     magnitude(density=0.5).save(tmp_path / "r.json")
-    assert main(["prune", "--recipe", str(tmp_path / "r.json"), "--density", "0.1"]) == 2
-    assert "--recipe is a whole recipe; leave out" in capsys.readouterr().err
+    assert main(["prune", "--recipe", str(tmp_path / "r.json"), *option, "--dry-run"]) == 2
+    assert f"--recipe is a whole recipe; leave out {option[0]}, or change the file" in capsys.readouterr().err
+
+
+def test_pruning_at_initialisation_is_for_one_shot_methods(tmp_path, capsys):
+    from openwork.methods import acdc
+
+    acdc(density=0.5).save(tmp_path / "r.json")
+    for given in (["--recipe", str(tmp_path / "r.json")], ["--method", "acdc"]):
+        assert main(["prune", *SHORT, *given, "--at", "init", "--dry-run"]) == 2
+        assert "--at init must be left out, since acdc trains and prunes in one" in capsys.readouterr().err
+    assert main(["prune", *SHORT, "--method", "random", "--density", "0.5", "--at", "init", "--dry-run"]) == 0
+    assert main(["prune", *SHORT, "--density", "0.5", "--min-units", "0", "--dry-run"]) == 2
+    assert "min_units must be at least 1, got 0" in capsys.readouterr().err
 
 
 def test_a_stopped_run_is_not_touched_without_a_word(tmp_path, capsys):
@@ -107,6 +139,15 @@ def test_dry_run_trains_and_writes_nothing(tmp_path, capsys, monkeypatch):
     assert main(["prune", *SHORT, "--density", "0.5", "--dry-run", "--out", "r"]) == 0
     assert "nothing was trained or written" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("word", ["false", "False", "no", "off"])
+def test_words_for_false_switch_an_option_off(word, capsys):
+    method = ["--method", "sequential_attention_pp", "--structure", "block:4x4", "--density", "0.5"]
+    args = ["prune", *SHORT, *method, "--epochs", "9", "--set", f"sparsification={word}", "--dry-run", "--json", "-"]
+    assert main(args) == 0
+    stretches = json.loads(capsys.readouterr().out)["recipe"]["schedule"]["stretches"]
+    assert {s["phase"] for s in stretches} == {"dense", "sparse"}
 
 
 def test_inspect_a_model(capsys):

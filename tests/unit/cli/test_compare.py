@@ -9,7 +9,8 @@ from tests.unit.cli import faults
 
 from openwork.cli import main
 from openwork.lab import pool
-from openwork.lab.cells import cells_of, facts_of
+from openwork.lab.cells import cells_of
+from openwork.lab.facts import facts_of
 from openwork.lab.suite_file import load_suite
 
 RECIPES = Path(__file__).parents[3] / "recipes"
@@ -37,8 +38,9 @@ def test_the_quick_recipe_is_a_complete_comparison(here, tmp_path, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 1
 
 
-def test_the_flagships_are_a_whole_grid(monkeypatch):
-    monkeypatch.setenv("OPENWORK_ASSETS", "somewhere")
+def test_the_flagships_are_a_whole_grid(monkeypatch, tmp_path):
+    monkeypatch.setenv("OPENWORK_ASSETS", str(tmp_path))
+    (tmp_path / "resnet20_cifar10.safetensors").touch()
     suite = load_suite(RECIPES / "flagships.yaml")
     assert len(suite.densities) == 5
     assert len(suite.seeds) == 3

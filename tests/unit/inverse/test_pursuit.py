@@ -1,6 +1,7 @@
 """Group OMP, OMPR and the sequential group LASSO against brute force, their guarantees and each other."""
 
 import math
+from itertools import combinations
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from openwork.inverse import (
     sequential_group_lasso,
     tau,
 )
+from openwork.inverse.pursuit import refitted, swapped
 
 
 @pytest.mark.parametrize("score", ["grad", "ortho", "gain"])
@@ -102,6 +104,51 @@ def test_ompr_is_never_worse_than_omp_and_more_often_the_best():
             assert loss <= omp + 1e-12
             hits[name] += loss <= best + 1e-9
     assert hits["omp"] < hits["ompr"] <= hits["always"]
+
+
+def extremes(hessian, groups, size, pick):
+    """The smallest and the largest eigenvalue over all sets of so many groups."""
+    found = []
+    for chosen in combinations(range(groups), pick):
+        at = torch.cat([torch.arange(size * i, size * i + size) for i in chosen])
+        values = torch.linalg.eigvalsh(hessian[at][:, at])
+        found.append((float(values[0]), float(values[-1])))
+    return min(low for low, _ in found), max(high for _, high in found)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.05])
+def test_the_guarantee_of_ompr_holds_with_the_constants_of_the_design(noise):
+    """k' >= k (L_2^2 / mu^2 + 1) groups and R >= k (L_2 / mu) log(gap / eps) rounds give L <= L* + eps (Theorem B.3).
+
+    On well-conditioned designs k' is below the number of groups, and the planted ones are among those found.
+    """
+    groups, size, k, eps = 9, 2, 2, 1e-6
+    for seed in range(4):
+        objective, labels, planted, _, _ = regression(seed, 4000, groups, size, k, noise)
+        smooth = extremes(objective.Q, groups, size, 2)[1]
+        enough = next(
+            p
+            for p in range(k, groups)
+            if p >= k * ((smooth / extremes(objective.Q, groups, size, min(groups, k + p))[0]) ** 2 + 1)
+        )
+        mu = extremes(objective.Q, groups, size, min(groups, k + enough))[0]
+        assert k < enough < groups
+        best, chosen = brute(objective, labels, k)
+        assert chosen == planted
+        parts = as_groups(labels, groups * size)
+        wrong = [i for i in range(groups) if i not in planted][:enough]
+        now = refitted(objective, parts, tuple(wrong))  # the theorem lets the first set be any, also a wrong one
+        losses = [now.losses[-1]]
+        for _ in range(math.ceil(k * smooth / mu * math.log((losses[0] - best) / eps))):
+            outside = parts.norms(objective.grad(now.beta)).index_fill(0, torch.tensor(now.order), -1.0)
+            now = swapped(objective, parts, now, int(outside.argmax()), parts.norms(now.beta))
+            losses.append(now.losses[-1])
+        assert losses[0] > best + 0.1
+        assert min(losses) <= best + eps
+        found = group_ompr(objective, labels, k, enough, len(losses) - 1, accept="always")
+        assert objective.value(found.beta) <= best + eps
+        assert planted <= set(found.order)
+        assert len(found.order) <= enough
 
 
 def test_planted_groups_are_recovered():

@@ -10,16 +10,20 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from dataclasses import replace
 
 import yaml
 from tests.unit.lab.tiny import TINY, by_key
 
 from openwork.data import load_data
-from openwork.lab.cells import cells_of, chance_of, facts_of, with_validation
+from openwork.lab.cells import cells_of
+from openwork.lab.chance import chance_of
 from openwork.lab.compare import compare
+from openwork.lab.facts import facts_of, with_validation
 from openwork.lab.pool import chosen
 from openwork.lab.suite_file import read_suite
 from openwork.lab.summary import without_times
+from openwork.lab.worker import Task, execute
 from openwork.report.suite_page import suite_html
 
 
@@ -143,6 +147,15 @@ def test_killing_a_worker_loses_nothing(done, tmp_path):
     row = next(r for r in results["rows"] if (r["method"], r["density"]) == ("gradual", 0.05))
     assert (row["failed"], row["seeds"], len(row["finetuned"]["values"])) == (1, 2, 1)
     assert not results["complete"]
+
+
+def test_a_split_that_cannot_be_made_is_told_in_the_record(tmp_path):
+    suite = read_suite(TINY)
+    cell = next(c for c in cells_of(suite, facts_of(suite)) if c.held_out)
+    record = execute(Task(replace(cell, held_out=1e-9), tmp_path), load_data("digits"))
+    assert record["status"] == "failed"
+    assert "leaves one side empty; choose another" in record["error"]
+    assert json.loads((tmp_path / "cells" / f"{cell.file}.json").read_text()) == record
 
 
 BROKEN = """

@@ -7,9 +7,10 @@ from tests.unit.lab.tiny import TINY, by_key
 
 from openwork.errors import FileError, RecipeError
 from openwork.lab import compare as module
-from openwork.lab.cells import cells_of, facts_of
+from openwork.lab.cells import cells_of
 from openwork.lab.compare import compare, plan, steps_of
 from openwork.lab.controls import small_dense
+from openwork.lab.facts import facts_of
 from openwork.lab.store import Database, read_records
 from openwork.lab.suite_file import read_suite
 from openwork.report.suite_page import compare_table, suite_html
@@ -59,6 +60,18 @@ from openwork.data.sources import TensorSource
 def streamed():
     source = TensorSource(torch.rand(64, 1, 8, 8), torch.arange(64) % 4)
     return StreamedSet("streamed", source, source, 4)
+
+def clicks():
+    source = TensorSource(torch.rand(2000, 1, 8, 8), (torch.arange(2000) % 4 == 3).long())
+    return StreamedSet("clicks", source, source, 2)
+
+class Never(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = torch.nn.Linear(64, 2)
+
+    def forward(self, x):
+        return 0 * self.fc(x.flatten(1)) + torch.tensor([1.0, 0.0])
 """
 
 
@@ -72,6 +85,23 @@ def test_streamed_data_are_compared_without_tuning(tmp_path, local, monkeypatch)
     results = compare(read_suite({**grid, "tune": {}}), tmp_path / "o", 1)
     assert {r["chance"] for r in results["cells"]} == {0.25}
     assert plan(read_suite({**grid, "tune": {}}), 1)["seconds"] > 0
+
+
+def test_the_majority_of_streamed_labels_is_a_collapse(tmp_path, local, monkeypatch):
+    (tmp_path / "streamed_clicks.py").write_text(STREAMED)
+    monkeypatch.syspath_prepend(tmp_path)
+    budget = {"epochs": 0.1, "finetune_epochs": 0.1}
+    setting = {"model": "streamed_clicks:Never", "data": "streamed_clicks:clicks", "budget": budget}
+    grid = {"settings": {"s": setting}, "methods": {"random": {"at": "init"}}, "densities": [0.5], "seeds": [0]}
+    suite = read_suite({**grid, "controls": []})
+    facts = facts_of(suite)
+    assert facts["s"].chance == 0.75
+    assert {c.chance for c in cells_of(suite, facts)} == {0.75}
+    results = compare(suite, tmp_path / "o", 1)
+    assert [(r["status"], r["chance"], r["metrics"]["finetuned"]["accuracy"]) for r in results["cells"]] == [
+        ("collapsed", 0.75, 0.75)
+    ]
+    assert results["settings"][0]["chance"] == 0.75
 
 
 def test_given_weights_replace_dense_training(local, done, tmp_path):

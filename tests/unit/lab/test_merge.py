@@ -8,8 +8,9 @@ import pytest
 from tests.unit.lab.tiny import TINY
 
 from openwork.errors import FileError
-from openwork.lab.cells import cells_of, facts_of
+from openwork.lab.cells import cells_of
 from openwork.lab.compare import compare
+from openwork.lab.facts import facts_of
 from openwork.lab.suite_file import read_suite
 from openwork.lab.summary import without_times
 

@@ -46,6 +46,15 @@ def test_two_processes_end_with_the_masks_of_one(method, tmp_path):
     assert accuracy[0] == pytest.approx(accuracy[1], abs=0.03)
 
 
+def test_two_processes_learn_the_same_blocks_as_one(tmp_path):
+    """Attention decides by logits that differ by far more than the rounding of two halves of a gradient."""
+    launch(command(tmp_path / "one", "sequential_attention_pp"), 1)
+    launch(command(tmp_path / "two", "sequential_attention_pp"), 2)
+    one, two = load(tmp_path / "one")[1], load(tmp_path / "two")[1]
+    assert one.masks.distance(two.masks) == 0
+    assert 0 < one.density == two.density < 1
+
+
 def test_parts_of_a_batch_are_the_batch():
     source = load_data("digits").train
     whole = Batches.over(source, 50, seed=3)

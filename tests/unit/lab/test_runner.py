@@ -1,5 +1,6 @@
 """Jobs: metrics, equal budgets, and stopping at any step."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from openwork.lab import Budget, Job, Runner
 from openwork.lab import runner as module
 from openwork.lab.budget import default_budget
 from openwork.lab.precision import channels_last, computing_in
+from openwork.methods import magnitude, probmask
 from openwork.structure import Block
 
 SMALL = Budget(epochs=1, finetune_epochs=1, batch_size=64)
@@ -78,11 +80,31 @@ def test_every_drive_gets_the_same_number_of_steps(digits):
 
 
 def test_a_recipe_replaces_the_method(digits):
-    from openwork.methods import magnitude
-
     recipe = Recipe.from_dict(magnitude(density=0.3).to_dict())
     (_, result), _ = finish(Job("mlp", "digits", recipe=recipe, budget=SMALL), digits)
     assert abs(result.density - 0.3) < 1e-3
+
+
+def test_draws_of_a_mask_are_passes_that_are_averaged_and_counted(digits, monkeypatch):
+    seen, one = [], module.cross_entropy
+
+    def keep(*given):
+        loss = one(*given)
+        seen.append(float(loss.detach()))
+        return loss
+
+    monkeypatch.setattr(module, "cross_entropy", keep)
+    spent, first = [], []
+    for samples in (1, 3):
+        seen.clear()
+        job = Job("mlp", "digits", "probmask", 0.5, options={"samples": samples}, budget=Budget(2, 1, 64))
+        (_, result), steps = finish(job, digits)
+        assert len(seen) == samples * steps
+        assert len(set(seen[:samples])) == samples
+        first.append((result.curve[0]["loss"], sum(seen[:samples]) / samples))
+        spent.append(result.manifest["training_macs"])
+    assert all(told == pytest.approx(mean) for told, mean in first)
+    assert spent[1] == 3 * spent[0]
 
 
 def test_another_job_cannot_resume(digits, tmp_path):
@@ -91,6 +113,20 @@ def test_another_job_cannot_resume(digits, tmp_path):
     other = Job("mlp", "digits", "spode", 0.2, options={"steps": 5}, budget=SMALL)
     with pytest.raises(FileError, match="the stopped run was another job"):
         finish(other, digits, tmp_path, resume=True)
+
+
+def test_a_description_from_before_an_option_is_of_the_same_job():
+    recipe = probmask(density=0.3, steps=20)
+    job = Job("mlp", "digits", recipe=recipe, budget=SMALL)
+    saved = job.describe()
+    assert job.described_by(saved)
+    assert saved["recipe"]["relaxation"].pop("samples") == 1
+    assert job.described_by(saved)
+    saved["recipe"]["relaxation"]["samples"] = 2
+    assert not job.described_by(saved)
+    saved["recipe"]["relaxation"]["kind"] = "Unknown"
+    assert not job.described_by(saved)
+    assert not job.described_by(None)
 
 
 def test_a_corrupt_checkpoint_is_refused(digits, tmp_path):
@@ -106,6 +142,8 @@ def test_a_corrupt_checkpoint_is_refused(digits, tmp_path):
         ({"method": "spod"}, "unknown method 'spod'; did you mean 'spode'"),
         ({"at": "later"}, "at must be 'pretrained' or 'init', got 'later'"),
         ({"density": 50}, "density must be a kept share in .0, 1., got 50; 50 % is 0.5"),
+        ({"seed": 10**20}, "seed must be a whole number of at most 2..62 in size, got 1000"),
+        ({"seed": 0.5}, "seed must be a whole number of at most 2..62 in size, got 0.5"),
     ],
 )
 def test_bad_jobs_are_refused(options, message, digits):
@@ -116,7 +154,18 @@ def test_bad_jobs_are_refused(options, message, digits):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epochs": 0}, "needs epochs > 0 and finetune_epochs >= 0, got 0"),
+        ({"epochs": 0}, "needs epochs > 0 and finetune_epochs >= 0, both at most 1000000, got 0"),
+        ({"epochs": 1e300}, r"both at most 1000000, got 1e\+300"),
+        ({"epochs": math.nan}, "Budget: epochs must be a finite number, got nan"),
+        ({"epochs": math.inf}, "Budget: epochs must be a finite number, got inf"),
+        ({"epochs": True}, "Budget: epochs must be a finite number, got True"),
+        ({"finetune_lr": "0.1"}, "Budget: finetune_lr must be a finite number, got '0.1'"),
+        ({"weight_decay": math.nan}, "Budget: weight_decay must be a finite number, got nan"),
+        ({"weight_decay": -1.0}, r"momentum must be in \[0, 1\) and weight_decay at least 0, got 0.9 and -1.0"),
+        ({"momentum": -1.0}, r"momentum must be in \[0, 1\) and weight_decay at least 0, got -1.0 and"),
+        ({"momentum": 1.0}, r"momentum must be in \[0, 1\) and weight_decay at least 0, got 1.0 and"),
+        ({"batch_size": 2.5}, "Budget: batch_size must be a whole number up to 2147483647, got 2.5"),
+        ({"batch_size": 2**31}, "Budget: batch_size must be a whole number up to 2147483647, got 2147483648"),
         ({"lr": -1.0}, "batch_size, lr and finetune_lr must be positive"),
         ({"optimizer": "lion"}, "optimizer must be 'sgd' or 'adamw', got 'lion'"),
         ({"precision": "float16"}, "unknown precision 'float16'; did you mean 'bfloat16'"),

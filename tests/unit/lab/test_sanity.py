@@ -11,9 +11,10 @@ import openwork as ow
 from openwork.errors import FileError, RecipeError
 from openwork.lab import worker
 from openwork.lab.budget import Budget
-from openwork.lab.cells import ANEW, cells_of, facts_of
+from openwork.lab.cells import ANEW, cells_of
 from openwork.lab.compare import compare
 from openwork.lab.controls import from_mask
+from openwork.lab.facts import facts_of
 from openwork.lab.job import Job
 from openwork.lab.required import missing_controls
 from openwork.lab.runner import Runner

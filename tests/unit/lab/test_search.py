@@ -7,8 +7,9 @@ import pytest
 from tests.unit.lab.tiny import TINY, by_key
 
 from openwork.errors import RecipeError
-from openwork.lab.cells import cells_of, facts_of
+from openwork.lab.cells import cells_of
 from openwork.lab.compare import compare
+from openwork.lab.facts import facts_of
 from openwork.lab.search import Search, suggest
 from openwork.lab.suite_file import read_suite
 from openwork.lab.summary import without_times
@@ -78,6 +79,7 @@ def test_the_edge_of_a_range_is_near_its_ends():
         ({**TUNE, "trials": 1}, "tune.trials: must be a whole number from 2 on, got 1"),
         ({"sampler": "tpe", "trials": 3}, "needs a range for lr, such as"),
         ({**TUNE, "lr": {"low": 1, "high": 0.1}}, "tune.lr: low and high must fulfil 0 < low < high, got 1.0 and 0.1"),
+        ({**TUNE, "momentum": {"low": 0.1, "high": 1.5}}, "momentum must be in .0, 1. and weight_decay"),
         ({**TUNE, "lr": [0.1, 0.2]}, "tune.lr: must be a mapping"),
         ({**TUNE, "lr": {"low": 0.1}}, "tune.lr.high must be a finite number, got None"),
         ({"trials": 3, "lr": [0.1]}, "tune.trials: needs a sampler, such as sampler: tpe and trials: 20"),

@@ -1,6 +1,7 @@
 """Whole jobs on data that stays in its files: pictures and click logs, stopped, resumed and measured."""
 
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -8,10 +9,13 @@ import torch
 from torch.nn import functional as F
 
 from openwork.core.targets import Select
-from openwork.data import criteo, load_data
+from openwork.data import StreamedSet, criteo, load_data
 from openwork.data.registry import LOADERS
+from openwork.data.sources import TensorSource
+from openwork.errors import DataError
 from openwork.lab import Budget, Job, Runner
 from openwork.lab.budget import DEFAULTS, default_budget
+from openwork.lab.chance import chance_of
 from openwork.lab.evaluate import evaluate, evaluate_source
 
 Image = pytest.importorskip("PIL.Image", reason="pillow is not installed")
@@ -124,6 +128,19 @@ def test_what_is_left_out_is_not_measured(pictures):
         found = evaluate_source(Red(), data.test)
     assert found["accuracy"] == 3 / 8
     assert found["loss"] == pytest.approx(100 * 5 / 8)
+
+
+def test_guessing_is_right_as_often_as_the_most_frequent_class(clicks, pictures):
+    data = load_data("criteo", root=clicks, bins=50)
+    labels = data.test.read(slice(0, len(data.test)))[1]
+    assert chance_of(data) == max(float((labels == c).double().mean()) for c in (0, 1)) > 0.5
+    shutil.rmtree(pictures / "val" / "red")
+    (pictures / "val" / "red").mkdir()
+    shutil.copy(pictures / "val" / "green" / "0.jpg", pictures / "val" / "red")
+    assert chance_of(load_data("imagefolder", root=pictures, size=8)) == 5 / 6
+    source = TensorSource(torch.rand(3, 2), torch.tensor([0, 1, 2]))
+    with pytest.raises(DataError, match=r"few: labels of the test side must lie in 0..1, got 0..2; correct them"):
+        chance_of(StreamedSet("few", source, source, 2))
 
 
 def test_every_known_data_set_but_the_general_folder_has_a_budget():

@@ -5,7 +5,8 @@ import yaml
 
 from openwork.errors import FileError, OpenworkError, RecipeError
 from openwork.lab import Job
-from openwork.lab.cells import cells_of, facts_of
+from openwork.lab.cells import cells_of
+from openwork.lab.facts import facts_of
 from openwork.lab.suite_file import load_suite, read_suite
 from openwork.structure import Block, Element
 
@@ -76,7 +77,8 @@ DIGITS = GOOD["settings"]["digits"]
         (changed(seeds=[1, 1]), "seeds lists 1 more than once; leave one out"),
         (changed(densities=[50]), "densities: each must be a kept share in .0, 1., got 50.0; 5 % is 0.05"),
         (changed(densities=["half"]), "densities must be a finite number, got 'half'"),
-        (changed(seeds=[True]), "each must be a whole number from 0 on, got True"),
+        (changed(seeds=[True]), "each must be a whole number from 0 on, at most 2..62, got True"),
+        (changed(seeds=[99999999999999999999]), "whole number from 0 on, at most 2..62, got 99999999999999999999"),
         (changed(tune={"lr": [-1]}), "each learning rate must be positive, got -1"),
         (changed(tune={"validation": 2}), "tune.validation must be a share of the training set in .0, 1., got 2"),
         (changed(tune={"lr": [1], "density": 0.3}), "tune.density: must be one of 0.5, 0.1, got 0.3"),
@@ -86,6 +88,20 @@ DIGITS = GOOD["settings"]["digits"]
         (changed(settings={"d": {**DIGITS, "budget": {"epoch": 1}}}), "budget: unknown key 'epoch'; did you mean 'epo"),
         (changed(settings={"d": {**DIGITS, "budget": {"lr": "x"}}}), "budget.lr must be a finite number, got 'x'"),
         (changed(settings={"d": {**DIGITS, "budget": {"lr": -1}}}), "batch_size, lr and finetune_lr must be positive"),
+        (
+            changed(settings={"d": {**DIGITS, "budget": {"momentum": -1}}}),
+            "momentum must be in .0, 1. and weight_decay",
+        ),
+        (
+            changed(settings={"d": {**DIGITS, "budget": {"weight_decay": -1}}}),
+            "weight_decay at least 0, got 0.9 and -1",
+        ),
+        (changed(settings={"d": {**DIGITS, "budget": {"batch_size": 2.5}}}), "batch_size must be a whole number"),
+        (changed(settings={"d": {**DIGITS, "budget": {"lr": 10**400}}}), "budget.lr must be a finite number, got 1000"),
+        (
+            changed(settings={"d": {**DIGITS, "checkpoint": "no.safetensors"}}),
+            "d: checkpoint: there is no file .*no.saf",
+        ),
         (
             changed(settings={"d": {**DIGITS, "budget": {"precision": "bfloat"}}}),
             "Budget: unknown precision 'bfloat'; did you mean 'bfloat16'",
@@ -140,6 +156,9 @@ def test_one_setting_of_a_file(tmp_path, monkeypatch):
     with pytest.raises(RecipeError, match=r"\$NO_SUCH_PLACE/w.safetensors: this environment variable is not set"):
         load_suite(tmp_path / "s.yaml")
     monkeypatch.setenv("NO_SUCH_PLACE", str(tmp_path))
+    with pytest.raises(FileError, match=r"settings.other: checkpoint: there is no file .*w.safetensors; make it first"):
+        load_suite(tmp_path / "s.yaml")
+    (tmp_path / "w.safetensors").touch()
     assert load_suite(tmp_path / "s.yaml").settings[1].checkpoint == str(tmp_path / "w.safetensors")
 
 
@@ -154,12 +173,45 @@ def test_options_of_another_kind(method, options):
         "densities": [0.1],
         "seeds": [0],
     }
-    with pytest.raises(RecipeError):
+    with pytest.raises(RecipeError, match="option prune_at must be a finite number, got"):
         read_suite(suite)
-    with pytest.raises(
-        RecipeError, match="powerpropagation: its options must be of the kinds that its signature names"
-    ):
-        Job("mlp", "digits", method="powerpropagation", density=0.1, options={"prune_at": (1,)}).build_recipe(10)
+    with pytest.raises(RecipeError, match="its options must be of the kinds that its signature names"):
+        Job("mlp", "digits", method="sequential_attention_pp", where=3, density=0.1).build_recipe(10)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("woodfisher", {"update": "maybe"}, "woodfisher: option update must be true or false, got 'maybe'"),
+        ("woodfisher", {"joint": 1}, "option joint must be true or false, got 1"),
+        ("woodfisher", {"samples": "400"}, "option samples must be a whole number, got '400'"),
+        ("woodfisher", {"samples": 2.5}, "option samples must be a whole number, got 2.5"),
+        ("woodfisher", {"samples": True}, "option samples must be a whole number, got True"),
+        ("woodfisher", {"damp": "small"}, "option damp must be a finite number, got 'small'"),
+        ("woodfisher", {"damp": float("nan")}, "option damp must be a finite number, got nan"),
+        ("woodfisher", {"end": "late"}, "option end must be a whole number, or null, got 'late'"),
+        ("woodfisher", {"scope": "all"}, "option scope must be 'auto', 'layer' or 'global', got 'all'"),
+        ("probmask", {"budget": (0.5,)}, r"option budget must be a list of 2, each a finite number, got \(0.5,\)"),
+        ("spode", {"clamp": "perhaps"}, "spode: option clamp must be true or false, got 'perhaps'"),
+    ],
+)
+def test_an_option_of_another_type_is_refused(method, options, message):
+    with pytest.raises(RecipeError, match=message):
+        read_suite(changed(methods={"m": {"method": method, "options": options}}))
+
+
+def test_words_stand_for_booleans_and_numbers():
+    def rule(**options):
+        return Job("mlp", "digits", method="woodfisher", density=0.5, options=options).build_recipe(10).rule
+
+    for word in ("false", "False", "no", "OFF", False):
+        assert rule(update=word).correct is False
+    for word in ("true", "True", "yes", "On", True):
+        assert rule(update=word).correct is True
+    assert rule(damp="1e-3").damp == 1e-3  # YAML reads it as a word
+    assert Job("mlp", "digits", method="spode", options={"clamp": "no"}).build_recipe(10).rule.clamp is False
+    budget = Job("mlp", "digits", method="probmask", options={"budget": [0.2, 0.5]}).build_recipe(10).schedule
+    assert budget == Job("mlp", "digits", method="probmask", options={"budget": (0.2, 0.5)}).build_recipe(10).schedule
 
 
 def test_paths_hold_no_null_byte():
@@ -199,3 +251,13 @@ def test_rates_may_be_tuned_at_one_density():
     assert suite.only(densities=[0.1, 0.2]).densities == (0.2, 0.1)
     with pytest.raises(RecipeError, match="learning rates are tuned at density 0.2; ask for it too, got 0.1"):
         suite.only(densities=[0.1])
+
+
+def test_what_every_cell_would_refuse_is_refused_before(tmp_path):
+    suite = read_suite(changed(tune={"lr": [0.1], "validation": 1e-9}))
+    with pytest.raises(RecipeError, match=r"tune.validation must leave samples on both sides, got 1e-09 of 1437"):
+        facts_of(suite)
+    (tmp_path / "w.safetensors").write_bytes(b"junk")
+    suite = read_suite(changed(settings={"d": {**DIGITS, "checkpoint": "w.safetensors"}}), folder=tmp_path)
+    with pytest.raises(FileError, match="w.safetensors: not a readable safetensors file"):
+        facts_of(suite)

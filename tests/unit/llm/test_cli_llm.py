@@ -51,7 +51,10 @@ def test_options_make_the_recipe_and_json_holds_the_outcome(root, npy, tmp_path)
     [
         (["--density", "50"], r"50 % is 0.5"),
         (["--density", "0.5", "--set", "dampp=1"], "unexpected keyword argument 'dampp'"),
+        (["--method", "dsnot", "--set", "same_sign=maybe"], "option same_sign must be true or false, got 'maybe'"),
         (["--recipe", "r.json", "--density", "0.5"], "--recipe is a whole recipe; leave out --density"),
+        (["--recipe", "r.json", "--min-units", "2"], "--recipe is a whole recipe; leave out --min-units"),
+        (["--recipe", "r.json", "--method", "wanda"], "--recipe is a whole recipe; leave out --method"),
         (["--recipe", "r.json"], "r.json: no such recipe file"),
         (["--method", "sparsegtp"], "did you mean 'sparsegpt'"),
         (["--threads", "0"], "--threads must be at least 1, got 0"),

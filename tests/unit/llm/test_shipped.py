@@ -85,13 +85,16 @@ def test_a_model_in_bfloat16_is_compared_with_the_fastest_dense_one(root, tmp_pa
     prune_blockwise(source, sparsegpt(0.25, ow.Block(8, 8)), tiny.ids(), out=tmp_path / "p")
     model, result = ow.load(tmp_path / "p")
     assert model.dtype == torch.bfloat16
-    packed = ow.pack(model, result.recipe.structure, plan="always", dtype=torch.bfloat16)
+    packed = ow.pack(model, result.recipe.structure, plan="always")
     found = ow.runtime.verdict(model, packed, {"input_ids": tiny.ids()}, rounds=1)
     assert model.dtype == torch.bfloat16  # the copy was widened, not the model
     assert found.error < 0.05
     ow.export(packed, result, tmp_path / "q")
     again = ow.load(tmp_path / "q")[0]
     assert torch.equal(again(tiny.ids()).logits, packed(tiny.ids()).logits)
+    assert main(["export", str(tmp_path / "p"), "--out", str(tmp_path / "q"), "--plan", "always", "--overwrite"]) == 0
+    stored, _ = ow.ship.read_packed(tmp_path / "q" / "model.packed.safetensors")
+    assert {t.meta()["dtype"] for t in stored.values() if not isinstance(t, torch.Tensor)} == {"bfloat16"}
 
 
 def test_folders_that_do_not_fit_their_index(pruned, tmp_path):

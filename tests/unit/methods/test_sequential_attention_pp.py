@@ -1,6 +1,7 @@
 """What is exact in SequentialAttention++: the start, phases, counts, scale invariance, and the paper's tables."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -135,6 +136,26 @@ def test_erk_shares_keep_the_total_and_never_bring_a_block_back():
     assert kept["conv.weight"] / 21 > 0.3 > kept["fc.weight"] / 115
 
 
+def test_the_clip_follows_the_share_of_the_own_layer():
+    """Attention equal on the survivors of a layer is 1 / its share; at the model's share it would be clipped away."""
+    model = net()
+    _, run = begin(model, density=0.3, scope="erk")
+    kept = {"conv.weight": 7, "fc.weight": 33}
+    for name, gate in zip(kept, gates(model).values(), strict=True):
+        units, total = kept[name], gate.part.n_units
+        assert gate.bounds == (units / total, total / units)
+        alive = torch.arange(total) < units
+        with torch.no_grad():
+            gate.logits.copy_(torch.where(alive, 0.0, -6.0))
+        a = gate.attention()
+        a[alive].square().sum().backward()
+        assert float(a.detach().max()) > 0.9 * total / units
+        assert bool((gate.logits.grad[alive] > 0).all())
+    run.detach()
+    begin(model := net(), density=0.3)
+    assert [g.bounds for g in gates(model).values()] == [(0.3, 1 / 0.3)] * 2
+
+
 def test_a_scope_over_the_model_is_refused():
     with pytest.raises(ow.errors.RecipeError, match="scope must be 'layer' or 'erk', got 'global'"):
         sequential_attention_pp(0.1, scope="global")
@@ -262,7 +283,10 @@ def test_the_tables_of_the_paper():
     ]
     ablation = kinds(sequential_attention_pp(0.1, steps=600, sparsification=False))
     assert not [k for k, _ in ablation if k == "soften"]
-    assert ablation[:5] == [("dense", 60), ("dense", 10), ("sparse", 10), ("sparse", 20), ("dense", 20)]
+    assert ablation[:5] == [("dense", 70), ("sparse", 30), ("dense", 30), ("sparse", 30), ("dense", 30)]
+    assert ablation[-2:] == [("dense", 65), ("sparse", 135)]
+    assert len(ablation) == 14
+    assert all(a != b for (a, _), (b, _) in pairwise(ablation))
     own = (Stretch("soften", 0.5), Stretch("sparse", 0.5))
     assert sequential_attention_pp(0.1, schedule=own).schedule.stretches == own
 

@@ -1,5 +1,7 @@
 """Powerpropagation: start, gradient, order, groups."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -83,3 +85,19 @@ def test_refusals():
     with pytest.raises(RecipeError, match=r"gradual_from must be in \[0, prune_at\), got 0.9"):
         powerpropagation(prune_at=0.8, gradual_from=0.9)
     assert powerpropagation(steps=200, gradual_from=0.1, prune_at=0.6).schedule.begin == 20
+
+
+@pytest.mark.parametrize("alpha", [1.0, 2.0])
+def test_a_layer_that_starts_at_zero_is_named(alpha):
+    model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3))
+    nn.init.zeros_(model[1].weight)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        run = ow.attach(model, powerpropagation(density=0.5, steps=6, alpha=alpha), optimizer)
+        model(torch.ones(2, 6)).sum().backward()
+        optimizer.step()
+    said = [str(w.message) for w in seen]
+    assert len(said) == (alpha > 1)
+    assert all(m.startswith("Power: 1.weight starts at zero, where the derivative of a power is zero") for m in said)
+    run.detach()

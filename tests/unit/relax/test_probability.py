@@ -60,6 +60,62 @@ def test_samples_tend_to_bernoulli():
     assert torch.equal(gate(torch.ones(2, 3)).flatten(), gate.s)
 
 
+def test_probabilities_at_the_ends_have_the_slope_of_the_edge():
+    """Against the same noise at the edge itself; inside nothing changes."""
+    values = torch.tensor([0.0, 1e-7, 1.0, 1 - 1e-7, 0.3, 0.9])
+    slopes = []
+    for s in (values, values.clamp(1e-6, 1 - 1e-6)):
+        gate = Probabilities().gate(PART, 0.5)
+        gate.s.data.copy_(s)
+        torch.manual_seed(0)
+        draw = gate.sample()
+        draw.sum().backward()
+        slopes.append((draw.detach(), gate.s.grad))
+    torch.testing.assert_close(slopes[0], slopes[1], rtol=1e-5, atol=0)
+    assert bool((slopes[0][1] > 0).all())
+
+
+def test_the_norm_of_the_gradient_is_clipped_before_adam():
+    gates = [Probabilities().gate(PART, 0.5) for _ in range(2)]
+    adam = Probabilities().optimizer([g.s for g in gates])
+    for size, want in ((1e6, 3.0), (1e-3, 1e-3 * 12**0.5)):
+        for g in gates:
+            g.s.grad = torch.full((6,), size)
+        adam.step()
+        norm = torch.cat([g.s.grad for g in gates]).norm()
+        assert float(norm) == pytest.approx(want, rel=1e-5)
+
+
+def test_a_unit_at_zero_returns():
+    """The budget has room for one of two; the loss wants the one that lies at zero."""
+    torch.manual_seed(0)
+    model = nn.Linear(2, 1, bias=False)
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-12)
+    run = ow.attach(model, probmask(density=0.5, steps=200, budget=(0.0, 0.01), learning_rate_of_s=0.05), optimizer)
+    s = model.parametrizations.weight[0].s
+    with torch.no_grad():
+        s.copy_(torch.tensor([1.0, 0.0]))
+    x = torch.tensor([[0.0, 1.0]])
+    for _ in range(100):
+        optimizer.zero_grad()
+        (model(x) - 1).square().sum().backward()
+        optimizer.step()
+    assert float(s.detach()[1]) > 0.5
+    run.detach()
+
+
+def test_a_run_says_how_many_draws_to_average():
+    for samples in (1, 2):
+        model = nn.Linear(4, 3)
+        recipe = probmask(density=0.5, steps=10, samples=samples)
+        run = ow.attach(model, recipe, torch.optim.SGD(model.parameters(), lr=0.1))
+        assert run.samples == recipe.relaxation.samples == samples
+        run.detach()
+    assert probmask(density=0.5).relaxation.samples == 1
+
+
 @torch.no_grad()
 def test_budget_and_temperature():
     p = Probabilities(steps=100)
@@ -117,5 +173,7 @@ def test_refusals():
         Probabilities(100, begin=0.7)
     with pytest.raises(RecipeError, match=r"learning_rate_of_s must be positive and final_temperature in \(0, 1\]"):
         Probabilities(100, learning_rate_of_s=0)
+    with pytest.raises(RecipeError, match="Probabilities: samples must be at least 1, got 0; the paper draws 2"):
+        probmask(samples=0)
     with pytest.raises(RecipeError, match=r"fix_at must lie between the end of the budget 0.6 and 1, got 0.5"):
         probmask(fix_at=0.5)

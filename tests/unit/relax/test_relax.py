@@ -89,7 +89,12 @@ def test_masking_hides_weights_and_their_gradients():
     assert not g.state_dict()
 
 
-@pytest.mark.parametrize("rate", [0, -1, float("nan")])
+@pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf")])
 def test_learning_rates_must_be_positive(rate):
     with pytest.raises(RecipeError, match="SoftmaxAttention: learning_rate must be positive"):
         SoftmaxAttention(learning_rate=rate)
+
+
+def test_what_comes_back_must_be_known():
+    with pytest.raises(RecipeError, match="SoftmaxAttention: on_reactivate must be 'keep' or 'zero', got 'half'"):
+        SoftmaxAttention(on_reactivate="half")

@@ -1,6 +1,8 @@
 """STR: the operator, its gradients, its decay, and the controlled density."""
 
 import math
+import re
+import warnings
 
 import pytest
 import torch
@@ -107,3 +109,22 @@ def test_refusals():
         str_(begin=0.5, end=0.2)
     with pytest.raises(RecipeError, match=r"structure must be Element\(\), got Block\(rows=2, cols=2\)"):
         str_(structure=ow.Block(2, 2))
+
+
+@pytest.mark.parametrize("initial", [-3200.0, -2.0])
+def test_thresholds_that_removed_nothing_are_told(initial):
+    torch.manual_seed(0)
+    model = nn.Linear(6, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    run = ow.attach(model, str_(density=0.1, steps=40, control="decay", initial=initial, decay=0.5), optimizer)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for _ in range(30):
+            optimizer.zero_grad()
+            (model(torch.ones(2, 6)) - 1).square().sum().backward()
+            optimizer.step()
+    said = [str(w.message) for w in seen]
+    assert len(said) == (initial == -3200)
+    want = r"SoftThreshold: no threshold has risen above a weight in 30 steps \(lowest s -27\d\d.*plain magnitude"
+    assert all(re.match(want, m) for m in said)
+    run.detach()

@@ -166,7 +166,7 @@ def test_what_cannot_be_packed_is_listed_with_its_reason():
         "lin": "always",
         "circular.weight": "padding (1, 1) in mode 'circular'",
         "grouped": "a convolution in 2 groups",
-        "hooked.weight": "hooks watch this layer",
+        "hooked.weight": "hooks watch this layer, or its forward is its own",
         "line.weight": "weight of Conv1d, no packed layer for it",
         "same.weight": "padding 'same' in mode 'zeros'",
     }

@@ -6,8 +6,9 @@ import sys
 
 import pytest
 import torch
+from safetensors import safe_open
 from tests.unit.runtime.models import always
-from tests.unit.ship.packing import forge, parts_of
+from tests.unit.ship.packing import forge, parts_of, sign
 from torch import nn
 
 import openwork as ow
@@ -37,18 +38,23 @@ def shipped(tmp_path):
     return packed, result, export(packed, result, tmp_path / "p")
 
 
-def edit(folder, change):
+def edit(folder, change, old=False):
+    """Change the index and sign it again; ``old``: as folders were written before they were signed."""
     data = json.loads((folder / "openwork.json").read_text())
     change(data)
-    (folder / "openwork.json").write_text(json.dumps(data))
+    if old:
+        del data["weights"], data["sha256"]
+    (folder / "openwork.json").write_text(json.dumps(data if old else sign(data)))
 
 
 def rewrite(folder, change):
-    """Change the weights and write a file whose checksums are right."""
+    """Change the weights and write a file whose checksums are right, here and in the index."""
     stored, _ = read_packed(folder / PACKED)
     tensors, entries = parts_of(stored)
     change(tensors, entries)
     forge(folder / PACKED, tensors, entries)
+    with safe_open(folder / PACKED, framework="pt") as file:
+        edit(folder, lambda d: d.update(weights=json.loads(file.metadata()["openwork"])["sha256"]))
 
 
 @pytest.mark.parametrize("isa", ["", "portable", "python"])
@@ -164,7 +170,7 @@ def test_what_cannot_be_exported_or_loaded(shipped, tmp_path):
         ow.load(folder, other)
     assert all(torch.equal(t, state[n]) for n, t in other.state_dict().items())
     assert not [m for m in other.modules() if isinstance(m, Packed)]
-    with pytest.raises(FileError, match=r"openwork.json: incomplete or damaged"):
+    with pytest.raises(FileError, match=r"does not fit Sequential: it has no module .* that was packed \(a .*Res"):
         ow.load(folder, nn.Sequential(nn.Linear(3, 3)))
     edit(folder, lambda d: d.update(source=None))
     with pytest.raises(OpenworkError, match="does not say how to build its model"):
@@ -183,15 +189,15 @@ def first(data):
         (lambda d: d.pop("plan"), "plan must be a dict, got NoneType"),
         (lambda d: d["plan"].pop("choices"), "incomplete or damaged"),
         (lambda d: d["plan"].update(threads="many"), "incomplete or damaged"),
-        (lambda d: d["layers"].update(nowhere=first(d)), "incomplete or damaged"),
+        (lambda d: d["layers"].update(nowhere=first(d)), "nowhere.weight is not packed, but the index says so"),
         (lambda d: first(d).pop("kind"), "incomplete or damaged"),
         (lambda d: first(d).update(activation="tanh"), "incomplete or damaged"),
         (lambda d: first(d)["window"].update(kernel_size=[0, 0]), "the window of a convolution is"),
         (lambda d: first(d)["window"].update(kernel_size=[9, 9]), "the window of a convolution is"),
         (lambda d: first(d)["window"].update(dilation=[2**40, 1]), "the window of a convolution is"),
-        (lambda d: first(d).pop("window"), "incomplete or damaged"),
-        (lambda d: d["gone"].append("no.such.module"), "incomplete or damaged"),
-        (lambda d: d["onednn"].append("no.such.module"), "incomplete or damaged"),
+        (lambda d: first(d).pop("window"), "must be a Linear, got Conv2d"),
+        (lambda d: d["gone"].append("no.such.module"), "it has no module no.such.module"),
+        (lambda d: d["onednn"].append("no.such.module"), "it has no module no.such.module"),
         (lambda d: d["tied"].update({"a": "b"}), "incomplete or damaged"),
         (lambda d: d["result"].pop("recipe"), "incomplete or damaged"),
     ],

@@ -18,6 +18,7 @@ def size(model):
         (resnet50, 25_557_032),
         (resnet18, 11_689_512),
         (lambda: resnet18((3, 32, 32), 10, stem="small"), 11_173_962),
+        (lambda: resnet18(widths=[64, 128, 256, 512]), 11_689_512),
         (vgg16_bn, 14_728_266),
         (vgg19_bn, 20_040_522),
         (lambda: click_mlp(sizes=[100_000] * 26),
@@ -110,6 +111,10 @@ def test_a_table_tells_its_sizes_only_to_models_that_ask():
     [
         (lambda: resnet50(stem="large"), "resnet50: stem must be 'photo' or 'small', got 'large'"),
         (lambda: resnet18(width=0), "resnet18: width must be at least 1, got 0"),
+        (lambda: resnet18(widths=[8, 16, 32]), "resnet18: widths must be 4 integers above 0 that do not fall, one for"),
+        (lambda: resnet50(widths=[8, 16, 12, 32]), r"one for each stage, got \[8, 16, 12, 32\]; leave them out to"),
+        (lambda: resnet18(widths=5), "widths must be 4 integers above 0 that do not fall, one for each stage, got 5"),
+        (lambda: resnet18(widths=[0, 1, 2, 3]), "resnet18: widths must be 4 integers above 0"),
         (lambda: resnet18((224, 224)), r"resnet18: input_shape must be \(channels, height, width\)"),
         (lambda: vgg16_bn(widths=(64, 128)), r"vgg16_bn: widths must be five sizes above 0, got \(64, 128\)"),
         (lambda: vgg19_bn(widths=(1, 1, 1, 1, 0)), "vgg19_bn: widths must be five sizes above 0"),

@@ -25,6 +25,8 @@ def size(model):
         (resnet8, 77_754),
         (lambda: resnet8(width=32), 308_074),
         (lambda: resnet8(shortcut="pad"), 75_002),
+        (lambda: resnet8(widths=[16, 32, 64]), 77_754),
+        (lambda: resnet8(widths=(4, 7, 15)), 4_436),
         (resnet20, 269_722),
         (lambda: resnet20((1, 28, 28), stem_stride=2, shortcut="projection"), 272_186),
     ],
