@@ -171,7 +171,6 @@ def _examine_column(op: str, tensors: Sequence[Tensor], sizes: Sequence[int]) ->
     chunk, height, outputs, part, cols = sizes
     groups, chunks = max(1, -(-outputs // height)), max(1, -(-cols // chunk))
     columns = len(values) if values.dim() else 0
-    demand(height in (1, 2, 4, 8), op, f"the height of columns must be 1, 2, 4 or 8, got {height}")
     shape = (columns, height)
     demand(values.shape == shape, op, f"values must have the shape {shape}, got {tuple(values.shape)}")
     _demand_length(op, "inputs", inputs, columns)

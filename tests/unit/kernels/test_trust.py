@@ -150,7 +150,7 @@ FORGED = [
     *((k, size(2, 1 << 61), "starts must hold|order must hold|bits must have the shape") for k in MAKE),
     ("block", size(2, 33), "starts must hold 4 numbers, got 3"),
     ("block", size(1, 1 << 20), "the depth of blocks must be at most 65536, got 1048576"),
-    ("column", size(1, 3), "the height of columns must be 1, 2, 4 or 8, got 3"),
+    ("column", size(1, 3), "values must have the shape"),
     ("column", size(3, 1 << 40), "the size part of column weights must be 1 to 65536"),
     # another kind
     *(
@@ -260,14 +260,15 @@ def test_weights_are_read_through_once(kind, examined):
     for _ in range(3):
         assert torch.equal(linear(x, layout), wanted)
     assert len(examined) == 1
-    count, values = len(trust._known), layout.tensors[0]
+    key, values = id(layout.tensors[0]), layout.tensors[0]
+    assert key in trust._known
     values.mul_(2)
     close(linear(x, layout), 2 * wanted.double())
     assert len(examined) == 2
     del values
     layout = None
     gc.collect()
-    assert len(trust._known) == count - 1
+    assert key not in trust._known
 
 
 @pytest.mark.parametrize("kind", MAKE)
