@@ -20,7 +20,8 @@ using namespace openwork;
 
 namespace {
 
-#if defined(__x86_64__) && !defined(OW_ONLY_PORTABLE)
+// OW_HAVE_* says which kernels were built: those that the compiler knew.
+#if defined(OW_HAVE_AMX) || defined(OW_HAVE_AVX512_BF16)
 Kernels with(const char* name, BlockHalf half, BlockHalfConv conv) {
   Kernels found = avx512::kernels;
   found.name = name;
@@ -28,7 +29,9 @@ Kernels with(const char* name, BlockHalf half, BlockHalfConv conv) {
   found.block_half_conv = conv;
   return found;
 }
+#endif
 
+#if defined(OW_HAVE_AMX)
 // Matrix tiles must be asked for: their state makes every thread's memory for signals larger.
 bool tiles_allowed() {
 #if defined(__linux__)
@@ -42,19 +45,30 @@ bool tiles_allowed() {
 
 std::vector<const Kernels*> usable() {
   std::vector<const Kernels*> found;
-#if defined(__x86_64__) && !defined(OW_ONLY_PORTABLE)
-  static const Kernels amx = with("amx", amx::block_half, amx::block_half_conv);
-  static const Kernels bf16 = with("avx512_bf16", avx512_bf16::block_half, avx512_bf16::block_half_conv);
+#if defined(OW_HAVE_AVX2) || defined(OW_HAVE_AVX512)
   __builtin_cpu_init();
+#endif
+#if defined(OW_HAVE_AVX512)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl")) {
-    const bool dots = __builtin_cpu_supports("avx512bf16"), quick = __builtin_cpu_is("amd");
-    if (dots && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") && tiles_allowed())
+#if defined(OW_HAVE_AMX)
+    static const Kernels amx = with("amx", amx::block_half, amx::block_half_conv);
+    if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("amx-tile") &&
+        __builtin_cpu_supports("amx-bf16") && tiles_allowed())
       found.push_back(&amx);
+#endif
+#if defined(OW_HAVE_AVX512_BF16)
+    static const Kernels bf16 = with("avx512_bf16", avx512_bf16::block_half, avx512_bf16::block_half_conv);
+    const bool dots = __builtin_cpu_supports("avx512bf16"), quick = __builtin_cpu_is("amd");
     if (dots && quick) found.push_back(&bf16);
+#endif
     found.push_back(&avx512::kernels);
+#if defined(OW_HAVE_AVX512_BF16)
     if (dots && !quick) found.push_back(&bf16);  // slower than float32 on Intel's: there only when it is asked for
+#endif
   }
+#endif
+#if defined(OW_HAVE_AVX2)
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&avx2::kernels);
 #endif
   found.push_back(&portable::kernels);
