@@ -88,16 +88,15 @@ class Packed(nn.Module):
     def _watch(self) -> None:
         """Remember what the kernel trusts, as it is now."""
         self._made: dict[str, Ready] = {}
-        self._places = [n for n, t in self._buffers.items() if n != "bias" and t is not None]
-        packed = [self._buffers[n] for n in self._places]
-        self._trusted = [t for t in packed if t is not None and not t.is_inference()]
+        packed = [t for n, t in self._buffers.items() if n != "bias" and t is not None]
+        self._trusted = [t for t in packed if not t.is_inference()]
         self._changes = [t._version for t in self._trusted]
-        self._same = [id(t) for t in packed]
+        self._places = [f"weight_{n}" for n in self._names]  # what the state holds, so what is exchanged from outside
+        self._same = list(map(id, map(self._buffers.get, self._places)))
 
     def _demand_unchanged(self) -> None:
-        buffers = self._buffers
         changed = [t._version for t in self._trusted] != self._changes
-        if changed or [id(buffers[n]) for n in self._places] != self._same:
+        if changed or list(map(id, map(self._buffers.get, self._places))) != self._same:
             raise FormatError(
                 f"{type(self).__name__}: its packed weights were changed in place or exchanged, which kernels would "
                 "not see; change the dense model and pack it again, or use load_state_dict"
