@@ -100,8 +100,8 @@ def main() -> None:
                 else:
                     row = measure(case + kind, made, pattern, sparsity, rounds, getattr(torch, args.dtype))
                     rows[case + kind, pattern, sparsity] = row
-        order = {n + k: i for i, n in enumerate(CASES) for k in ("", ", bfloat16")}
-        write(name, sorted(rows.values(), key=lambda r: order.get(r["case"], len(order))), note=note, isa=isa())
+            order = {n + k: i for i, n in enumerate(CASES) for k in ("", ", bfloat16")}
+            write(name, sorted(rows.values(), key=lambda r: order.get(r["case"], len(order))), note=note, isa=isa())
 
 
 if __name__ == "__main__":

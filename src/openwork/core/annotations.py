@@ -78,6 +78,16 @@ def typed(owner: str, maker: Callable[..., Any], options: Mapping[str, Any]) -> 
     return read
 
 
+def switched(owner: str, maker: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """``typed`` for booleans alone, where ``maker`` checks the rest itself: ``no`` must not switch something on.
+
+    Raises:
+        RecipeError: a value for a boolean that is none.
+    """
+    switches = [n for n, hint in get_type_hints(maker).items() if hint is bool and n in options]
+    return {**options, **typed(owner, maker, {n: options[n] for n in switches})}
+
+
 def short(value: Any) -> str:
     """A value for an error message, cut where it is long."""
     text = repr(value)

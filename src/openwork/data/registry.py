@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from openwork.core.annotations import switched
 from openwork.data.cifar import cifar10, cifar100
 from openwork.data.cifar10_jpeg import cifar10_jpeg
 from openwork.data.criteo import criteo
@@ -66,7 +67,7 @@ def load_data(name_or_factory: str, root: Root = None, **options: Any) -> DataSe
     for option in options:
         if option not in known:
             raise DataError(f"{name_or_factory} has no option {option!r}; {did_you_mean(option, known)}")
-    return loader(root=root, **options)
+    return loader(root=root, **switched(name_or_factory, loader, options))
 
 
 def _as_data_set(name: str, result: Any) -> DataSet:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from openwork.core.annotations import switched
 from openwork.data.factory import call_factory
 from openwork.errors import RecipeError, did_you_mean
 from openwork.graph.plan import Plan, finished
@@ -124,9 +125,9 @@ def _from_zoo(name: str, options: Mapping[str, Any]) -> nn.Module:
     for option in options:
         if option not in signature.parameters:
             raise RecipeError(f"{name} has no option {option!r}; {did_you_mean(option, signature.parameters)}")
-    arguments = signature.bind(**options)
+    arguments = signature.bind(**switched(name, ZOO[name], options))
     arguments.apply_defaults()  # written out, so that a later default does not change an older result
-    return _with_source(ZOO[name](**options), "zoo", name, arguments.arguments)
+    return _with_source(ZOO[name](**arguments.arguments), "zoo", name, arguments.arguments)
 
 
 def _from_factory(spec: str, options: Mapping[str, Any], offered: Mapping[str, Any]) -> nn.Module:

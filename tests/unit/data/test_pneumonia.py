@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from openwork.data import load_data
-from openwork.errors import DataError
+from openwork.data.registry import LOADERS
+from openwork.errors import DataError, RecipeError
 
 
 @pytest.fixture
@@ -58,3 +59,18 @@ def test_the_real_file(assets):
     assert float(data.y_train.float().mean()) == pytest.approx(0.742, abs=1e-3)
     assert abs(float(data.x_train.mean())) < 0.1
     assert float(data.x_train.std()) == pytest.approx(1, abs=0.1)
+
+
+def test_words_for_booleans_mean_what_they_say(monkeypatch):
+    seen = {}
+
+    def reader(root=None, validation: bool = False):
+        seen["validation"] = validation
+        return "read"
+
+    monkeypatch.setitem(LOADERS, "pneumonia-mnist", reader)
+    for word, meant in (("no", False), ("Yes", True), (True, True)):
+        assert load_data("pneumonia-mnist", validation=word) == "read"
+        assert seen["validation"] is meant
+    with pytest.raises(RecipeError, match="pneumonia-mnist: option validation must be true or false, got 'maybe'"):
+        load_data("pneumonia-mnist", validation="maybe")
