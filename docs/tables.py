@@ -365,6 +365,7 @@ def _whole_models(found: Found) -> Section:
         "packed layers": "share",
         "fused": "between",
         "error": "error:.0e",
+        "of a layer": "layer_error:.0e",
         "x over dense float32": "over_float32:.2f",
         "error to it": "error_float32:.0e",
     }
