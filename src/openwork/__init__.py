@@ -16,7 +16,7 @@ from openwork.core.recipe import Recipe
 from openwork.core.select import keep_top
 from openwork.core.targets import Select
 from openwork.data.registry import load_data
-from openwork.engine import Attached, Cycle, Result, Round, attach, cycle, hold, prune, recalibrate
+from openwork.engine import Attached, Cycle, Result, Round, attach, cycle, hold, prune, rearrange, recalibrate
 from openwork.errors import (
     DataError,
     DensityMissed,
@@ -106,6 +106,7 @@ __all__ = [
     "prune",
     "prune_blockwise",
     "prune_onnx",
+    "rearrange",
     "recalibrate",
     "save",
     "token_map",

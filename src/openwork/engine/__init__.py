@@ -7,5 +7,7 @@ from openwork.engine.cycle import Round as Round
 from openwork.engine.cycle import cycle as cycle
 from openwork.engine.hold import hold as hold
 from openwork.engine.prune import prune as prune
+from openwork.engine.rearrange import Moved as Moved
+from openwork.engine.rearrange import rearrange as rearrange
 from openwork.engine.recalibrate import recalibrate as recalibrate
 from openwork.engine.result import Result as Result

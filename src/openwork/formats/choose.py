@@ -147,8 +147,8 @@ def _blocks(mask: Tensor, height: int, width: int) -> Tensor:
 
 
 def _block_bytes(mask: Tensor, height: int, width: int, dtype: torch.dtype) -> int:
-    down, across = -(-mask.shape[0] // height), -(-mask.shape[1] // width)
-    n = int(_blocks(mask, height, width).sum())
+    used = _blocks(mask, height, width)
+    (down, across), n = used.shape, int(used.sum())
     value = torch.empty(0, dtype=dtype).element_size()
     index = (2 if across <= 1 << 16 else 4) + (4 if dtype == torch.int8 else 0)
     return n * (height * width * value + index) + 4 * (down + 1)

@@ -23,7 +23,7 @@ def detect(mask: Tensor) -> Block | GroupOf | Element:
         >>> mask = torch.zeros(64, 64, dtype=torch.bool)
         >>> mask[:32, 32:] = True
         >>> detect(mask), detect(mask & (torch.arange(64) % 2 == 0))
-        (Block(rows=32, cols=32), GroupOf(size=4, dim=0))
+        (Block(rows=32, cols=32), GroupOf(size=4, dim=0, per='tensor'))
     """
     rows, cols = mask.shape
     nnz = int(mask.sum())

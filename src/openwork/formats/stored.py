@@ -21,6 +21,11 @@ _TINY, _HUGE = 2.0**-126, float.fromhex("0x1.020406p+121")
 """The range of scales; 127 times the largest is the largest that float32 can hold."""
 
 
+def exact_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type to store weights of this type in: the smallest that holds them as they are (float32 where none does)."""
+    return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+
+
 def demand(fulfilled: bool, who: str, what: str) -> None:
     """Refuse, in one line."""
     if not fulfilled:

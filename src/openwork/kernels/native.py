@@ -91,12 +91,17 @@ def spreads() -> bool:
     return module is not None and module.spreads()
 
 
+def warn_if_slow() -> None:
+    """Say, once a process, that only the slow path is there, unless ``OPENWORK_ISA=python`` asks for it."""
+    if native() is None and os.environ.get("OPENWORK_ISA") != "python":
+        _warn_once()
+
+
 @cache
-def warn_once() -> None:
-    """Say, once a process, that only the slow path is there."""
+def _warn_once() -> None:
     warnings.warn(
         "openwork: the native kernels are not installed, packed layers run their slower Python path; install a C++ "
         "compiler (g++) and reinstall openwork",
         RuntimeWarning,
-        stacklevel=3,
+        stacklevel=4,
     )

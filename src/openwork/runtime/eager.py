@@ -18,7 +18,7 @@ def eager(x: Tensor) -> bool:
         return False
     watched = (x.requires_grad and torch.is_grad_enabled()) or torch._C._get_tracing_state() is not None
     inside = torch._C._len_torch_dispatch_stack() > 0 or peek_interpreter_stack() is not None
-    return not watched and not inside
+    return not watched and not inside and forward_ad._current_level < 0
 
 
 def demand_no_transform(x: Tensor) -> None:
@@ -27,6 +27,8 @@ def demand_no_transform(x: Tensor) -> None:
     Raises:
         FormatError: a transformation of ``torch.func`` is at work, or the input carries a tangent.
     """
+    if torch.compiler.is_compiling():
+        return
     stack = peek_interpreter_stack()
     if stack is not None and stack.key() in TRANSFORMS:
         raise FormatError("packed layers take no part in transformations of torch.func; transform the dense model")

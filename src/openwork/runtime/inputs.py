@@ -37,6 +37,14 @@ def call(model: nn.Module, example: Any) -> Any:
     return model(*example) if isinstance(example, tuple | list) else model(example)
 
 
+def relative_error(expected: Tensor, got: Tensor) -> float:
+    """The largest difference over the largest expected number, or the difference itself where all of those are 0."""
+    if not expected.numel():
+        return 0.0
+    gap, scale = float((got.double() - expected.double()).abs().max()), float(expected.abs().max())
+    return gap / scale if scale else gap
+
+
 def first_tensor(output: Any) -> Tensor:
     """The first tensor of whatever a model returns."""
     if isinstance(output, Tensor):

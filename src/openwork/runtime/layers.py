@@ -151,9 +151,7 @@ class Packed(nn.Module):
 
     @staticmethod
     def _arrived(x: Tensor) -> Tensor:
-        """The input as a dense layer would read it under autocast; what would silently be lost is refused."""
-        if not torch.compiler.is_compiling():
-            demand_no_transform(x)
+        """The input as a dense layer would read it under autocast."""
         if torch.is_autocast_enabled("cpu") and x.dtype in (torch.float32, torch.float16, torch.bfloat16):
             return x.to(torch.get_autocast_dtype("cpu"))
         return x
@@ -210,6 +208,7 @@ class PackedLinear(Packed):
         if eager(x):
             run, given = linear_of, (x, self._ready(name))
         else:
+            demand_no_transform(x)
             run, given = torch.ops.openwork.sparse_linear, (x, self._kinds[name], *self._weights(name))
         if residual is not None and self._by_torch(residual, x, (*x.shape[:-1], self.out_features)):
             return activated(run(*given, self.bias, None, "none"), residual, self.activation)
@@ -271,6 +270,7 @@ class PackedConv2d(Packed):
         if eager(x):
             run, given = conv2d_of, (x, self._ready("many"))
         else:
+            demand_no_transform(x)
             run, given = torch.ops.openwork.sparse_conv2d, (x, self._kinds["many"], *self._weights("many"))
         window = (self.kernel_size, self.stride, self.padding, self.dilation)
         if residual is not None:

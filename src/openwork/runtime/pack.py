@@ -12,13 +12,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from openwork.core.distributed import is_compiled
 from openwork.core.targets import Select, Target, find_targets, is_transposed_linear
 from openwork.errors import OpenworkError
 from openwork.formats import Blocks, Format, choose, detect, matrices
 from openwork.formats.choose import covered
-from openwork.formats.stored import DTYPES
+from openwork.formats.stored import DTYPES, exact_dtype
 from openwork.kernels import isa, kinds_of
-from openwork.kernels.native import warn_once
+from openwork.kernels.native import warn_if_slow
 from openwork.runtime.carried import demand_plain_weights
 from openwork.runtime.fold import activations_after, fold_norms, is_hooked, replace_module, trace
 from openwork.runtime.inputs import record_inputs
@@ -90,8 +91,7 @@ def pack(
             f"pack: no layer of {type(model).__name__} can be packed "
             f"({'; '.join(sorted({*reasons.values(), *alone.values()}))})"
         )
-    if isa() == "python":
-        warn_once()
+    warn_if_slow()
     seen = [*layers, *alone]
     inputs, output = record_inputs(stand_in(new), seen, example) if example is not None else ({}, None)
     acts = {} if graph is None else activations_after(new, graph)
@@ -100,7 +100,7 @@ def pack(
     for name, target in layers.items():
         matrix = matrices(new.get_submodule(name).get_parameter("weight").detach().float(), target)[0]
         mask = matrix != 0
-        kind = dtype or _own(new.get_submodule(name))
+        kind = dtype or exact_dtype(new.get_submodule(name).get_parameter("weight").dtype)
         stored[name] = (layout or choose(detect(mask))).pack(matrix, mask, dtype=kind)
         height, width = (layout.height, layout.width) if isinstance(layout, Blocks) else (None, None)
         if height and width and float(mask.float().mean()) * LOOSE < covered(mask, height, width):
@@ -194,7 +194,7 @@ def _one(
         shape=shape, stride=x.stride(), format=kept, density=round(base.density, 2), dtype=str(x.dtype),
         window=window, candidates=sorted(modules),
     )  # fmt: skip
-    times, kind, errors = decide(layer, modules, x, key, dtype or _own(layer))
+    times, kind, errors = decide(layer, modules, x, key, dtype or exact_dtype(layer.get_parameter("weight").dtype))
     wrong = sorted(set(modules) - set(times))
     reason = reason or (f"not exact enough: {', '.join(wrong)}" if wrong else "")
     choice = replace(base, times=times, chosen=kind, error=errors[kind], reason=reason)
@@ -210,11 +210,6 @@ def _packed(layer: nn.Module, fmt: Format, kind: str) -> nn.Module:
         packed.transposed = is_transposed_linear(layer)
     packed.weight_dtype = layer.get_parameter("weight").dtype
     return packed
-
-
-def _own(layer: nn.Module) -> torch.dtype:
-    """The smallest type of stored values that holds the weight of a layer without loss."""
-    return torch.bfloat16 if layer.get_parameter("weight").dtype == torch.bfloat16 else torch.float32
 
 
 def _total(made: Mapping[str, Made]) -> float:
@@ -250,9 +245,9 @@ def _layers(
             reasons[target.name] = f"padding {layer.padding!r} in mode {layer.padding_mode!r}"
         else:
             found[owner] = target
+    owners = {id(model.get_submodule(name).get_parameter("weight")): name for name in reversed(found)}
     for name, layer in model.named_modules():
-        weight = layer._parameters.get("weight")
-        first = next((n for n, t in found.items() if model.get_submodule(n).weight is weight), name)
+        first = owners.get(id(layer._parameters.get("weight")), name)
         if first != name and name not in found:
             reasons[f"{name}.weight"] = f"tied to {first}.weight, stays dense"
     return found, alone, reasons
@@ -265,7 +260,7 @@ def _check(model: nn.Module, plan: str, example: Any, dtype: torch.dtype | None)
         raise OpenworkError("pack: measuring needs example=, an input of the size you will run; or plan='always'")
     if dtype is not None and dtype not in DTYPES.values():
         raise OpenworkError(f"pack: dtype must be one of {', '.join(DTYPES)}, got {dtype}")
-    if isinstance(model, torch.jit.ScriptModule) or hasattr(model, "_orig_mod"):
+    if is_compiled(model):
         raise OpenworkError("pack: the model is compiled; pack it first and compile the packed copy")
     if any(_is_packed(m) for m in model.modules()):
         raise OpenworkError("pack: the model is packed already")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -28,7 +29,7 @@ def is_plain(module: nn.Module) -> bool:
         return False
     try:
         owner, *parameters = inspect.signature(forward).parameters.values()
-        tree = ast.parse(textwrap.dedent(inspect.getsource(forward)))
+        tree = _source(forward)
     except (OSError, TypeError, ValueError, SyntaxError):
         return False
     named = inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -56,9 +57,13 @@ def _plain_node(node: ast.AST, module: nn.Module, known: dict[str, Any]) -> bool
 
 def frozen(module: nn.Module) -> frozenset[str]:
     """Attributes that a plain forward reads and that its trace holds as constants: what is no module and no tensor."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(type(module).forward)))
-    read = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and _is_self(n.value)}
+    nodes = ast.walk(_source(type(module).forward))
+    read = {n.attr for n in nodes if isinstance(n, ast.Attribute) and _is_self(n.value)}
     return frozenset(n for n in read - {"training"} if not _lives(getattr(module, n, _lives)))
+
+
+def _source(forward: Callable[..., Any]) -> ast.Module:
+    return ast.parse(textwrap.dedent(inspect.getsource(forward)))
 
 
 def _lives(value: Any) -> bool:

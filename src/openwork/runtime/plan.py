@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -16,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from openwork.core.machine import processor
 from openwork.kernels import isa, native
+from openwork.runtime.inputs import relative_error
 from openwork.runtime.timing import interleaved, spread
 
 DENSE = ("dense", "onednn")  # the candidates that store every weight
@@ -103,11 +104,7 @@ def decide(
     Measurements are remembered under ``key``, in the process and in the user's cache folder.
     """
     expected = layer(x)
-    scale = float(expected.abs().max()) if expected.numel() else 0.0
-    errors = {"dense": 0.0}
-    for name, candidate in candidates.items():
-        gap = float((candidate(x) - expected).abs().max()) if expected.numel() else 0.0
-        errors[name] = gap / scale if scale else gap
+    errors = {"dense": 0.0, **{n: relative_error(expected, c(x)) for n, c in candidates.items()}}
     rounding = 4 * torch.finfo(expected.dtype).eps  # of the dense layer itself
     right = {n: c for n, c in candidates.items() if errors[n] <= max(TOLERANCE[dtype], rounding)}
     known = _recall(key)
@@ -124,7 +121,7 @@ def decide(
 
 def key_of(**facts: Any) -> str:
     """A name for a measurement: everything that its outcome depends on."""
-    machine = (_processor(), isa(), _build(), torch.get_num_threads(), torch.__version__)
+    machine = (processor(), isa(), _build(), torch.get_num_threads(), torch.__version__)
     text = json.dumps([machine, facts], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
@@ -137,16 +134,6 @@ def _build() -> tuple[int, int]:
         return 0, 0
     found = Path(module.__file__).stat()
     return found.st_size, found.st_mtime_ns
-
-
-@cache
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 _MEMORY: dict[str, dict[str, float]] = {}

@@ -14,12 +14,11 @@ def stand_in(model: nn.Module, *, shared: tuple[type[nn.Module], ...] = ()) -> n
         model: what is copied.
         shared: kinds of layers that are not copied, since their forwards change nothing.
     """
-    memo = {id(p): p for p in model.parameters()}
-    kept = [m for m in model.modules() if shared and isinstance(m, shared)]
-    return copy.deepcopy(model, {**memo, **{id(m): m for m in kept}})
+    kept: list[object] = [*model.parameters(), *(m for m in model.modules() if isinstance(m, shared))]
+    return copy.deepcopy(model, {id(k): k for k in kept})
 
 
 def shell(module: nn.Module) -> nn.Module:
     """A copy of one module around the very children that it has."""
     kept: list[object] = [*module.children(), *module.parameters(recurse=False)]
-    return copy.deepcopy(module, {id(c): c for c in kept})
+    return copy.deepcopy(module, {id(k): k for k in kept})

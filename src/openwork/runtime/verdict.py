@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from openwork.runtime.baseline import fastest_dense
-from openwork.runtime.inputs import call, first_tensor
+from openwork.runtime.inputs import call, first_tensor, relative_error
 from openwork.runtime.timing import interleaved, spread
 
 
@@ -94,7 +94,6 @@ def verdict(
     fast, wide = fastest_dense(dense, example)
     models = {"dense": dense, "onednn": fast, "packed": packed}
     expected, found = first_tensor(call(dense, example)), first_tensor(call(packed, example))
-    gap, scale = float((expected - found).abs().max()), float(expected.abs().max())
     calls = {n: partial(call, m, wide if n == "onednn" else example) for n, m in models.items()}
     times = interleaved(calls, rounds=rounds)
     weights = [p for p in dense.parameters() if p.dim() > 1]
@@ -110,7 +109,7 @@ def verdict(
         packed_bytes,
         dense_bytes,
         {n: spread(t) for n, t in times.items()},
-        gap / scale if scale else gap,
+        relative_error(expected, found),
         torch.get_num_threads(),
         tuple(tuple(x.shape) for x in inputs if isinstance(x, torch.Tensor)),
     )

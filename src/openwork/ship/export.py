@@ -17,8 +17,8 @@ from openwork.core.views import conv_view, linear_view
 from openwork.engine.result import Result
 from openwork.errors import FileError, OpenworkError, StructureError
 from openwork.formats import Format, smallest, weight
-from openwork.formats.stored import INPUTS
-from openwork.kernels import native
+from openwork.formats.stored import INPUTS, exact_dtype
+from openwork.kernels.native import warn_if_slow
 from openwork.runtime.fold import replace_module
 from openwork.runtime.fuse import apply
 from openwork.runtime.layers import Packed, PackedConv2d, PackedLinear
@@ -28,7 +28,7 @@ from openwork.runtime.recognise import recognise
 from openwork.runtime.turn import turn
 from openwork.ship.agreement import demand_result
 from openwork.ship.atomic import new_folder
-from openwork.ship.fitting import demand_folded, demand_layers, demand_parts, demand_plain, misfit
+from openwork.ship.fitting import demand_folded, demand_layers, demand_parts, demand_plain, misfit, tensor_name
 from openwork.ship.packed import PackedFile, write_packed
 from openwork.ship.rebuilt import rebuilt
 from openwork.ship.seal import demand_same, sealed
@@ -72,10 +72,10 @@ def export(
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, Packed):
             fmt = module.format
-            skip.update(_of(name, f"weight_{n}") for n in fmt.tensors())
+            skip.update(tensor_name(name, f"weight_{n}") for n in fmt.tensors())
             if id(module) not in first:  # a module that is registered twice is stored once
                 first.add(id(module))
-                stored[_of(name, "weight")] = fmt
+                stored[tensor_name(name, "weight")] = fmt
                 layers[name] = _describe(module)
     state = {n: t for n, t in model.state_dict(keep_vars=True).items() if n not in skip}
     tensors, tied = untied(state)
@@ -120,7 +120,7 @@ def load_packed(
             not there.
     """
     place = folder / "openwork.json"
-    native()  # what is wrong with the kernels is no damage of the files
+    warn_if_slow()  # also: what is wrong with the kernels is no damage of the files
     if model is None:
         model = rebuilt(folder, data, allow_factory)
     else:
@@ -144,11 +144,11 @@ def load_packed(
         for name in data["gone"]:
             replace_module(model, name, nn.Identity())
         for name, described in data["layers"].items():
-            fmt = stored.pop(_of(name, "weight"))
-            bias = stored.get(_of(name, "bias"))
+            fmt = stored.pop(tensor_name(name, "weight"))
+            bias = stored.get(tensor_name(name, "bias"))
             if not isinstance(fmt, Format) or isinstance(bias, Format):
-                raise TypeError(f"{_of(name, 'bias')} is packed")
-            target = targets[_of(name, "weight")]
+                raise TypeError(f"{tensor_name(name, 'bias')} is packed")
+            target = targets[tensor_name(name, "weight")]
             if target.groups != 1 or target.view.folded != (1, fmt.rows, fmt.cols):
                 raise FileError(
                     f"{folder / PACKED}: {target.name} is {fmt.rows} x {fmt.cols}, the model wants "
@@ -158,7 +158,7 @@ def load_packed(
             own = getattr(layer, "bias", None)
             if (bias is None) != (own is None) and not (own is None and isinstance(layer, nn.Conv2d)):
                 where = "missing in the file" if bias is None else "unknown to the model"
-                raise FileError(f"{folder / PACKED}: {_of(name, 'bias')} is {where}")
+                raise FileError(f"{folder / PACKED}: {tensor_name(name, 'bias')} is {where}")
             model = replace_module(model, name, _build(layer, fmt, bias, described))
         for name in [n for n, t in stored.items() if isinstance(t, Format)]:
             target = targets[name]
@@ -204,8 +204,7 @@ def _small(model: nn.Module, name: str, tensor: Tensor) -> Format | Tensor:
     if groups != 1:
         return tensor
     matrix = view.open(tensor)[0]
-    own = torch.bfloat16 if tensor.dtype == torch.bfloat16 else torch.float32  # float16 has no packed form of its own
-    fmt = smallest(matrix, matrix != 0, dtype=own)
+    fmt = smallest(matrix, matrix != 0, dtype=exact_dtype(tensor.dtype))
     return fmt if fmt.nbytes < tensor.nbytes else tensor
 
 
@@ -232,11 +231,6 @@ def _build(layer: nn.Module, fmt: Format, bias: Tensor | None, data: Mapping[str
     return packed
 
 
-def _of(layer: str, leaf: str) -> str:
-    """The name of a tensor of a layer; the layer is "" when it is the whole model."""
-    return f"{layer}.{leaf}" if layer else leaf
-
-
 def _fill(model: nn.Module, stored: Mapping[str, Format | Tensor], folder: Path) -> None:
     """Load what is not packed; a convolution that took over a norm has a bias that the fresh model lacks."""
     rest = {n: t for n, t in stored.items() if isinstance(t, Tensor)}
@@ -249,7 +243,7 @@ def _fill(model: nn.Module, stored: Mapping[str, Format | Tensor], folder: Path)
         if leaf == "bias" and getattr(module, "bias", 0) is None and isinstance(module, nn.Conv2d | nn.Linear):
             module.bias = nn.Parameter(torch.zeros(len(module.weight)))
     own = model.state_dict()
-    packed = {_of(n, "") for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, Packed)}
+    packed = {tensor_name(n, "") for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, Packed)}
     wanted = {n for n in own if not any(n.startswith(p) and "weight_" in n[len(p) :] for p in packed)}
     wrong = sorted(wanted ^ set(rest))
     if wrong:

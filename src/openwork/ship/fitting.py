@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
+from openwork.core.distributed import is_compiled
 from openwork.core.targets import Target, is_transposed_linear
 from openwork.errors import FileError
 from openwork.formats import Format
@@ -20,6 +20,11 @@ from openwork.runtime.prepacked import Prepacked
 
 FOLDED = (nn.BatchNorm2d, nn.GELU, nn.Identity, *ACTIVATIONS)
 """The modules that packing may put ``nn.Identity`` in the place of."""
+
+
+def tensor_name(layer: str, leaf: str) -> str:
+    """The name of a tensor of a layer; the layer is "" when it is the whole model."""
+    return f"{layer}.{leaf}" if layer else leaf
 
 
 def misfit(folder: Path, data: Mapping[str, Any], model: nn.Module, what: str) -> FileError:
@@ -37,7 +42,7 @@ def demand_plain(folder: Path, data: Mapping[str, Any], model: nn.Module) -> Non
     Raises:
         FileError: it is.
     """
-    if isinstance(model, torch.jit.ScriptModule) or hasattr(model, "_orig_mod"):
+    if is_compiled(model):
         raise misfit(folder, data, model, "model= is compiled, load first and compile what load returns")
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise misfit(folder, data, model, "model= wraps another module, take its .module")
@@ -64,7 +69,7 @@ def demand_layers(folder: Path, data: Mapping[str, Any], model: nn.Module, targe
         if wanted != (found or ("Linear" if turned else "")) or described.get("transposed", turned) != turned:
             more = " that holds its weight as (in, out)" if described.get("transposed") else ""
             raise misfit(folder, data, model, f"{name} must be a {wanted}{more}, got {type(layer).__name__}")
-        weight = f"{name}.weight" if name else "weight"
+        weight = tensor_name(name, "weight")
         if weight not in targets:
             raise misfit(folder, data, model, f"{weight} must be a weight of its own, it has the name of another one")
 
@@ -102,6 +107,6 @@ def demand_parts(place: Path, data: Mapping[str, Any], stored: Mapping[str, Any]
         FileError: a layer without packed weights.
     """
     for name in data["layers"]:
-        weight = f"{name}.weight" if name else "weight"
+        weight = tensor_name(name, "weight")
         if not isinstance(stored.get(weight), Format):
             raise FileError(f"{place}: {weight} is not packed, but the index says so; one of the two files was changed")

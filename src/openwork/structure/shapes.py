@@ -5,7 +5,7 @@ All read a weight as the matrix ``(out, in)``; convolutions as ``(out, kernel po
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from openwork.core.targets import Target
@@ -66,6 +66,9 @@ class Column(Shape):
 class Block(Shape):
     """Blocks of ``rows`` outputs x ``cols`` inputs; blocks at the edge may be smaller.
 
+    Convolutions in groups (depthwise ones too) stay dense: the outputs of a block would read different inputs, and no
+    kernel skips such blocks. ``Element`` and ``Kernel`` prune them.
+
     Examples:
         >>> Block(8, 8)
         Block(rows=8, cols=8)
@@ -79,6 +82,8 @@ class Block(Shape):
             raise StructureError(f"Block: rows and cols must be positive integers, got {self.rows!r} and {self.cols!r}")
 
     def fit(self, target: Target) -> Tiles | str:
+        if target.groups > 1:
+            return f"a convolution in {target.groups} groups, where the outputs of a block read different inputs"
         _, rows, cols = target.view.folded
         tiles = Tiles(target.name, target.view, (self.rows, self.cols))
         if self.rows > rows and self.cols > cols:
@@ -167,16 +172,20 @@ class GroupOf(Shape):
     """Groups of ``size`` consecutive weights along the inputs (``dim=1``) or the outputs (``dim=0``).
 
     The last group of a row may be smaller; in convolutions groups of inputs stay inside one kernel position.
+    ``per="row"`` compares inside each row of groups, so that all rows keep as many; ``"tensor"`` over the tensor.
     """
 
     size: int
     dim: Literal[0, 1] = 1
+    per: Literal["tensor", "row"] = "tensor"
 
     def __post_init__(self) -> None:
         if not _is_positive(self.size):
             raise StructureError(f"GroupOf: size must be a positive integer, got {self.size!r}")
         if self.dim not in (0, 1):
             raise StructureError(f"GroupOf: dim must be 1 (inputs) or 0 (outputs), got {self.dim!r}")
+        if self.per not in ("tensor", "row"):
+            raise StructureError(f"GroupOf: per must be 'tensor' or 'row', got {self.per!r}")
 
     def fit(self, target: Target) -> Tiles:
         inner = target.view.inner
@@ -186,7 +195,9 @@ class GroupOf(Shape):
                 f"is {inner}; "
                 f"choose another size or leave the layer out with Select(exclude=({target.name!r},))"
             )
-        return Tiles(target.name, target.view, (1, self.size) if self.dim == 1 else (self.size, 1))
+        block = (1, self.size) if self.dim == 1 else (self.size, 1)
+        tiles = Tiles(target.name, target.view, block)
+        return tiles if self.per == "tensor" else replace(tiles, run=tiles.grid[2])
 
 
 def _is_positive(value: object) -> bool:

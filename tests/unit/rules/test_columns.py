@@ -217,6 +217,6 @@ def test_bad_input_is_refused_and_changes_nothing():
         LayerSurgeon().init(SimpleNamespace(parts={"w": SimpleNamespace()}))
     grouped = nn.Sequential(nn.Conv2d(4, 6, 1, groups=2))
     with pytest.raises(RecipeError, match=r"0.weight: units of 2 rows cross the 2 groups of the convolution"):
-        ow.prune(grouped, sparsegpt(0.5, ow.Block(2, 1)), data=[torch.randn(2, 4, 3, 3)])
+        ow.prune(grouped, sparsegpt(0.5, ow.GroupOf(2, dim=0)), data=[torch.randn(2, 4, 3, 3)])
     with pytest.raises(MissingStatistic, match="the rows of a three-dimensional convolution are not known"):
         ow.prune(nn.Sequential(nn.Conv3d(1, 2, 2)), sparsegpt(0.5), data=[torch.randn(1, 1, 3, 3, 3)])

@@ -190,6 +190,17 @@ def test_a_model_that_computes_something_else_is_refused(monkeypatch):
         ow.pack(model, plan="always", example=X)
 
 
+def test_a_model_that_magnifies_rounding_is_packed_with_a_warning():
+    class Far(nn.Sequential):
+        def forward(self, x):
+            return torch.sin(3e5 * super().forward(x))  # as far off as the linear layer is in units of 3e-6
+
+    model = pruned(Far(nn.Linear(64, 64)))
+    with pytest.warns(UserWarning, match="pack: Far magnifies rounding: the packed output is .* and the dense one"):
+        packed = ow.pack(model, plan="always", example=X)
+    assert 0.01 < apart(model, packed, X) < 1
+
+
 def test_random_models_are_not_compared():
     class Noise(nn.Sequential):
         def forward(self, x):

@@ -192,3 +192,15 @@ def test_weights_that_do_not_fit_get_the_error_of_torch(kind):
         assert str(found.value) == str(wanted.value)
     half = {"bias": layer.bias.double()}
     torch.testing.assert_close(functional_call(fast, half, (x,)), layer(x))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")
+@both
+def test_tangents_pass_through(kind):
+    layer, fast, x = made(kind)
+    forward_ad = torch.autograd.forward_ad
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        expected, got = (forward_ad.unpack_dual(m(dual)).tangent for m in (layer, fast))
+    assert got is not None
+    torch.testing.assert_close(got, expected)

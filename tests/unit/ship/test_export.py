@@ -71,6 +71,18 @@ def test_a_fresh_process_computes_the_same(shipped, isa):
     torch.testing.assert_close(torch.tensor(json.loads(done.stdout)), packed(x).flatten(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("isa", ["", "python"])
+def test_without_a_compiler_there_is_one_warning(shipped, isa):
+    code = "import sys; sys.modules['openwork._native'] = None; " + FRESH + "; ow.load(sys.argv[1])"
+    env = {"OPENWORK_ISA": isa, "PYTHONPATH": ":".join(sys.path), "OPENWORK_CACHE": "", "PATH": "/usr/bin"}
+    command = [sys.executable, "-W", "always", "-c", code, str(shipped[2])]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
+    said = done.stderr.count(
+        "the native kernels are not installed, packed layers run their slower Python path; install"
+    )
+    assert said == (0 if isa else 1)  # asked for, or not
+
+
 def test_kernels_that_are_not_there_are_no_damage_of_the_file(shipped):
     env = {"OPENWORK_ISA": "none", "PYTHONPATH": ":".join(sys.path), "OPENWORK_CACHE": "", "PATH": "/usr/bin"}
     done = subprocess.run([sys.executable, "-c", FRESH, str(shipped[2])], capture_output=True, text=True, env=env)
