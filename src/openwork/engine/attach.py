@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -160,6 +160,11 @@ class Attached:
     def samples(self) -> int:
         """Forward passes that a training step averages the loss of: 1, or what a relaxation that draws masks asks."""
         return int(getattr(self.recipe.relaxation, "samples", 1))
+
+    def averaged(self, loss: Callable[[], Tensor]) -> Tensor:
+        """The mean of ``loss()`` over the forward passes of a training step, each of them with its own masks."""
+        first, *more = (loss() for _ in range(self.samples))
+        return sum(more, first) / self.samples
 
     @property
     def log(self) -> list[dict[str, Any]]:

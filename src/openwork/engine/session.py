@@ -16,7 +16,8 @@ from openwork.core.measuring import Measuring
 from openwork.core.now import EMPTY, Now, Phase, Update
 from openwork.core.partition import Partition
 from openwork.core.recipe import Recipe
-from openwork.core.shards import across_of, is_sharded, like, local, reshard, summed_over
+from openwork.core.select import count_kept
+from openwork.core.shards import across_of, is_sharded, like, local, reshard, summed_over, total_of
 from openwork.engine.budget import Budget, check_target, settled
 from openwork.engine.result import Result, check_promise, conclude
 from openwork.errors import DivergedError, RecipeError
@@ -61,6 +62,7 @@ class Session:
         self.measuring = Measuring(model, self.parts, self.feed, loss, seed)
         if recipe.density < 1:
             refuse_missing(recipe.rule, self.measuring)
+            refuse_disconnecting(recipe, self.parts)
         self.rng = torch.Generator().manual_seed(seed)
         self.units: dict[str, Tensor] = {
             n: torch.ones(p.n_units, dtype=torch.bool, device=self.device) for n, p in self.parts.items()
@@ -243,6 +245,22 @@ def refuse_unable(recipe: Recipe, target: Mapping[str, float] | None) -> None:
     if wrong or not recipe.rule.sharded:
         what = f"{wrong[0]} measures" if wrong else f"{type(recipe.rule).__name__} works on"
         raise RecipeError(f"{recipe.name}: {what} whole weights, but the model's are sharded (DTensor); {advice}")
+
+
+def refuse_disconnecting(recipe: Recipe, parts: Mapping[str, Partition]) -> None:
+    """Refuse a density that must empty a tensor, where the method's purpose is that none is."""
+    if not getattr(recipe.rule, "connected", False):
+        return
+    total = sum(total_of(p) for p in parts.values())
+    keep = count_kept(recipe.density, total)
+    if keep < len(parts):
+        rounds = getattr(recipe.schedule, "rounds", None)
+        levels = f" after {rounds} rounds at rate {1 - recipe.density ** (1 / rounds):.2g}" if rounds else ""
+        raise RecipeError(
+            f"{recipe.name}: density {recipe.density:g}{levels} keeps {keep} of {total:,} units in {len(parts)} "
+            f"tensors, so one would be empty; ask for at least {len(parts) / total:.2g}, or for fewer tensors with "
+            "where"
+        )
 
 
 def refuse_bad_weights(params: Mapping[str, nn.Parameter], parts: Mapping[str, Partition]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from openwork.core.machine import free_memory
 from openwork.core.partition import Partition
 from openwork.errors import FileError
 
@@ -117,16 +117,6 @@ def make_plan(
         (everything - inside) * itemsize if windows else 0, largest, stats, working, activations, cached, output,
         _computed(dtype, device, windows is not None),
     )  # fmt: skip
-
-
-def free_memory() -> int:
-    """Bytes that can be had without swapping."""
-    info = Path("/proc/meminfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("MemAvailable"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def refuse_full_disk(folder: Path, needed: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +14,7 @@ from openwork.core.batches import Feed, forward
 from openwork.core.partition import Partition
 from openwork.core.recipe import Recipe
 from openwork.core.targets import Select
+from openwork.criteria.learned import EqualGates
 from openwork.engine.attach import attach
 from openwork.engine.result import Result
 from openwork.errors import DivergedError, RecipeError
@@ -80,13 +82,14 @@ class Reconstruction:
             while run.step < steps:
                 batch = feed.next()
                 optimizer.zero_grad()
-                passes = [self.loss(forward(block, batch), batch) for _ in range(run.samples)]
-                loss = torch.stack(passes).mean()
+                loss = run.averaged(lambda batch=batch: self.loss(forward(block, batch), batch))  # type: ignore[misc]
                 losses.append(float(loss.detach()))
                 if not bool(torch.isfinite(loss)):
                     raise DivergedError(f"Reconstruction: the loss is {losses[-1]} at step {run.step}; lower the rate")
                 (loss + run.penalty()).backward()
-                optimizer.step()
+                with warnings.catch_warnings():  # before its first cut a block is its own target, so gates stay level
+                    warnings.simplefilter("ignore", EqualGates)
+                    optimizer.step()
             result = run.finish()
         except BaseException:
             run.detach()

@@ -12,17 +12,14 @@ from openwork.errors import RecipeError
 from openwork.methods._common import allocation_of, settle_density
 from openwork.relax import Masking
 from openwork.rules.topk import TopK
-from openwork.schedules import Phases, Stretch
+from openwork.schedules import Phases, Stretch, alternating
 from openwork.structure import Element
 
-IMAGENET = (
-    Stretch("dense", 0.10),
-    *(Stretch(kind, 0.05) for _ in range(6) for kind in ("sparse", "dense")),
-    Stretch("sparse", 0.05),
-    Stretch("dense", 0.10),
-    Stretch("sparse", 0.15),
-)
+IMAGENET = alternating(100, warmup=10, period=5, last_dense=10, final_sparse=15)
 """The paper's 100-epoch table: 10 dense, six 5 + 5 cycles, 5 sparse, 10 dense, 15 sparse."""
+
+CIFAR = alternating(200, warmup=10, period=20, final_sparse=30)
+"""The paper's 200-epoch table: 10 dense, seven phases of 20, sparse first, 20 dense, 30 sparse."""
 
 
 def acdc(
@@ -32,7 +29,7 @@ def acdc(
     steps: int = 1000,
     scope: Literal["auto", "layer", "global", "erk"] | None = None,
     on_decompress: Literal["zero", "keep"] = "zero",
-    phases: tuple[Stretch, ...] = IMAGENET,
+    phases: Literal["imagenet", "cifar"] | tuple[Stretch, ...] = "imagenet",
 ) -> Recipe:
     """Train from scratch, alternating sparse and dense phases, and end sparse.
 
@@ -47,7 +44,8 @@ def acdc(
         scope: global for single weights (the paper), layer otherwise; ``erk`` for Erdos-Renyi-Kernel shares.
         on_decompress: pruned weights restart at ``zero`` (the paper), or ``keep`` the value they had when they were
             masked (the variant that SequentialAttention++ compares against on Criteo).
-        phases: kinds and shares of the training; must end sparse.
+        phases: the table of the paper's ImageNet or CIFAR-100 runs, or kinds and shares of the training of your own
+            (``openwork.schedules.alternating`` makes them from lengths); must end sparse.
 
     Differences:
         Phases are shares of the steps, not whole epochs; exact counts instead of a quantile threshold.
@@ -68,8 +66,11 @@ def acdc(
     """
     if on_decompress not in ("zero", "keep"):
         raise RecipeError(f"acdc: on_decompress must be 'zero' or 'keep', got {on_decompress!r}")
+    tables = {"imagenet": IMAGENET, "cifar": CIFAR}
+    if isinstance(phases, str) and phases not in tables:
+        raise RecipeError(f"acdc: phases must be 'imagenet', 'cifar' or stretches, got {phases!r}")
     share = settle_density(density, structure, 0.1)
     scope = scope or ("global" if structure == Element() else "layer")
     rule = TopK(Magnitude(), allocation_of(scope, structure))
-    schedule = Phases(share, steps, phases, restart="dense")
+    schedule = Phases(share, steps, tables[phases] if isinstance(phases, str) else phases, restart="dense")
     return Recipe("acdc", structure, rule, schedule, Masking() if on_decompress == "keep" else None, where)

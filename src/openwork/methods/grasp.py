@@ -42,10 +42,12 @@ def grasp(
         Linear layers are not re-initialised before scoring (the official code does so on a copy). Exact counts.
 
     Cost:
-        Two gradients and one Hessian-vector product; memory of a double-backward graph.
+        Two gradients and one Hessian-vector product; memory of a double-backward graph. Where an operation has no
+        second derivative, H g is a central difference of two more gradients along g.
 
     When not to use it:
-        On a trained network: its gradient is nearly zero and the scores are noise.
+        On a trained network: the paper scores initial weights, and magnitude is ahead on trained ones. Where the
+        samples are fitted so well that the scores are noise, a warning says so.
 
     Examples:
         >>> import torch, openwork as ow

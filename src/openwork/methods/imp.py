@@ -64,5 +64,5 @@ def imp(
         raise RecipeError(f"imp: rate must be a share in (0, 1), got {rate}")
     # log(0.64) / log(0.8) is 2.0000000000000004 in floating point, and a third round would not be meant
     count = rounds if rounds is not None else max(1, math.ceil(math.log(share) / math.log(1 - rate) - 1e-9))
-    rule = TopK(Magnitude(), allocation_of(scope, structure), nested=True)
+    rule = TopK(Magnitude(), allocation_of(scope, structure), nested=True, connected=True)
     return Recipe("imp", structure, rule, Rounds(share, count, rewind), None, where)

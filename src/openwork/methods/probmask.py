@@ -13,13 +13,16 @@ from openwork.rules.topk import TopK
 from openwork.schedules import OneShot
 from openwork.structure import Element
 
+PAPER, FASTEST, TRAVEL = 6e-3, 0.1, 60.0
+"""Rates of the probabilities: the paper's, the largest by default, and what rate times steps should be at least."""
+
 
 def probmask(
     density: float | None = None,
     structure: Structure = Element(),
     where: Select = Select(),
     steps: int = 1000,
-    learning_rate_of_s: float = 6e-3,
+    learning_rate_of_s: float | None = None,
     budget: tuple[float, float] = (0.16, 0.60),
     fix_at: float = 0.9,
     samples: int = 1,
@@ -34,12 +37,12 @@ def probmask(
         structure: what lives and dies together; one probability per unit.
         where: which parameters.
         steps: optimiser steps of the whole training.
-        learning_rate_of_s: Adam's rate for the probabilities (cosine), which no optimiser of the user touches; short
-            trainings need a larger one.
+        learning_rate_of_s: Adam's rate for the probabilities (cosine), which no optimiser of the user touches. Default:
+            the paper's 0.006, and 60 / steps up to 0.1 in trainings that are too short for it (measured).
         budget: shares of the steps between which the budget falls on a cubic curve from 1 to the density.
         fix_at: share of the steps after which the mask is final and only weights are trained.
         samples: K', forward passes with a draw each whose loss is averaged in every step (the paper: 2). The trainer of
-            the command line does so; a loop of your own averages over ``run.samples`` passes.
+            the command line does so; a loop of your own asks ``run.averaged(loss)``.
 
     Differences:
         The mask keeps exactly the largest probabilities instead of the best of ten random draws, whose density varies.
@@ -67,5 +70,6 @@ def probmask(
     if not budget[1] <= fix_at <= 1:
         raise RecipeError(f"probmask: fix_at must lie between the end of the budget {budget[1]} and 1, got {fix_at}")
     rule = TopK(Learned(), allocation_of("auto", structure))
-    relaxation = Probabilities(steps, *budget, learning_rate_of_s, samples=samples)
+    rate = max(PAPER, min(FASTEST, TRAVEL / steps)) if learning_rate_of_s is None else learning_rate_of_s
+    relaxation = Probabilities(steps, *budget, rate, samples=samples)
     return Recipe("probmask", structure, rule, OneShot(share, max(1, round(fix_at * steps))), relaxation, where)

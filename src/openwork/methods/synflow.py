@@ -43,7 +43,8 @@ def synflow(
         ``rounds`` passes of one sample.
 
     When not to use it:
-        On transformers: attention and softmax break the homogeneity the conservation law rests on.
+        On transformers, and under norms other than a batch norm: attention, softmax and norms by the values that run
+        through them break the homogeneity the conservation law rests on, so they are refused.
 
     Examples:
         >>> import openwork as ow
@@ -55,5 +56,5 @@ def synflow(
         Tanaka, Kunin, Yamins, Ganguli. Pruning neural networks without any data. NeurIPS 2020, arXiv 2006.05467.
     """
     share = settle_density(density, structure, 0.1)
-    rule = Repeat(TopK(Flow(SynapticFlow(input_shape)), allocation_of(scope, structure)), rounds)
+    rule = Repeat(TopK(Flow(SynapticFlow(input_shape)), allocation_of(scope, structure), connected=True), rounds)
     return Recipe("synflow", structure, rule, OneShot(share), None, where)

@@ -57,7 +57,8 @@ def woodfisher(
         matrix, in float64. Counts are exact.
 
     Cost:
-        N gradients, kept in memory as N rows per tensor (4 N bytes per weight); O(N^2) per weight.
+        N gradients, kept in memory as N rows per tensor (4 N bytes per weight), and one block at a time (32 N bytes per
+        entry); more than is free is refused before the first gradient. O(N^2) per weight.
 
     When not to use it:
         Before training: the Fisher describes a minimum. On models whose N gradients do not fit in memory.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from openwork.core.partition import Partition
 from openwork.core.protocols import Gate
 from openwork.core.select import count_kept
-from openwork.errors import RecipeError
+from openwork.errors import DensityMissed, RecipeError
 from openwork.schedules import Cubic
 
 
@@ -95,8 +95,12 @@ class SoftThreshold:
         """Budget control: multiply every threshold by the factor at which the scheduled count is alive.
 
         Decay: say at the end when no threshold has removed anything.
+
+        Raises:
+            DensityMissed: decay has left less than a thousandth of a tensor.
         """
         if self.control == "decay" and step == self.end:
+            _refuse_emptied(gates, weights, step)
             if not any(bool(((w != 0) & (w.abs() <= gates[n].threshold())).any()) for n, w in weights.items()):
                 low = min(float(g.s) for g in gates.values())
                 warnings.warn(
@@ -120,3 +124,14 @@ class SoftThreshold:
             return  # met already, for instance when a run is loaded at this step
         for gate in gates.values():
             gate.raise_to(float(gate.threshold()) * factor)
+
+
+def _refuse_emptied(gates: Mapping[str, Any], weights: Mapping[str, Tensor], step: int) -> None:
+    for name, weight in weights.items():
+        threshold = float(gates[name].threshold())
+        alive = int((weight.abs() > threshold).sum())
+        if alive < 0.001 * weight.numel():
+            raise DensityMissed(
+                f"{name}: {alive} of {weight.numel():,} weights are above its threshold of {threshold:.3g} after {step}"
+                " steps, less than a thousandth; lower the decay or start from a lower threshold (initial)"
+            )

@@ -13,7 +13,16 @@ from openwork.report.group_picture import drawn, group_picture
 from openwork.report.mask_picture import mask_data_uri, mask_matrix
 from openwork.report.numbers import clean, count, dims, finite, percent, shorten
 from openwork.report.svg import Axis, Band, Bar, Panel, Series, bar_chart, line_chart
-from openwork.report.table import densities, made_by, metric_names, promised, stage_label, stage_value, verdict
+from openwork.report.table import (
+    densities,
+    made_by,
+    metric_names,
+    nearly_empty,
+    promised,
+    stage_label,
+    stage_value,
+    verdict,
+)
 from openwork.report.theme import card, grid, html_page, html_table, section
 
 MOST_MASKS, MOST_BARS, MOST_EXTRAS = 12, 60, 6
@@ -33,7 +42,9 @@ def report_html(data: Mapping[str, Any], masks: Mapping[str, Tensor] | None = No
     sections = [
         section("In short", "", _cards(data)),
         section("Accuracy", "On the test set; the masks stay fixed while fine-tuning.", _accuracy(data)),
-        section("Where the weights went", "Kept share of every pruned tensor.", _layers(data)),
+        section(
+            "Where the weights went", f"Kept share of every pruned tensor. {nearly_empty(data)}".strip(), _layers(data)
+        ),
         section("Groups", "Units of one line go together: dots make them, rings read them.", _groups(data)),
         section("While it ran", "", _course(data)),
         section("The path", "SpODE moves soft masks while the weights stay frozen; a unit may come back.", _path(data)),

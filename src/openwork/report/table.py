@@ -67,6 +67,7 @@ def report_text(data: Mapping[str, Any]) -> str:
     blocks = [
         _headline(data),
         _pruned(tensors),
+        _wrap(nearly_empty(data)),
         _skipped(tensors),
         _metrics(data),
         _wrap(verdict(data)),
@@ -98,6 +99,20 @@ def verdict(data: Mapping[str, Any]) -> str:
         "The model runs masked-dense: no speed-up is claimed, because zeros in a dense tensor are multiplied "
         "like any number."
     )
+
+
+def nearly_empty(data: Mapping[str, Any]) -> str:
+    """Tensors that lost everything, or all but 1 % where the whole keeps 1 % or more; nothing is said of none.
+
+    An empty tensor cuts a network in two, whatever the accuracy of the other paths: layer collapse.
+    """
+    pruned = [t for t in data.get("tensors") or [] if not t.get("skipped") and t.get("units") and t.get("numel")]
+    shares = {str(t.get("name", MISSING)): (finite(t.get("kept")) or 0) / t["numel"] for t in pruned}
+    whole = finite((data.get("density") or {}).get("targeted")) or 0
+    empty = [n for n, share in shares.items() if share == 0]
+    thin = [n for n, share in shares.items() if 0 < share < 0.01 <= whole]
+    told = [f"{what}: {', '.join(names)}." for what, names in (("Empty", empty), ("Less than 1 % kept", thin)) if names]
+    return " ".join(["Layer collapse.", *told, "Give every layer a share (scope='layer') or a floor."]) if told else ""
 
 
 def promised(data: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -15,6 +15,7 @@ from openwork.core.select import keep_top
 from openwork.core.stat import Stat
 from openwork.errors import RecipeError
 from openwork.stats import SampleGradients
+from openwork.stats.samples import refuse_too_large
 
 
 class InverseFisher:
@@ -69,6 +70,10 @@ class BrainSurgeon(Rule):
     Blocks are ``block`` consecutive entries of a tensor in memory order. ``correct`` applies
     ``delta = F^-1 v``: with ``joint=False`` ``v_q = -w_q / [F^-1]_qq`` on the removed entries (single-weight updates
     added up, eq. 11), with ``joint=True`` ``v_Q = -[F^-1]_QQ^-1 w_Q``, the exact minimiser when all are removed.
+
+    Raises:
+        RecipeError: damp or block out of range, units of several weights, or, before any gradient is computed, more
+            memory than is free.
     """
 
     gradients: SampleGradients = field(default_factory=SampleGradients)
@@ -92,6 +97,14 @@ class BrainSurgeon(Rule):
         for name, part in now.parts.items():
             if name not in now.weights or part.n_units != now.weights[name].numel():
                 raise RecipeError(f"{name}: BrainSurgeon removes single weights; use Element or an N:M structure")
+        self._refuse_too_large(now)
+
+    def _refuse_too_large(self, now: Now) -> None:
+        """The gradients are in memory together, the blocks one after another."""
+        n, c = self.gradients.samples, min(self.block, max(w.numel() for w in now.weights.values()))
+        entries = n * c + 3 * min(n, c) * c + (3 * c * c if self.joint else 0)
+        beside = f" and the inverse of a block of {c:,}"
+        refuse_too_large("BrainSurgeon", n, now.weights, beside, 8 * entries, ", smaller blocks")
 
     def update(self, now: Now, phase: Phase, state: Any) -> Update:
         masks = now.masks

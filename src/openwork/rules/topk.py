@@ -25,13 +25,15 @@ class TopK(Rule):
 
     ``nested=True`` chooses among the units alive (dropped ones stay off) as long as there are enough of them.
     ``positive=True`` refuses to keep units that score zero or less: for learned sparsity, which may have gone further
-    than the density asked for.
+    than the density asked for. ``connected=True`` refuses, before any work, a share that keeps fewer units than there
+    are tensors, so that one would be empty.
     """
 
     criterion: Criterion
     allocation: Allocation = field(default_factory=Uniform)
     nested: bool = False
     positive: bool = False
+    connected: bool = False
 
     @property
     def needs(self) -> frozenset[Stat]:  # type: ignore[override]
@@ -123,6 +125,10 @@ class Repeat(Rule):
     @property
     def needs(self) -> frozenset[Stat]:  # type: ignore[override]
         return self.rule.needs
+
+    @property
+    def connected(self) -> bool:
+        return getattr(self.rule, "connected", False)
 
     @property
     def needs_grads(self) -> bool:  # type: ignore[override]

@@ -1,5 +1,6 @@
 """Step -> Phase. Pure frozen dataclasses."""
 
+from openwork.schedules.alternating import alternating as alternating
 from openwork.schedules.phases import Phases as Phases
 from openwork.schedules.phases import Stretch as Stretch
 from openwork.schedules.shapes import Announced as Announced

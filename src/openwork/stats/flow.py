@@ -4,16 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from openwork.core.batches import forward, logits_of
 from openwork.core.measuring import Measuring, weights_of
 from openwork.core.stat import Stat
-from openwork.errors import DivergedError, MissingStatistic
+from openwork.errors import DivergedError, MissingStatistic, RecipeError
 from openwork.stats.gradients import grads_of
+
+_REFUSED = ("softmax", "attention", "layer_norm", "group_norm", "instance_norm", "rms_norm")
+
+
+class _Homogeneous(TorchFunctionMode):
+    """Refuses what makes the output of positive weights something other than a sum over paths.
+
+    A softmax, and a norm by the values that run through it, divide the scale of the weights before them out again: some
+    of those weights lower the output.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if any(word in name for word in _REFUSED):
+            raise RecipeError(
+                f"SynapticFlow: the network runs {name}, through which no flow is conserved; let it return logits, and "
+                "for transformers and norms other than a batch norm take magnitude, snip or taylor"
+            )
+        return func(*args, **(kwargs or {}))
 
 
 @dataclass(frozen=True)
@@ -23,6 +43,12 @@ class SynapticFlow(Stat):
     Parameters and buffers are replaced by their absolute values in a functional call, so nothing is written into the
     model and signs need no undoing. The input shape comes from ``input_shape`` (without the batch dimension) or from
     the first batch of ``data``, whose values are not used.
+
+    Raises:
+        RecipeError: the network runs a softmax, attention or a norm other than a batch norm, through which no flow is
+            conserved.
+        MissingStatistic: no input shape, or inputs that are no real numbers.
+        DivergedError: the flow overflows float64.
     """
 
     needs_data: ClassVar[bool] = False
@@ -41,7 +67,7 @@ class SynapticFlow(Stat):
 
         def flow(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
             leaves = {n: (w.double().abs() * masks.get(n, 1)).requires_grad_() for n, w in weights_of(ctx).items()}
-            with ctx.calling("eval") as call:
+            with ctx.calling("eval") as call, _Homogeneous():
                 total = logits_of(forward(lambda *a, **k: call({**fixed, **leaves}, *a, **k), ones)).sum()
             if not bool(torch.isfinite(total)):
                 raise DivergedError(

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from openwork.core.batches import loss_on
 from openwork.core.distributed import rows_of_all, world
-from openwork.core.measuring import Measuring, seeded
+from openwork.core.machine import free_memory
+from openwork.core.measuring import Measuring, seeded, weights_of
 from openwork.core.stat import Stat
 from openwork.errors import DataError, DivergedError, RecipeError
 from openwork.stats.gradients import grads_of, masked
@@ -29,6 +30,7 @@ class SampleGradients(Stat):
     Raises:
         DataError: too few inputs, or batches that cannot be cut into single inputs.
         DivergedError: a gradient that is not finite, with the number of the row.
+        RecipeError: less than one sample or input; gradients that do not fit into the memory that is free.
     """
 
     needs_loss: ClassVar[bool] = True
@@ -39,6 +41,7 @@ class SampleGradients(Stat):
         check_samples("SampleGradients", self.samples, self.batch)
 
     def measure(self, ctx: Measuring) -> Samples:
+        refuse_too_large("SampleGradients", self.samples, weights_of(ctx))
         rows = drawn(ctx, self.samples, self.batch, "SampleGradients")
 
         def gradients(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -55,6 +58,20 @@ class SampleGradients(Stat):
             return {n: g.mul_(masks[n].flatten()) if n in masks else g for n, g in found.items()}
 
         return gradients
+
+
+def refuse_too_large(
+    owner: str, samples: int, weights: Mapping[str, Tensor], beside: str = "", more: int = 0, advice: str = ""
+) -> None:
+    """Say before the work that a gradient for each sample, and ``more`` bytes for what is ``beside``, do not fit."""
+    numel, device = sum(w.numel() for w in weights.values()), next(iter(weights.values())).device
+    needed = 4 * samples * numel + more
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
+    if needed > free:
+        raise RecipeError(
+            f"{owner}: {samples} gradients of {numel:,} weights{beside} take {needed / 2**30:.1f} GiB, of which "
+            f"{free / 2**30:.1f} are free; take fewer samples{advice}, or fewer tensors at a time with where"
+        )
 
 
 def check_samples(owner: str, samples: int, batch: int) -> None:

@@ -8,8 +8,10 @@ from torch import nn
 import openwork as ow
 from openwork.errors import RecipeError
 from openwork.methods import acdc
-from openwork.methods.acdc import IMAGENET
-from openwork.schedules import Phases, Stretch
+from openwork.methods.acdc import CIFAR, IMAGENET
+from openwork.schedules import Phases, Stretch, alternating
+
+KINDS = ("sparse", "dense")
 
 
 def test_the_table_is_that_of_the_paper():
@@ -26,6 +28,29 @@ def test_the_table_is_that_of_the_paper():
     assert [t for t in range(100) if schedule(t).update] == sorted(begins["sparse"] + begins["dense"][1:])
     assert {schedule(t).share for t in range(10, 15)} == {0.1}
     assert {schedule(t).share for t in range(75, 85)} == {1.0}
+
+
+def test_the_table_of_cifar_and_tables_from_lengths():
+    """200 epochs: compress at 10, 50, 90, 130, 170; decompress at 30, 70, 110, 150."""
+    schedule = acdc(0.1, steps=200, phases="cifar").schedule
+    begins = {k: [a for (a, _), s in zip(schedule.bounds, CIFAR, strict=True) if s.phase == k] for k in KINDS}
+    assert begins == {"sparse": [10, 50, 90, 130, 170], "dense": [0, 30, 70, 110, 150]}
+    assert schedule.bounds[-1] == (170, 200)
+    made = alternating(12, warmup=2, period=1, last_dense=3, final_sparse=4)
+    assert [(s.phase, round(12 * s.fraction)) for s in made] == [
+        ("dense", 2), ("sparse", 1), ("dense", 1), ("sparse", 1), ("dense", 3), ("sparse", 4)
+    ]  # fmt: skip
+    assert acdc(0.1, steps=12, phases=made).schedule.stretches == made
+
+
+def test_lengths_that_make_no_table_are_refused():
+    with pytest.raises(RecipeError, match="alternating: period must be at least 1"):
+        alternating(10, warmup=1, period=0)
+    for total in (10, 11):  # half a period, an even number of periods
+        with pytest.raises(RecipeError, match="must be an odd number of periods of 2, sparse first and last, got"):
+            alternating(total, warmup=1, period=2, last_dense=2, final_sparse=4)
+    with pytest.raises(RecipeError, match="acdc: phases must be 'imagenet', 'cifar' or stretches, got 'mnist'"):
+        acdc(0.1, phases="mnist")
 
 
 def net():

@@ -1,5 +1,7 @@
 """SequentialAttention++ under autocast, accumulation, compilation, and with the paper's ablations."""
 
+import shutil
+
 import pytest
 import torch
 from torch import nn
@@ -50,12 +52,24 @@ def test_autocast_keeps_the_attention_in_float32():
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
-def test_a_compiled_step_follows_the_masks():
+COMPILERS = [
+    "aot_eager",
+    pytest.param("inductor", marks=[
+        pytest.mark.slow,
+        pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="there is no C++ compiler"),
+    ]),
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch, on its import
+@pytest.mark.parametrize("backend", COMPILERS)
+def test_a_compiled_step_follows_the_masks(backend):
+    torch._dynamo.reset()
     results = []
     for compiled in (False, True):
         model = net()
         optimizer, run = begin(model)
-        forward = torch.compile(model, backend="aot_eager") if compiled else model
+        forward = torch.compile(model, backend=backend) if compiled else model
         for step in range(STEPS):
             x, y = batch(step)
             optimizer.zero_grad()

@@ -348,3 +348,23 @@ def test_resnet50_realises_the_sparsities_of_the_paper(size, pruned, realised):
             # on average over which blocks go, each takes its layer's mean size
             gone = sum(int(t.cost.sum()) * (1 - count_kept(1 - sparsity, t.n_units, "floor") / t.n_units) for t in used)
             assert round(100 * gone / total, 2) == pytest.approx(want, abs=0.011)
+
+
+def test_a_choice_among_equal_logits_is_warned_of_and_takes_the_largest_weights():
+    """No step has moved the logits: their learning rate is nought."""
+    model = net()
+    optimizer, run = begin(model, lr=0.0)
+
+    def train():
+        for seed in range(60):
+            step(model, optimizer, seed)
+
+    with pytest.warns(
+        UserWarning, match=r"learned scores are equal, so the largest weights stay; train the gates before"
+    ):
+        train()
+    for name, stays in run.finish().units.items():
+        weight = model.get_parameter(name).detach()
+        view = (linear_view if weight.dim() == 2 else conv_view)(tuple(weight.shape))
+        norms = Tiles(name, view, (4, 4)).pool({name: weight}, "norm")
+        assert norms[stays].min() >= norms[~stays].max()

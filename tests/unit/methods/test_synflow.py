@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import openwork as ow
+from openwork.errors import RecipeError
 from openwork.methods import synflow
 
 
@@ -103,3 +104,53 @@ def test_batch_norm_statistics_are_read_as_absolute_values_and_left_alone():
     result = ow.prune(model, synflow(0.2, rounds=20, input_shape=(6,)))
     assert result.counts.kept == 15
     assert all(torch.equal(before[n], b) for n, b in model.named_buffers())
+
+
+@pytest.mark.parametrize("what", ["softmax", "attention"])
+def test_networks_without_paths_are_refused(what):
+    """A sum over paths ends at a softmax; attention holds one."""
+    torch.manual_seed(0)
+    if what == "softmax":
+        model, shape = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3), nn.Softmax(-1)), (8,)
+    else:
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        model, shape = nn.Sequential(layer, nn.Flatten(), nn.Linear(32, 3)), (4, 8)
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    with pytest.raises(RecipeError, match=f"SynapticFlow: the network runs .*{what}.*, through which no flow is cons"):
+        ow.prune(model, synflow(0.5, rounds=2, input_shape=shape))
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("norm", "name"),
+    [
+        (nn.LayerNorm(12), "layer_norm"),
+        (nn.GroupNorm(3, 12), "group_norm"),
+        (nn.RMSNorm(12), "rms_norm"),
+        (nn.Sequential(nn.Unflatten(1, (3, 4)), nn.InstanceNorm1d(3), nn.Flatten()), "instance_norm"),
+        (nn.BatchNorm1d(12), None),
+    ],
+    ids=str,
+)
+def test_norms_by_the_values_themselves_are_refused(norm, name):
+    """Under a batch norm, a fixed scale in eval mode, no weight lowers the output; under the others some do."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 12), norm, nn.ReLU(), nn.Linear(12, 3))
+    if name is None:
+        assert ow.prune(model, synflow(0.5, rounds=2, input_shape=(8,))).density == 0.5
+        return
+    with pytest.raises(RecipeError, match=f"SynapticFlow: the network runs {name}, .* norms other than a batch norm"):
+        ow.prune(model, synflow(0.5, rounds=2, input_shape=(8,)))
+
+
+def test_a_vision_transformer_is_refused():
+    model = ow.build_model("vit", (1, 8, 8), 10)
+    with pytest.raises(RecipeError, match="SynapticFlow: the network runs .*, through which no flow is conserved"):
+        ow.prune(model, synflow(0.5, rounds=2, input_shape=(1, 8, 8)))
+
+
+def test_a_density_that_must_empty_a_layer_is_refused():
+    model = plain_net(8, 12, 9, 4)  # 240 weights in three layers
+    with pytest.raises(RecipeError, match=r"synflow: density 0.008 keeps 2 of 240 units in 3 tensors, so one would be"):
+        ow.prune(model, synflow(0.008, input_shape=(8,)))
+    assert ow.prune(model, synflow(3 / 240, input_shape=(8,))).density == 3 / 240

@@ -35,6 +35,17 @@ def test_gradient_of_single_weights(alpha):
     torch.testing.assert_close(v.grad, alpha * W.abs() ** (alpha - 1) * out, rtol=1e-13, atol=0)
 
 
+@pytest.mark.parametrize("alpha", [1.0, 1.375, 2.0, 3.0])
+def test_decay_on_the_root_is_a_power_penalty_on_the_weight(alpha):
+    """lam theta^2 at the only theta whose weight is w equals lam |w|^(2 / alpha)."""
+    gate = Power(alpha).gate(SINGLE, 0.1)
+    theta = gate.invert(W)
+    torch.testing.assert_close(0.3 * theta.square(), 0.3 * W.abs() ** (2 / alpha), rtol=1e-13, atol=0)
+    grid = torch.linspace(-3, 3, 600, dtype=torch.float64)
+    weights = torch.stack([gate.bare(torch.full((4, 6), float(t), dtype=torch.float64)) for t in grid])
+    assert bool((weights.diff(dim=0) > 0).all())  # monotone, so there is no other theta
+
+
 def test_no_gradient_is_infinite_at_zero():
     for part in (SINGLE, BLOCKS):
         v = torch.zeros(4, 6, requires_grad=True)

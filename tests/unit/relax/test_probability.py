@@ -35,12 +35,17 @@ def test_projection(values, share):
     s = torch.tensor(values, dtype=torch.float64)
     budget = share * len(values)
     got = project_budget(s, budget)
-    torch.testing.assert_close(got, by_breakpoints(s, budget), rtol=0, atol=2e-6)
-    assert float(got.sum()) <= budget * (1 + 2e-6)
+    within = float(s.clamp(0, 1).sum()) <= budget * (1 + 1e-6)  # what float32 storage may add is left alone
+    torch.testing.assert_close(got, s.clamp(0, 1) if within else by_breakpoints(s, budget), rtol=0, atol=1e-8)
+    assert float(got.sum()) <= budget * (1 + (1e-6 if within else 1e-12))
     assert torch.equal(project_budget(got, budget), got)
     assert torch.equal(project_budget(got.float(), budget).float(), got.float())
     order = s.argsort()
     assert bool((got[order].diff() >= -1e-12).all())
+    for i in range(0, len(values), 7):  # monotone in each coordinate
+        more = s.clone()
+        more[i] += 0.3
+        assert float(project_budget(more, budget)[i]) >= float(got[i]) - 1e-6
 
 
 def test_samples_tend_to_bernoulli():
@@ -50,9 +55,9 @@ def test_samples_tend_to_bernoulli():
     gate.s.data.copy_(s)
     gate.tau.fill_(1e-3)
     with torch.no_grad():
-        mean = torch.stack([gate.sample() for _ in range(20000)]).double().mean(0)
-    sigma = (s * (1 - s) / 20000).sqrt() + 1e-4
-    assert bool(((mean - s).abs() < 4 * sigma).all())
+        mean = torch.stack([gate.sample() for _ in range(100_000)]).double().mean(0)
+    sigma = (s * (1 - s) / 100_000).sqrt() + 1e-5
+    assert bool(((mean - s).abs() < 3 * sigma).all())
     gate.tau.fill_(1.0)
     gate(torch.ones(2, 3)).sum().backward()
     assert bool(torch.isfinite(gate.s.grad).all())
@@ -116,12 +121,22 @@ def test_a_run_says_how_many_draws_to_average():
     assert probmask(density=0.5).relaxation.samples == 1
 
 
+@pytest.mark.parametrize(("steps", "rate"), [(100, 0.1), (2000, 0.03), (10_000, 0.006), (117_000, 0.006)])
+def test_probabilities_move_faster_in_short_trainings(steps, rate):
+    assert probmask(steps=steps).relaxation.learning_rate_of_s == pytest.approx(rate)
+    assert probmask(steps=steps, learning_rate_of_s=0.02).relaxation.learning_rate_of_s == 0.02
+
+
 @torch.no_grad()
 def test_budget_and_temperature():
     p = Probabilities(steps=100)
     assert p.budget(0.16, 0.1) == 1.0
     assert p.budget(0.38, 0.1) == pytest.approx(0.1 + 0.9 * 0.5**3)
     assert p.budget(0.6, 0.1) == p.budget(1.0, 0.1) == pytest.approx(0.1)
+    begin, end = p.begin, p.end
+    for step in range(101):  # the paper's cubic between the two epochs, flat outside
+        done = min(1.0, max(0.0, (step / 100 - begin) / (end - begin)))
+        assert p.budget(step / 100, 0.1) == pytest.approx(0.1 + 0.9 * (1 - done) ** 3, abs=1e-12)
     gate = p.gate(PART, 0.5)
     adam = p.optimizer([gate.s])
     p.at_step({"w": gate}, {}, adam, 50)
@@ -135,7 +150,7 @@ def test_only_adam_moves_the_probabilities():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 4))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5, weight_decay=0.5)
-    run = ow.attach(model, probmask(density=0.2, steps=100), optimizer)
+    run = ow.attach(model, probmask(density=0.2, steps=100, learning_rate_of_s=0.006), optimizer)
     s = model[0].parametrizations.weight[0].s
     x, y = torch.randn(32, 20), torch.arange(32) % 4
     F.cross_entropy(model(x), y).backward()

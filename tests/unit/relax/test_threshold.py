@@ -83,14 +83,36 @@ def test_budget_control_meets_the_density_and_layers_differ(density):
     assert abs(shares[0] - shares[1]) > 0.02
 
 
-def test_decay_that_went_too_far_is_refused():
+def test_momentum_makes_decay_faster_by_one_over_its_rest():
+    """s_t follows lr lambda / (1 - mu), and a threshold with a negative s only grows."""
+    g = gate(-3000.0)
+    optimizer = torch.optim.SGD([g.s], lr=0.01, momentum=0.875, weight_decay=0.01)
+    s, v, seen = -3000.0, 0.0, [float(g.threshold().detach())]
+    for _ in range(8000):
+        g.s.grad = torch.zeros_like(g.s)
+        optimizer.step()
+        v = 0.875 * v + 0.01 * s
+        s -= 0.01 * v
+        seen.append(float(g.threshold().detach()))
+    assert float(g.s.detach()) == pytest.approx(s, rel=1e-12)
+    assert math.log(s / -3000) / 8000 == pytest.approx(-0.01 * 0.01 / (1 - 0.875), rel=1e-2)
+    assert seen == sorted(seen)
+    assert seen[-1] > seen[0]
+
+
+@pytest.mark.parametrize("left", [0, 2])
+def test_decay_that_went_too_far_is_refused(left):
     model = nn.Linear(6, 4)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     run = ow.attach(model, str_(density=0.5, steps=8, control="decay", initial=5.0, decay=0.0), optimizer)
     assert float(model.parametrizations.weight[0].s.detach()) == 5.0
     with torch.no_grad():
-        model.parametrizations.weight.original.mul_(0.01)
-    with pytest.raises(DensityMissed, match=r"only 0.0000 of the units are still above their learned threshold"):
+        model.parametrizations.weight.original.mul_(0.01)[0, :left] = 9.0
+    said = {
+        0: r"weight: 0 of 24 weights are above its threshold of 0.993 after 6 steps, less than a thousandth; lower the",
+        2: "only 0.0833 of the units are still above their learned threshold",
+    }
+    with pytest.raises(DensityMissed, match=said[left]):
         for _ in range(8):
             optimizer.zero_grad()
             model(torch.randn(2, 6)).sum().backward()

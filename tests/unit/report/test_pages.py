@@ -7,8 +7,11 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
+from torch import nn
 
+import openwork as ow
 from openwork.errors import OpenworkError
+from openwork.methods import magnitude
 from openwork.report import compare_html, compare_text, markdown_table, report_html, report_text, text_table
 from openwork.report.numbers import MISSING, number, percent, seconds, shorten, size
 from openwork.report.table import Column, verdict
@@ -287,3 +290,23 @@ def test_numbers_read_well():
     assert size(3.2e10) == "32.0 GB"
     assert shorten("abcdefgh", 4) == "abcd"
     assert json.loads(json.dumps(shorten("x" * 50, 20))) == "x" * 8 + "..." + "x" * 9
+
+
+def test_layer_collapse_is_told():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 25), nn.ReLU(), nn.Linear(25, 4))
+    with torch.no_grad():
+        model[2].weight.mul_(1e-6)
+    told = ow.prune(copy.deepcopy(model), magnitude(density=0.3, scope="global")).report()
+    assert "Layer collapse. Empty: 2.weight. Give every layer a share (scope='layer') or a floor." in " ".join(
+        told.split()
+    )
+    with torch.no_grad():
+        model[2].weight[0, :2] = 5.0
+    found = ow.prune(model, magnitude(density=0.3, scope="global"))
+    words = "Layer collapse. Less than 1 % kept: 2.weight. Give every layer a share"
+    assert words in " ".join(found.report().split())
+    assert words in report_html(found.to_dict())
+    for fine in (magnitude(density=0.3, scope="layer"), magnitude(density=0.003, scope="layer")):
+        result = ow.prune(copy.deepcopy(model), fine)
+        assert "collapse" not in result.report()

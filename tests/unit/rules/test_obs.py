@@ -2,14 +2,16 @@
 
 import pytest
 import torch
+from tests.unit.methods.scoring import situation
 from torch import nn
 from torch.nn import functional as F
 
 import openwork as ow
+from openwork.core.machine import free_memory
 from openwork.errors import DataError, DivergedError, RecipeError
 from openwork.methods import woodfisher
 from openwork.rules.obs import BrainSurgeon, InverseFisher
-from openwork.stats import FisherDiagonal, SampleGradients
+from openwork.stats import FisherDiagonal, SampleGradients, samples
 
 G = torch.randn(7, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 DAMP = 1e-2
@@ -20,16 +22,20 @@ FISHER = DAMP * torch.eye(12, dtype=torch.float64) + G.T @ G / 7
 def test_the_inverse_is_the_inverse_and_the_recursion(columns):
     fisher, rows = FISHER[:columns, :columns], G[:, :columns]
     inverse, direct = InverseFisher(rows, DAMP), torch.linalg.inv(fisher)
-    torch.testing.assert_close(inverse.diagonal, direct.diagonal(), rtol=1e-10, atol=0)
-    eye = torch.eye(columns, dtype=torch.float64)
-    torch.testing.assert_close(inverse.times(eye), direct, rtol=1e-9, atol=1e-9)
-    some = torch.arange(columns) % 2 == 0
-    torch.testing.assert_close(inverse.within(some), direct[some][:, some], rtol=1e-9, atol=1e-9)
-    recursion = eye / DAMP
+    recursion = eye = torch.eye(columns, dtype=torch.float64)
+    recursion = recursion / DAMP
     for g in rows:
         h = recursion @ g
         recursion = recursion - torch.outer(h, h) / (7 + g @ h)
-    torch.testing.assert_close(recursion, direct, rtol=1e-9, atol=1e-9)
+    some = torch.arange(columns) % 2 == 0
+    for got, want in (
+        (inverse.times(eye), direct),
+        (recursion, direct),
+        (inverse.times(eye), recursion),
+        (inverse.diagonal, direct.diagonal()),
+        (inverse.within(some), direct[some][:, some]),
+    ):
+        assert float((got - want).norm()) <= 1e-13 * float(want.norm())
 
 
 class Linear(nn.Module):
@@ -148,3 +154,41 @@ def test_samples_are_rows_of_the_batch():
     stat = SampleGradients(5, 2)
     recipe = ow.Recipe("obs", ow.Element(), BrainSurgeon(stat), woodfisher(0.5).schedule)
     assert ow.Recipe.from_dict(recipe.to_dict()) == recipe
+
+
+@pytest.mark.parametrize(
+    ("options", "free", "said"),
+    [
+        (
+            {},
+            3 * 2**30,
+            r"block of 2,000 take 4.0 GiB, of which 3.0 are free; take fewer samples, smaller blocks, or f",
+        ),
+        ({"samples": 10, "block": 2**20}, 2**28, "block of 1,048,576 take 0.4 GiB, of which 0.2 are free"),
+        ({"samples": 10, "joint": True, "block": 2**14}, 2**30, "block of 16,384 take 6.0 GiB"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_into_memory_is_refused_before_any_gradient(monkeypatch, options, free, said):
+    monkeypatch.setattr(samples, "free_memory", lambda: free)
+    model, options = nn.Linear(1024, 1024), {"samples": 1000} | options
+    said = rf"BrainSurgeon: {options['samples']} gradients of 1,048,576 weights and the inverse of a {said}"
+    with pytest.raises(RecipeError, match=said):
+        ow.prune(model, woodfisher(**options), data=iter(()), loss=F.cross_entropy)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(RecipeError, match=said):
+        ow.attach(model, woodfisher(end=10, **options), optimizer, data=iter(()), loss=F.cross_entropy)
+
+
+def test_rows_alone_that_do_not_fit_are_refused(monkeypatch):
+    """As a rule meets them that asks for rows only."""
+    monkeypatch.setattr(samples, "free_memory", lambda: 3 * 2**30)
+    with pytest.raises(
+        RecipeError,
+        match=r"SampleGradients: 1000 gradients of 1,048,576 weights take 3.9 GiB, of which 3.0 are free; take fewer",
+    ):
+        situation(nn.Linear(1024, 1024), woodfisher(samples=1000), iter(()), F.cross_entropy)
+
+
+def test_free_memory_is_some_of_the_machine():
+    assert 2**20 < free_memory() < 2**50
