@@ -17,8 +17,9 @@ from rich.table import Table
 from openwork.cli.output import console, say, write_json
 from openwork.cli.parse import refuse_pace
 from openwork.errors import RecipeError
-from openwork.lab.compare import compare, plan, rehearsal
+from openwork.lab.compare import compare, rehearsal
 from openwork.lab.executors import Executor, Local
+from openwork.lab.planning import plan
 from openwork.lab.ray_cluster import RayCluster
 from openwork.lab.suite_file import load_suite
 from openwork.report.numbers import count, seconds
@@ -44,7 +45,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--overwrite", action="store_true", help="replace an earlier comparison")
     add("--save-every", type=float, default=20.0, metavar="SECONDS", help="time between checkpoints of a running cell")
-    add("--dry-run", action="store_true", help="check everything, print the cells and an estimate, run nothing")
+    add(
+        "--dry-run",
+        action="store_true",
+        help="check everything, list the cells that are left and an estimate, run none",
+    )
     add("--sanity", action="store_true", help="also train every mask shuffled, and every mask on weights drawn anew")
     add("--png", action="store_true", help="also leave every plot as PNG (extra: png)")
     add("--quick", action="store_true", help="a rehearsal: one seed, two densities, one epoch at most")
@@ -62,9 +67,9 @@ def run(args: argparse.Namespace) -> int:
     suite = load_suite(Path(args.suite), args.setting).only(args.method, args.density, args.seed)
     suite = rehearsal(suite) if args.quick else suite
     suite = replace(suite, sanity=True) if args.sanity else suite
+    folder, merge = Path(args.out or f"{Path(args.suite).stem}-comparison"), [Path(d) for d in args.merge]
     if args.dry_run:
-        return _dry_run(out, plan(suite, args.jobs), args)
-    folder = Path(args.out or f"{Path(args.suite).stem}-comparison")
+        return _dry_run(out, plan(suite, args.jobs, folder, args.resume, args.overwrite, merge), args)
     command = f"openwork compare {shlex.quote(Path(args.suite).name)}{' --quick' if args.quick else ''}"
     command += " --sanity" if args.sanity else ""
     for option in ("setting", "method", "density", "seed"):
@@ -75,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         with _Progress(out, args.quiet) as progress:
             results = compare(
                 suite, folder, None, args.resume, args.overwrite, args.save_every, progress.watch, command,
-                [Path(d) for d in args.merge], executor, args.png,
+                merge, executor, args.png,
             )  # fmt: skip
     finally:
         executor.close()
@@ -100,9 +105,10 @@ def _dry_run(out: Console, found: dict[str, Any], args: argparse.Namespace) -> i
         for gap in found["missing"]:
             say(out, f"  none   {gap['setting']} | {gap['method']} | {gap['density']:g}  ({gap['why']})")
     jobs = args.jobs or os.cpu_count() or 1
+    done = f" ({count(found['done'])} more are done already)" if found["done"] else ""
     say(
         out,
-        f"dry run: {count(len(found['cells']))} cells, about {seconds(found['seconds'])} of training with {jobs} "
+        f"dry run: {count(len(found['cells']))} cells{done}, about {seconds(found['seconds'])} of training with {jobs} "
         "processes; nothing was trained or written",
     )
     write_json(args.json, found)

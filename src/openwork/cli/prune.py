@@ -19,12 +19,13 @@ from openwork.cli.parse import (
     structure_of,
     use_threads,
 )
+from openwork.cli.suite_job import suite_job_of
 from openwork.core.protocols import Structure
 from openwork.data.registry import LOADERS
 from openwork.engine.budget import ALL, check_target
 from openwork.errors import FileError, RecipeError
 from openwork.lab import Job, Runner
-from openwork.lab.budget import default_budget
+from openwork.lab.budget import SCHEDULES, default_budget
 from openwork.lab.precision import PRECISIONS
 from openwork.lab.ranks import device_of_rank, ranks, speaks, wait
 from openwork.lab.shrinking import met, savings
@@ -33,14 +34,17 @@ from openwork.ship import read_result, save
 from openwork.ship.atomic import refuse_place
 from openwork.structure.words import is_coupled
 
-_BUDGET = ("epochs", "finetune_epochs", "batch_size", "lr", "finetune_lr", "weight_decay", "optimizer", "precision")
+_BUDGET = (
+    "epochs", "finetune_epochs", "batch_size", "accumulate", "lr", "finetune_lr", "final_lr", "schedule", "warmup",
+    "weight_decay", "optimizer", "precision",
+)  # fmt: skip
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     add = parser.add_argument
-    add("--model", default="mlp", help="zoo name, folder with config.json (Hugging Face), or package.module:factory")
-    add("--data", default="digits", help=f"{', '.join(LOADERS)}, or package.module:factory")
+    add("--model", help="zoo name (default: mlp), folder with config.json (Hugging Face), or package.module:factory")
+    add("--data", help=f"{', '.join(LOADERS)}, or package.module:factory (default: digits)")
     add("--root", help="folder that holds the data")
     add("--method", help="a name of `openwork methods` (default: magnitude)")
     add("--structure", help=FORMS)
@@ -54,20 +58,25 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--min-units", type=int, metavar="N", help="tensors with fewer units stay dense")
     add("--set", action="append", default=[], metavar="KEY=VALUE", dest="options", help="an option of the method")
     add("--recipe", metavar="FILE", help="a recipe file instead of the method, its options and the selection")
+    add("--suite", metavar="FILE", help="a run of a suite file of `openwork compare`: model, data, budget and method")
+    add("--setting", metavar="NAME", help="which setting of the suite; --method and --density choose in it too")
     add("--checkpoint", metavar="FILE", help="dense weights (safetensors) instead of dense training")
     add(
         "--at",
         choices=("pretrained", "init"),
-        default="pretrained",
-        help="one-shot: prune a trained or a fresh network",
+        help="one-shot: prune a trained (default) or a fresh network",
     )
     add("--model-option", action="append", default=[], metavar="KEY=VALUE", help="an option of the model")
     add("--data-option", action="append", default=[], metavar="KEY=VALUE", help="an option of the data set")
     add("--epochs", type=float, help="dense epochs (default: by data set)")
     add("--finetune-epochs", type=float, help="epochs after pruning (default: by data set)")
     add("--batch-size", type=int)
+    add("--accumulate", type=int, metavar="N", help="each step adds up the gradients of N equal parts of its batch")
     add("--lr", type=float, help="peak learning rate of training")
     add("--finetune-lr", type=float, help="peak learning rate of fine-tuning")
+    add("--final-lr", type=float, help="learning rate at the end of each stage (default: 0)")
+    add("--schedule", choices=SCHEDULES, help="how the learning rate falls (default: cosine)")
+    add("--warmup", type=float, help="share of the steps of a stage in which the learning rate rises")
     add("--weight-decay", type=float)
     add("--optimizer", choices=("sgd", "adamw"))
     add("--precision", choices=PRECISIONS, help="of training and evaluation (default: float32)")
@@ -129,22 +138,27 @@ def run(args: argparse.Namespace) -> int:
 def job_of(args: argparse.Namespace) -> Job:
     """The job that the options describe."""
     given = {k: getattr(args, k) for k in _BUDGET if getattr(args, k) is not None}
+    if args.suite:
+        return suite_job_of(args, given)
+    if args.setting:
+        raise RecipeError(f"--setting {args.setting!r} is one of a suite; give its file with --suite, or leave it out")
+    data = args.data or "digits"
     recipe, method = recipe_file_of(args), args.method or "magnitude"
     if args.at == "init" and (recipe.drive if recipe is not None else methods.find(method).drive) != "prune":
         name = method if recipe is None else recipe.name
         raise RecipeError(f"--at init must be left out, since {name} trains and prunes in one")
     return Job(
-        model=args.model,
-        data=args.data,
+        model=args.model or "mlp",
+        data=data,
         method=recipe.name if recipe is not None else method,
         density=args.density,
         structure=args.structure if is_coupled(args.structure or "") else _structure(args.structure),
         where=selection_of(args),
         options=options_of(args.options),
         recipe=recipe,
-        budget=replace(default_budget(args.data), **given),
+        budget=replace(default_budget(data), **given),
         seed=args.seed,
-        at=args.at,
+        at=args.at or "pretrained",
         checkpoint=args.checkpoint,
         root=args.root,
         model_options=options_of(args.model_option),

@@ -59,6 +59,11 @@ def rows_of_all(rows: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def is_compiled(model: nn.Module) -> bool:
+    """Whether a model came out of ``torch.compile`` or ``torch.jit``: its parameters have other names, or no code."""
+    return isinstance(model, torch.jit.ScriptModule) or hasattr(model, "_orig_mod")
+
+
 def refuse_wrapped(model: nn.Module) -> None:
     """Wrappers rename parameters and do not see gates that are added later; FSDP1 flattens them, too."""
     if any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules()):

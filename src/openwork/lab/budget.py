@@ -10,6 +10,9 @@ from typing import Any, Literal
 from openwork.errors import RecipeError, did_you_mean
 from openwork.lab.precision import PRECISIONS
 
+SCHEDULES = ("cosine", "exponential", "constant")
+LATER = ("precision", "accumulate", "schedule", "final_lr")
+"""Fields that budgets of before did not have."""
 MOST, LARGEST_BATCH = 10**6, 2**31 - 1
 """Bounds of what may be meant: epochs, and samples of a batch."""
 
@@ -18,12 +21,14 @@ MOST, LARGEST_BATCH = 10**6, 2**31 - 1
 class Budget:
     """Training budget: ``epochs`` dense, then ``finetune_epochs`` after pruning; sparse training gets both in one.
 
-    The learning rate warms up over ``warmup`` of the steps and falls on a cosine to zero. ``rewind`` is the share of
-    the dense training after which the rewind point of iterative methods lies. ``precision`` is that of training and
-    evaluation; criteria score in float32.
+    The learning rate warms up over ``warmup`` of the steps of a stage and falls to ``final_lr`` on a cosine or an
+    exponential, or stays (``schedule``). ``rewind`` is the share of the dense training after which the rewind point of
+    iterative methods lies. ``precision`` is that of training and evaluation; criteria score in float32. Each step adds
+    up the gradients of ``accumulate`` micro-batches of ``batch_size / accumulate`` samples; batch norms see those.
 
     Raises:
-        RecipeError: a number that is not finite or out of its range, an unknown optimizer or precision.
+        RecipeError: a number that is not finite or out of its range, an unknown optimizer, precision or schedule, a
+            batch that cannot be cut into equal parts, a final learning rate that does not fit the schedule.
     """
 
     epochs: float = 10
@@ -37,6 +42,9 @@ class Budget:
     warmup: float = 0.05
     rewind: float = 0.05
     precision: Literal["float32", "bfloat16"] = "float32"
+    accumulate: int = 1
+    schedule: Literal["cosine", "exponential", "constant"] = "cosine"
+    final_lr: float = 0.0
 
     def __post_init__(self) -> None:
         for name in (f.name for f in fields(self) if not isinstance(f.default, str)):
@@ -66,21 +74,49 @@ class Budget:
             raise RecipeError(
                 f"Budget: unknown precision {self.precision!r}; {did_you_mean(str(self.precision), PRECISIONS)}"
             )
+        if not isinstance(self.accumulate, Integral) or self.accumulate < 1 or self.batch_size % self.accumulate:
+            raise RecipeError(
+                f"Budget: accumulate must be a whole number from 1 on that divides batch_size {self.batch_size}, got "
+                f"{self.accumulate}"
+            )
+        self._check_schedule()
         if not 0 <= self.warmup < 1 or not 0 <= self.rewind < 1:
             raise RecipeError(
                 f"Budget: warmup and rewind must be shares in [0, 1), got {self.warmup} and {self.rewind}"
             )
 
+    def _check_schedule(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise RecipeError(
+                f"Budget: unknown schedule {self.schedule!r}; {did_you_mean(str(self.schedule), SCHEDULES)}"
+            )
+        if self.schedule == "constant" and self.final_lr != 0:
+            raise RecipeError(f"Budget: a constant schedule has no final_lr, got {self.final_lr}; leave it out")
+        if self.schedule == "exponential" and self.final_lr == 0:
+            raise RecipeError("Budget: an exponential never reaches 0; give final_lr, such as a hundredth of lr")
+        peak = min(self.lr, self.finetune_lr) if self.finetune_epochs else self.lr
+        if not 0 <= self.final_lr <= peak:
+            raise RecipeError(
+                f"Budget: final_lr must be at least 0 and at most the peak that it falls from, {peak}, got "
+                f"{self.final_lr}"
+            )
+
     def plain(self) -> dict[str, Any]:
-        """Plain data for manifests; the precision only where it is not float32."""
-        return {k: v for k, v in asdict(self).items() if k != "precision" or v != "float32"}
+        """Plain data for manifests; what came later only where it is not the default, so that stopped runs go on."""
+        default = {f.name: f.default for f in fields(self) if f.name in LATER}
+        return {k: v for k, v in asdict(self).items() if k not in LATER or v != default[k]}
 
     def rate(self, step: int, steps: int, peak: float) -> float:
         """Learning rate at a step of a stage that is ``steps`` long."""
         warm = max(1, round(self.warmup * steps))
         if step < warm:
             return peak * (step + 1) / warm
-        return peak * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+        progress = (step - warm) / max(1, steps - warm)
+        if self.schedule == "constant":
+            return peak
+        if self.schedule == "exponential":
+            return peak * (self.final_lr / peak) ** progress
+        return self.final_lr + (peak - self.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 DEFAULTS: dict[str, Budget] = {

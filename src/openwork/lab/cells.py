@@ -25,6 +25,7 @@ from openwork.lab.suite import (
     Suite,
     common,
     job_of,
+    starts_trained,
     structure_in,
 )
 from openwork.methods._common import has_regions
@@ -231,8 +232,7 @@ def _lines(suite: Suite, setting: Setting, facts: Facts) -> Iterator[_Line]:
     for density in suite.densities:
         for m in suite.taking_part(setting):
             job = job_of(setting, m, density, 0)
-            rewinds = getattr(job.build_recipe(steps).schedule, "rewind", "none") != "none"
-            pretrained = not rewinds and m.drive != "attach" and m.at == "pretrained"
+            pretrained = starts_trained(setting, m, density, steps)
             job = replace(job, checkpoint=start if pretrained else None)
             word = word_of(structure_in(setting, m))
             methods.append(_Line(m.name, "method", word, density, job, pretrained, fine if pretrained else "lr"))

@@ -14,6 +14,7 @@ from openwork.core.recipe import Recipe
 from openwork.core.serial import from_plain, to_plain
 from openwork.core.targets import Select
 from openwork.errors import RecipeError, did_you_mean
+from openwork.lab.accumulation import refuse_accumulation
 from openwork.lab.budget import Budget
 from openwork.lab.controls import from_mask
 from openwork.structure import Element
@@ -70,8 +71,14 @@ class Job:
         """The recipe for a training of ``steps`` optimiser steps on inputs like ``example``.
 
         Raises:
-            RecipeError: unknown method or option, values that are refused or of another kind.
+            RecipeError: unknown method or option, values that are refused or of another kind; a method that cannot add
+                up gradients where the budget accumulates.
         """
+        recipe = self._made(steps, example)
+        refuse_accumulation(recipe, self.budget.accumulate)
+        return recipe
+
+    def _made(self, steps: int, example: Any) -> Recipe:
         if self.mask is not None:
             assert not isinstance(self.structure, str)
             return from_mask(self.mask, self.shuffled, self.structure or Element(), self.where)

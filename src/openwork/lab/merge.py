@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ PARTS = ("densities", "seeds")
 def take_in(out: Path, others: Sequence[Path], told: Mapping[str, Any]) -> int:
     """Copy the cells, dense weights and masks that ``out`` lacks; how many cells came.
 
-    The others may hold fewer settings, densities or seeds, for instance one machine each; everything else about the
-    suite and the data of their settings must be equal. Nothing is copied before all of them are found to fit.
+    The others may hold fewer settings, densities or seeds, for instance one machine each, and fewer methods where the
+    new ones prune structures that were there; everything else about the suite and the data of their settings must be
+    equal. Nothing is copied before all of them are found to fit.
 
     Args:
         out: the folder of the comparison.
@@ -67,7 +68,8 @@ def _refuse_foreign(other: Path, told: Mapping[str, Any]) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         raise FileError(f"{other}: holds no comparison to merge; give the folder of an openwork compare") from None
     ours = {s["name"]: s for s in told["suite"]["settings"]}
-    rest = [k for k in told["suite"] if k not in ("settings", *PARTS) and suite.get(k) != told["suite"][k]]
+    rest = [k for k in told["suite"] if k not in ("settings", "methods", *PARTS) and suite.get(k) != told["suite"][k]]
+    rest += [] if _same_or_fewer(suite.get("methods"), told["suite"]["methods"], settings) else ["methods"]
     rest += [k for k in PARTS if not isinstance(suite.get(k), list) or not set(suite[k]) <= set(told["suite"][k])]
     lost = [f"setting {n!r}" for n, s in settings.items() if ours.get(n) != s]
     moved = [f"the data of {n!r}" for n in settings if n in ours and data.get(n) != told["data"].get(n)]
@@ -76,6 +78,18 @@ def _refuse_foreign(other: Path, told: Mapping[str, Any]) -> None:
             f"{other}: was made from another suite or other data ({', '.join(rest + lost + moved)}); merge comparisons "
             "of one suite file"
         )
+
+
+def _same_or_fewer(theirs: Any, ours: Sequence[Mapping[str, Any]], settings: Iterable[str]) -> bool:
+    """Whether all methods of theirs are ours, and the controls, named after the order of structures, are the same."""
+    if not isinstance(theirs, list) or any(m not in ours for m in theirs):
+        return False
+
+    def structures(methods: Sequence[Mapping[str, Any]], setting: str) -> list[Any]:
+        mine = [m for m in methods if not m["settings"] or setting in m["settings"]]
+        return list(dict.fromkeys(json.dumps([m["structure"], m["where"]], sort_keys=True) for m in mine))
+
+    return all(structures(theirs, name) == structures(ours, name) for name in settings)
 
 
 def _told(file: Path) -> Any:

@@ -1,23 +1,14 @@
-"""Where a run was made: the processor, and the commit of the package's source."""
+"""Where a run was made: the commit of the package's source, and what the cells of a comparison ran on."""
 
 from __future__ import annotations
 
 import functools
-import platform
 import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 PACKAGE = Path(__file__).parents[1]
-
-
-@functools.cache
-def processor(info: Path = Path("/proc/cpuinfo")) -> str:
-    """The name of the processor as the system tells it; that of its architecture where it tells none."""
-    lines = info.read_text(errors="replace").splitlines() if info.is_file() else []
-    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name") and ":" in line)
-    return next(named, "") or platform.processor() or platform.machine()
 
 
 @functools.cache

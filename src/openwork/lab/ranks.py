@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import distributed, nn
@@ -57,6 +57,11 @@ def together(model: nn.Module, gates: bool) -> nn.Module:
         return model
     where = [next(model.parameters()).device.index] if next(model.parameters()).is_cuda else None
     return nn.parallel.DistributedDataParallel(model, device_ids=where, find_unused_parameters=gates)
+
+
+def apart(model: nn.Module) -> AbstractContextManager[None]:
+    """Inside, backward passes add up on every rank; the next one outside averages the sums. Alone, nothing happens."""
+    return model.no_sync() if isinstance(model, nn.parallel.DistributedDataParallel) else nullcontext()
 
 
 def share_buffers(model: nn.Module) -> None:

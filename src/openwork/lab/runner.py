@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -21,6 +22,7 @@ from openwork.engine.attach import Attached
 from openwork.engine.result import Result
 from openwork.errors import DivergedError, FileError, RecipeError
 from openwork.graph.example import Example, Tensorlike
+from openwork.lab.accumulation import add_gradients, micro_size, refuse_single_samples
 from openwork.lab.checkpoint import load_dense, load_state, save_state
 from openwork.lab.cost import connected
 from openwork.lab.evaluate import cross_entropy, evaluate_source
@@ -84,6 +86,7 @@ class Runner:
             self.model = build_model(job.model, self.data.input_shape, self.data.classes, **options)
         self.device = device_of_rank(device)
         self.model.to(self.device)
+        refuse_single_samples(self.model, job.budget.batch_size, job.budget.accumulate)
         budget, left = job.budget, len(self.data.train) % job.budget.batch_size
         self.batches = Batches.over(
             self.data.train, budget.batch_size, job.seed, drop_last=0 < left < world(), part=(rank(), world())
@@ -224,9 +227,11 @@ class Runner:
     ) -> None:
         """``steps`` optimiser steps on the batches from ``offset`` on; continues from ``saved`` when it is given."""
         optimizer = optimizer or self._optimizer()
-        forward = computing_in(self.job.budget.precision, together(self.model, gates=run is not None))
+        budget, trained = self.job.budget, together(self.model, gates=run is not None)
+        forward, size = computing_in(budget.precision, trained), micro_size(budget.batch_size, budget.accumulate)
         keep_rewind = name == "dense" and self.recipe.drive == "cycle" and self._rewinds()
-        start, passes = 0, run.samples if run is not None else 1
+        start, averaged = 0, run.averaged if run is not None else (lambda loss: loss())
+        shares = [group["lr"] / budget.lr for group in optimizer.param_groups]  # gates may have a rate of their own
         if saved is not None and saved["step"] > 0:
             start = saved["step"]
             self.model.load_state_dict(saved["model"])
@@ -238,30 +243,24 @@ class Runner:
                 run.load_state_dict(saved["run"])
         else:
             torch.manual_seed(self.job.seed + 1000 * (self._state.stage + 1))
+        penalty = run.penalty if run is not None else (lambda: 0.0)
+
+        def loss(x: Tensor, y: Tensor) -> Tensor:
+            return averaged(lambda: cross_entropy(forward(x), y))
+
         self.model.train()
         for step in range(start, steps):
             if keep_rewind and step == round(self.job.budget.rewind * self.dense_steps):
                 self._keep_rewind()
-            x, y = (t.to(self.device) for t in self.batches.batch(offset + step))
-            for group in optimizer.param_groups:
-                group["lr"] = rate(step)
-            loss = cross_entropy(forward(x), y)
-            for _ in range(1, passes):  # each with its own mask
-                loss = loss + cross_entropy(forward(x), y)
-            loss = loss / passes
-            if world() > 1:  # ranks average gradients; the last batch of an epoch may be shared unequally
-                loss = loss * (len(y) * world() / self.batches.size(offset + step))
-            if run is not None:
-                loss = loss + run.penalty()
-            if not bool(torch.isfinite(loss)):
-                raise DivergedError(
-                    f"{name}: the loss is {float(loss.detach())} at step {step}; lower the learning rate"
-                )
+            for group, share in zip(optimizer.param_groups, shares, strict=True):
+                group["lr"] = share * rate(step)
             optimizer.zero_grad()
-            loss.backward()
-            self._meter.step(self.batches.size(offset + step), run)
+            batch, whole = self.batches.batch(offset + step), self.batches.size(offset + step)
+            value = add_gradients(trained, loss, penalty, batch, whole, size)
+            if not math.isfinite(value):
+                raise DivergedError(f"{name}: the loss is {value} at step {step}; lower the learning rate")
+            self._meter.step(whole, run)
             optimizer.step()
-            value = float(loss.detach())
             if step % max(1, steps // 50) == 0 or step == steps - 1:
                 self._state.curve.append({"stage": name, "step": step, "loss": value})
             if self.watch is not None:

@@ -207,6 +207,13 @@ def job_of(setting: Setting, contestant: Contestant, density: float, seed: int) 
     )
 
 
+def starts_trained(setting: Setting, contestant: Contestant, density: float, steps: int = NOMINAL_STEPS) -> bool:
+    """Whether a method prunes a trained network: none that trains and prunes in one, rewinds, or prunes at first."""
+    schedule = job_of(setting, contestant, density, 0).build_recipe(steps).schedule
+    rewinds = getattr(schedule, "rewind", "none") != "none"
+    return not rewinds and contestant.drive != "attach" and contestant.at == "pretrained"
+
+
 def common(setting: Setting) -> dict[str, Any]:
     """What all jobs of a setting share: model, data and their options."""
     return {

@@ -109,8 +109,20 @@ def read_suite(data: Any, name: str = "suite", folder: Path = Path(), only: Sequ
         search,
         tune_at,
     )
+    _check_rates(suite)
     check_recipes(suite)
     return suite
+
+
+def _check_rates(suite: Suite) -> None:
+    """Learning rates that are tuned must not begin where those of the budget end."""
+    tried = suite.lr if suite.search is None else suite.search.ranges["lr"]
+    for setting in suite.settings if tried else ():
+        if min(tried) < setting.budget.final_lr:
+            raise RecipeError(
+                f"settings.{setting.name}: tune.lr begins at {min(tried):g}, below final_lr "
+                f"{setting.budget.final_lr:g}; raise it or lower final_lr"
+            )
 
 
 class _Strict(yaml.SafeLoader):
@@ -155,9 +167,9 @@ def _setting(name: str, data: Any, folder: Path) -> Setting:
     asked: dict[str, Any] = {}
     for key, value in _mapping(f"{owner}.budget", given.get("budget") or {}, tuple(types)).items():
         asked[key] = value if isinstance(types[key], str) else _number(f"{owner}.budget.{key}", value)
-    size = asked.get("batch_size")
-    if size is not None and size.is_integer():  # else the budget says what is wrong
-        asked["batch_size"] = int(size)
+    for key in ("batch_size", "accumulate"):
+        if key in asked and asked[key].is_integer():  # else the budget says what is wrong
+            asked[key] = int(asked[key])
     return Setting(
         name,
         given["model"],
@@ -250,7 +262,7 @@ def _beside(folder: Path, place: Any) -> str | None:
 
 
 def _weights(owner: str, place: str | None) -> str | None:
-    if place is not None and not Path(place).is_file():
+    if place is not None and not os.path.isfile(place):  # noqa: PTH113  (Path.is_file raises for long names)
         raise FileError(f"{owner}: checkpoint: there is no file {place}; make it first or leave checkpoint out")
     return place
 

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import torch
 from safetensors.torch import save
 
+from openwork.core.machine import processor
 from openwork.data import DataSet, load_data
 from openwork.engine.result import Result
 from openwork.errors import DivergedError, FileError
@@ -27,7 +28,7 @@ from openwork.lab.cost import cost_of
 from openwork.lab.evaluate import MANY, TOP
 from openwork.lab.facts import with_validation
 from openwork.lab.job import Job
-from openwork.lab.origin import commit, processor
+from openwork.lab.origin import commit
 from openwork.lab.runner import Runner
 from openwork.lab.search import LR
 from openwork.lab.store import write_record

@@ -97,6 +97,10 @@ def test_a_dry_run_lists_the_cells(tmp_path, capsys, monkeypatch):
     assert "dry run: 2 cells, about" in printed
     assert len(json.loads(Path("o.json").read_text())["cells"]) == 2
     assert sorted(p.name for p in tmp_path.iterdir()) == ["o.json", "s.yaml"]
+    Path("o").mkdir()
+    Path("o/notes.txt").write_text("mine")
+    assert main(["compare", "s.yaml", "--dry-run", "--jobs", "1", "--out", "o"]) == 2
+    assert "o: exists already; continue it with --resume" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

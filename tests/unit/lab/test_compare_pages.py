@@ -1,16 +1,19 @@
 """What a comparison says and plans, and the folders it refuses."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 from tests.unit.lab.tiny import TINY, by_key
 
 from openwork.errors import FileError, RecipeError
-from openwork.lab import compare as module
+from openwork.lab import place, planning
 from openwork.lab.cells import cells_of
-from openwork.lab.compare import compare, plan, steps_of
+from openwork.lab.compare import compare
 from openwork.lab.controls import small_dense
 from openwork.lab.facts import facts_of
+from openwork.lab.planning import plan, steps_of
 from openwork.lab.store import Database, read_records
 from openwork.lab.suite_file import read_suite
 from openwork.report.suite_page import compare_table, suite_html
@@ -124,7 +127,39 @@ def test_a_plan_counts_steps_and_writes_nothing(tmp_path, monkeypatch):
     assert steps["digits | magnitude | 0.5 | seed 0"] == 23
     assert steps["digits | imp | 0.5 | seed 0"] == 3 * 46
     assert found["seconds"] > 0
+    assert found["done"] == 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_leaves_out_what_is_done_already(done, tmp_path):
+    suite = read_suite(TINY)
+    whole = plan(suite, 1)
+    shutil.copytree(done[0], tmp_path / "half")
+    gone = sorted((tmp_path / "half" / "cells").glob("*magnitude*.json"))[0]
+    key = json.loads(gone.read_text())["key"]
+    gone.unlink()
+    for options in (
+        {"resume": True, "out": tmp_path / "half"},
+        {"merge": [tmp_path / "half"], "out": tmp_path / "new"},
+    ):
+        left = plan(suite, 1, **options)
+        assert [c["key"] for c in left["cells"]] == [key]
+        assert left["done"] == len(whole["cells"]) - 1
+        assert left["seconds"] < whole["seconds"]
+    with pytest.raises(FileError, match="exists already; continue it with --resume"):
+        plan(suite, 1, tmp_path / "half")
+    assert plan(suite, 1, tmp_path / "half", overwrite=True)["done"] == 0
+    with pytest.raises(FileError, match="was made from another suite or other data"):
+        plan(read_suite({**TINY, "seeds": [7]}), 1, tmp_path / "new", merge=[tmp_path / "half"])
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_plan_is_timed_in_the_precision_of_the_run(precision, monkeypatch):
+    seen, settings = [], {"digits": {**TINY["settings"]["digits"], "budget": {"precision": precision}}}
+    monkeypatch.setattr(planning, "computing_in", lambda given, forward: seen.append(given) or forward)
+    plan(read_suite({**TINY, "settings": settings}), 1)
+    assert seen == [precision]
 
 
 def test_folders_in_the_way_are_left_alone(done, tmp_path, monkeypatch):
@@ -147,9 +182,9 @@ def test_folders_in_the_way_are_left_alone(done, tmp_path, monkeypatch):
             compare(suite, tmp_path / "mine", **how)
     (tmp_path / "cut").mkdir()
     (tmp_path / "cut" / ".suite.json.part").write_text("{")  # what a kill may leave behind
-    with module._locked(tmp_path / "cut", module._told(suite, facts_of(suite)), True, False):
+    with place.held(tmp_path / "cut", place.told_of(suite, facts_of(suite)), True, False):
         assert (tmp_path / "cut" / "suite.json").is_file()
-    monkeypatch.setattr(module, "PATIENCE", 0.0)
+    monkeypatch.setattr(place, "PATIENCE", 0.0)
     fcntl = pytest.importorskip("fcntl")
     with (done[0] / ".lock").open("a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)

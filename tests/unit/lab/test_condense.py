@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from openwork.core.machine import processor
 from openwork.lab import origin
 
 ROOT = Path(__file__).parents[3]
@@ -35,7 +36,7 @@ def test_a_condensed_result_says_what_produced_it(condense, done, tmp_path):
     assert found["suite"] == results["suite"]
     assert found["suite"]["seeds"] == [0, 1]
     assert found["suite_sha256"] == results["manifest"]["suite_sha256"]
-    assert found["machine"]["cpu"] == origin.processor()
+    assert found["machine"]["cpu"] == processor()
     assert found["machine"]["threads"] == 1
     for short, row in zip(found["rows"], results["rows"], strict=True):
         assert all(short[k] == row[k] for k in ("method", "density", "lr", "parameters", "finetuned", "pruned"))
@@ -89,10 +90,10 @@ def test_tables_star_the_rates_at_an_edge(condense, done, tmp_path):
 
 def test_manifests_name_processor_and_commit(done):
     manifest, records = done[1]["manifest"], done[1]["cells"]
-    assert manifest["processors"] == [origin.processor()]
+    assert manifest["processors"] == [processor()]
     assert manifest["threads"] == [1]
     assert manifest["commits"] == [c for c in [origin.commit()] if c]
-    assert {r["cpu"] for r in records} == {origin.processor()}
+    assert {r["cpu"] for r in records} == {processor()}
 
 
 def test_a_commit_is_that_of_a_checkout_that_tracks_the_package(tmp_path):
@@ -121,8 +122,8 @@ def test_a_commit_is_that_of_a_checkout_that_tracks_the_package(tmp_path):
 def test_processors_are_named(tmp_path):
     info = tmp_path / "cpuinfo"
     info.write_text("vendor_id\t: x\nmodel name\t: Some CPU\n")
-    assert origin.processor(info) == "Some CPU"
-    assert origin.processor(tmp_path / "none")
+    assert processor(info) == "Some CPU"
+    assert processor(tmp_path / "none")
 
 
 def test_top5_stands_in_the_table(condense, done, tmp_path):

@@ -94,3 +94,26 @@ def test_folders_of_fewer_densities_are_taken(done, tmp_path):
     (one / "suite.json").write_text(json.dumps(told))
     with pytest.raises(FileError, match=r"was made from another suite or other data \(seeds\)"):
         compare(read_suite(TINY), tmp_path / "b", merge=[one])
+
+
+def test_folders_of_fewer_methods_are_taken_where_the_controls_are_the_same(done, tmp_path, local):
+    ran = []
+    more = {**TINY, "methods": {**TINY["methods"], "snip": None}}
+    merged = compare(
+        read_suite(more),
+        tmp_path / "all",
+        jobs=1,
+        merge=[done[0]],
+        watch=lambda event, what: ran.append(what["key"]) if event == "done" else None,
+    )
+    assert len(ran) == 2 * (2 + 2)  # at each density two learning rates, then two seeds
+    assert all(" | snip | " in key for key in ran)
+    rows = without_times(merged)["rows"]
+    assert [r for r in rows if r["method"] != "snip"] == without_times(done[1])["rows"]
+    for methods in (
+        {"blocks": {"method": "magnitude", "structure": "block:4x4"}, **TINY["methods"]},
+        {"magnitude": {"options": {"scope": "layer"}}, "gradual": "gradual_magnitude"},
+        {"magnitude": None},
+    ):
+        with pytest.raises(FileError, match=r"was made from another suite or other data \(methods\)"):
+            compare(read_suite({**TINY, "methods": methods}), tmp_path / "b", merge=[done[0]])

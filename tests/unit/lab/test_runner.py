@@ -170,6 +170,19 @@ def test_bad_jobs_are_refused(options, message, digits):
         ({"optimizer": "lion"}, "optimizer must be 'sgd' or 'adamw', got 'lion'"),
         ({"precision": "float16"}, "unknown precision 'float16'; did you mean 'bfloat16'"),
         ({"warmup": 1.5}, "warmup and rewind must be shares in .0, 1."),
+        ({"accumulate": 0}, "accumulate must be a whole number from 1 on that divides batch_size 128, got 0"),
+        ({"accumulate": 2.0}, "accumulate must be a whole number from 1 on that divides batch_size 128, got 2.0"),
+        ({"accumulate": 3}, "accumulate must be a whole number from 1 on that divides batch_size 128, got 3"),
+        ({"accumulate": True}, "Budget: accumulate must be a finite number, got True"),
+        (
+            {"schedule": "linear"},
+            "Budget: unknown schedule 'linear'; did you mean 'cosine'. known: constant, cosine, exponential",
+        ),
+        ({"schedule": "exponential"}, "an exponential never reaches 0; give final_lr, such as a hundredth of lr"),
+        ({"schedule": "constant", "final_lr": 0.01}, "a constant schedule has no final_lr, got 0.01; leave it out"),
+        ({"final_lr": -0.1}, "final_lr must be at least 0 and at most the peak that it falls from, 0.02, got -0.1"),
+        ({"final_lr": 0.03}, "final_lr must be at least 0 and at most the peak that it falls from, 0.02, got 0.03"),
+        ({"final_lr": 0.1, "finetune_epochs": 0}, "at most the peak that it falls from, 0.05, got 0.1"),
     ],
 )
 def test_bad_budgets_are_refused(options, message):
@@ -267,6 +280,50 @@ def test_learning_rate_warms_up_and_ends_at_zero():
     assert rates.index(1.0) == 4
 
 
+def test_learning_rates_fall_as_the_schedule_says():
+    def rates(steps=100, peak=2e-2, **options):
+        budget = Budget(lr=2e-2, warmup=0.1, **options)
+        return [budget.rate(s, steps, peak) for s in range(steps)]
+
+    falling = rates(schedule="exponential", final_lr=3e-4)
+    assert falling[9] == falling[10] == 2e-2
+    assert falling[:10] == rates()[:10] == pytest.approx([2e-3 * (s + 1) for s in range(10)])
+    shrink = 0.015 ** (1 / 90)
+    assert [b / a for a, b in zip(falling[10:], falling[11:], strict=False)] == pytest.approx([shrink] * 89)
+    assert falling[-1] * shrink == pytest.approx(3e-4)
+    assert rates(schedule="exponential", final_lr=3e-4, peak=1e-2)[-1] * (0.03 ** (1 / 90)) == pytest.approx(3e-4)
+    assert rates(schedule="constant")[9:] == [2e-2] * 91
+    assert rates(schedule="constant")[:10] == falling[:10]
+    bent = rates(final_lr=4e-3)
+    assert bent[55] == pytest.approx((2e-2 + 4e-3) / 2)
+    assert min(bent[10:]) == bent[-1] == pytest.approx(4e-3, rel=2e-3)
+
+
+def test_training_follows_the_schedule(digits, monkeypatch):
+    seen = []
+    step = torch.optim.SGD.step
+
+    def look(self, *args):
+        seen.append(self.param_groups[0]["lr"])
+        return step(self, *args)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", look)
+    budget = Budget(1, 1, batch_size=64, schedule="exponential", final_lr=1e-3, warmup=0.0)
+    finish(Job("mlp", "digits", "magnitude", 0.5, budget=budget), digits)
+    half = len(seen) // 2
+    assert (seen[0], seen[half]) == (0.05, 0.02)
+    assert all(a >= b for part in (seen[:half], seen[half:]) for a, b in zip(part, part[1:], strict=False))
+    assert 1e-3 < seen[-1] < seen[half - 1] < 1.3e-3
+
+
+def test_descriptions_hold_later_options_only_where_they_are_used():
+    later = {"precision", "accumulate", "schedule", "final_lr"}
+    assert not later & SMALL.plain().keys()
+    used = replace(SMALL, precision="bfloat16", accumulate=4, schedule="exponential", final_lr=1e-3)
+    assert later <= used.plain().keys()
+    assert Budget(**used.plain()) == used
+
+
 def test_open_ended_options_reach_the_method():
     job = Job("mlp", "digits", "spode", 0.1, options={"radius_path": "search"})
     assert job.build_recipe(10).rule.radius_path == "search"
@@ -284,3 +341,20 @@ def test_checkpoints_without_the_counters_of_norms_fit(tmp_path):
     save_file({k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}, tmp_path / "old.safetensors")
     load_dense(model, tmp_path / "old.safetensors")
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+
+
+def test_gates_keep_their_own_learning_rate(digits, monkeypatch, tmp_path):
+    """Also after a stop: the rate of a step is that of the weights times the factor of the gates."""
+    seen = set()
+    step = torch.optim.SGD.step
+
+    def look(self, *args):
+        seen.add(round(self.param_groups[-1]["lr"] / self.param_groups[0]["lr"], 6))
+        return step(self, *args)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", look)
+    job = replace(JOBS["attach"], options={"learning_rate": 3.0})
+    with pytest.raises(Stop):
+        finish(job, digits, tmp_path, stop_after=30)
+    finish(job, digits, tmp_path, resume=True)
+    assert seen == {3.0}

@@ -8,9 +8,10 @@ import torch
 from tests.unit.lab.tiny import TINY
 
 from openwork.lab.cells import cells_of
-from openwork.lab.compare import _finished, plan
 from openwork.lab.controls import NEAR, Small, small_dense
 from openwork.lab.facts import facts_of
+from openwork.lab.place import finished
+from openwork.lab.planning import plan
 from openwork.lab.required import missing_controls, too_small
 from openwork.lab.suite_file import read_suite
 from openwork.lab.summary import SMALL_RULE, rules_of, small_rule
@@ -69,7 +70,7 @@ def test_records_of_older_folders_get_the_names_of_today(tmp_path):
     old = {"key": cell.key, "status": "done", "error": None, "metrics": {}, "method": "small dense", "structure": "-"}
     (tmp_path / "cells").mkdir()
     (tmp_path / "cells" / f"{cell.file}.json").write_text(json.dumps(old))
-    kept = _finished(tmp_path, cells)[cell.key]
+    kept = finished(tmp_path, cells)[cell.key]
     assert (kept["method"], kept["structure"]) == ("small dense element", "element")
 
 

@@ -1,5 +1,7 @@
 """Suite files: what is read, what is refused, and what the cells of a grid are."""
 
+from importlib.util import find_spec
+
 import pytest
 import yaml
 
@@ -103,8 +105,36 @@ DIGITS = GOOD["settings"]["digits"]
             "d: checkpoint: there is no file .*no.saf",
         ),
         (
+            changed(settings={"d": {**DIGITS, "checkpoint": "9" * 400}}),
+            "d: checkpoint: there is no file .*999; make it",
+        ),
+        (
             changed(settings={"d": {**DIGITS, "budget": {"precision": "bfloat"}}}),
             "Budget: unknown precision 'bfloat'; did you mean 'bfloat16'",
+        ),
+        (
+            changed(settings={"d": {**DIGITS, "budget": {"schedule": "cosinus"}}}),
+            "Budget: unknown schedule 'cosinus'; did you mean 'cosine'",
+        ),
+        (
+            changed(settings={"d": {**DIGITS, "budget": {"accumulate": 2.5}}}),
+            "accumulate must be a whole number from 1 on that divides batch_size 64, got 2.5",
+        ),
+        (
+            changed(settings={"d": {**DIGITS, "budget": {"accumulate": 2}}}, methods={"probmask": {}}),
+            "probmask on d at density 0.5: probmask: accumulate must be 1, since every forward pass draws a mask",
+        ),
+        (
+            changed(settings={"d": {**DIGITS, "budget": {"final_lr": 0.02}}}, tune={"lr": [0.01, 0.1]}),
+            "settings.d: tune.lr begins at 0.01, below final_lr 0.02; raise it or lower final_lr",
+        ),
+        pytest.param(
+            changed(
+                settings={"d": {**DIGITS, "budget": {"final_lr": 0.02}}},
+                tune={"sampler": "random", "lr": {"low": 0.01, "high": 0.1}},
+            ),
+            "settings.d: tune.lr begins at 0.01, below final_lr 0.02; raise it or lower final_lr",
+            marks=pytest.mark.skipif(find_spec("optuna") is None, reason="optuna is not installed"),
         ),
         (changed(settings={"d": {**DIGITS, "model_options": [1]}}), "options must be a mapping, got list"),
         (changed(settings={"d": {**DIGITS, "structure": 8}}), "structure must be a word such as 'block:8x8', got 8"),
