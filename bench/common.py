@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import save_file
 
 import openwork as ow
+from openwork.core.machine import processor
 from openwork.data import DataSet
 from openwork.kernels import isa
 from openwork.lab import Job, Runner
-from openwork.lab.origin import processor
 
 RESULTS = Path(__file__).parent / "results"
 

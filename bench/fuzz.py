@@ -6,6 +6,7 @@ python bench/fuzz.py [--quick]
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import random
 import sys
@@ -19,13 +20,19 @@ from typing import Any
 import torch
 import yaml
 from common import write
+from safetensors import safe_open
+from safetensors.torch import save
 
 import openwork as ow
 from openwork.errors import OpenworkError
+from openwork.formats import Bitmap, BlockSparse, Csr, Format
 from openwork.lab.checkpoint import load_state, save_state
 from openwork.lab.suite_file import load_suite, read_suite
 from openwork.methods import acdc, magnitude, rigl, spode
+from openwork.runtime import PackedLinear
+from openwork.ship import read_packed, write_packed
 from openwork.ship.folder import read_result
+from openwork.ship.packed import sum_of_index
 
 WORDS = (None, True, -1, 0, 1e308, float("nan"), "", "kind", "..", "\x00", "9" * 400, [], {}, [[]], {"kind": "Recipe"})
 
@@ -73,6 +80,44 @@ def pieces(data: Any) -> list[Any]:
     """All values inside nested data."""
     inner = data.values() if isinstance(data, dict) else data if isinstance(data, list) else ()
     return [data, *(p for value in inner for p in pieces(value))]
+
+
+def packed_files(folder: Path) -> Callable[[random.Random], None]:
+    """Bytes of a packed file at random, or numbers in its tensors under checksums that fit; what is read runs."""
+    weight, x = torch.randn(16, 32, generator=torch.Generator().manual_seed(0)), torch.ones(2, 32)
+    formats = (Csr, Bitmap, lambda w, m: BlockSparse.pack(w, m, height=4, width=4))
+    path, held = folder / "packed.safetensors", []
+    for make in formats:
+        pack = getattr(make, "pack", make)
+        write_packed(path, {"weight": pack(weight * (weight > 1), weight > 1)})
+        with safe_open(path, framework="pt") as file:
+            held.append(
+                (
+                    path.read_bytes(),
+                    json.loads(file.metadata()["openwork"]),
+                    {k: file.get_tensor(k) for k in file.keys()},  # noqa: SIM118  (safe_open is no dict),
+                )
+            )
+
+    def forged(index: dict[str, Any], tensors: dict[str, torch.Tensor], rng: random.Random) -> bytes:
+        tensors, index = {k: t.clone() for k, t in tensors.items()}, copy.deepcopy(index)
+        for _ in range(rng.randint(1, 3)):
+            flat = tensors[rng.choice(sorted(tensors))].view(-1).view(torch.uint8)
+            flat[rng.randrange(len(flat))] = rng.randrange(256)
+        index["sums"] = {
+            k: hashlib.sha256(t.view(-1).view(torch.uint8).numpy().data).hexdigest() for k, t in tensors.items()
+        }
+        index["sha256"] = sum_of_index(index)
+        return save(tensors, {"openwork": json.dumps(index)})
+
+    def attempt(rng: random.Random) -> None:
+        raw, index, tensors = rng.choice(held)
+        path.write_bytes(scrambled(raw, rng) if rng.random() < 0.5 else forged(index, tensors, rng))
+        for packed in read_packed(path)[0].values():
+            if isinstance(packed, Format):
+                PackedLinear(packed, None, "column")(x)
+
+    return attempt
 
 
 def kinds(folder: Path) -> dict[str, tuple[float, Callable[[random.Random], None]]]:
@@ -124,6 +169,7 @@ def kinds(folder: Path) -> dict[str, tuple[float, Callable[[random.Random], None
         "suite file": (0.02, suite_file),
         "result folder": (0.08, result_file),
         "checkpoint": (0.15, checkpoint),
+        "packed file": (0.1, packed_files(folder)),
     }
 
 

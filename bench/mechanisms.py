@@ -27,6 +27,7 @@ from openwork.structure import Row
 
 BATCH = 60
 Hook = Callable[[int, Any], None]
+Build = Callable[[int], nn.Module]
 Found = dict[tuple[str, str], float]
 
 
@@ -60,9 +61,10 @@ def fit(
                 continue
             for group in optimizer.param_groups:
                 group["lr"] = 0.05 * (1 + math.cos(math.pi * step / steps))
-            draws = run.samples if run is not None else 1
-            loss = sum((F.cross_entropy(model(x), y) for _ in range(draws)), torch.zeros(())) / draws
-            loss = loss + (run.penalty() if run is not None else 0.0)
+            if run is None:
+                loss = F.cross_entropy(model(x), y)
+            else:
+                loss = run.averaged(lambda x=x, y=y: F.cross_entropy(model(x), y)) + run.penalty()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -86,19 +88,19 @@ def mlp(seed: int) -> nn.Module:
     return ow.build_model("mlp", (1, 8, 8), 10)
 
 
-def acdc(data: DataSet, seed: int, steps: int) -> Found:
+def acdc(data: DataSet, seed: int, steps: int, build: Build = mlp) -> Found:
     """How far the masks of consecutive sparse phases lie apart; the dense network of the last dense phase."""
     found: Found = {}
     for density in (0.1, 0.05):
-        model, seen, dense = mlp(seed), [], [0.0]
+        model, seen, dense = build(seed), [], [0.0]
 
         def hook(step: int, run: Any, model: nn.Module = model, seen: Any = seen, dense: Any = dense) -> None:
             if run.phase == "sparse" and (not seen or seen[-1][0] != step - 1):
                 seen.append([step, torch.cat([m.flatten().clone() for m in run.masks.values()])])
             elif run.phase == "sparse":
                 seen[-1][0] = step
-            else:
-                dense[0] = score(model, data) if step % 10 == 0 or step > 0.8 * steps else dense[0]
+            elif run.recipe.schedule(step + 1).name == "sparse":
+                dense[0] = score(model, data)
 
         fit(model, data, steps, seed, methods.acdc(density=density, steps=steps), hook).finish()
         apart = [(a[1] ^ b[1]).float().mean().item() for a, b in pairwise(seen)]
@@ -106,7 +108,7 @@ def acdc(data: DataSet, seed: int, steps: int) -> Found:
         found |= {(case, "mask distance, first"): apart[0], (case, "mask distance, last"): apart[-1]}
         found[case, "accuracy of its last dense phase"] = dense[0]
         found[case, "accuracy at the end"] = score(model, data)
-    model = mlp(seed)
+    model = build(seed)
     fit(model, data, steps, seed)
     found["dense", "accuracy at the end"] = score(model, data)
     return found
@@ -170,39 +172,42 @@ def gradients(data: DataSet, seed: int, steps: int) -> Found:
     return found
 
 
-def thresholds(data: DataSet, seed: int, steps: int) -> Found:
+def thresholds(data: DataSet, seed: int, steps: int, build: Build = mlp) -> Found:
     """STR steered by decay alone: sparsity against decay and start, and against the size of the layer."""
     found: Found = {}
     for start, pull in ((-12.0, 2.4), (-12.0, 2.8), (-12.0, 3.2), (-10.0, 2.8), (-14.0, 2.8)):
-        model = mlp(seed)
+        model = build(seed)
         recipe = methods.str_(density=0.9999, steps=steps, control="decay", initial=start, decay=pull / steps)
         alive: dict[str, float] = {}
 
         def hook(step: int, run: Any, model: nn.Module = model, alive: dict[str, float] = alive) -> None:
             if step == round(0.75 * steps) - 1:  # before the mask of the promised density is written
-                alive |= {
-                    n: (m.weight != 0).float().mean().item()
-                    for n, m in model.named_modules()
-                    if isinstance(m, nn.Linear)
-                }
+                alive |= {n: (m.weight != 0).float().mean().item() for n, m in layers(model).items()}
                 run.detach()
 
         fit(model, data, round(0.75 * steps) - 1, seed, recipe, hook)
-        sizes = {n: m.weight.numel() for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+        sizes = {n: m.weight.numel() for n, m in layers(model).items()}
         total = sum(sizes[n] * (1 - share) for n, share in alive.items()) / sum(sizes.values())
         case = f"str start {start:g}, decay {pull:g} / steps"
         found[case, "sparsity"] = total
         largest, smallest = max(sizes, key=sizes.__getitem__), min(sizes, key=sizes.__getitem__)
         found[case, "sparsity of the largest layer"] = 1 - alive[largest]
         found[case, "sparsity of the smallest layer"] = 1 - alive[smallest]
+        ranks = torch.tensor([[sizes[n], 1 - alive[n]] for n in sizes]).argsort(0).argsort(0).double().T
+        found[case, "rank correlation of size and sparsity"] = torch.corrcoef(ranks)[0, 1].item()
     return found
 
 
-def probabilities(data: DataSet, seed: int, steps: int) -> Found:
+def layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers with weights, by name."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+
+
+def probabilities(data: DataSet, seed: int, steps: int, build: Build = mlp) -> Found:
     """ProbMask: probabilities that end near 0 or 1, what the final mask costs; with one draw a step and with two."""
     found: Found = {}
     for samples, case in ((1, "probmask at 0.1"), (2, "probmask at 0.1, two draws a step")):
-        model, end = mlp(seed), {}
+        model, end = build(seed), {}
         recipe = methods.probmask(density=0.1, steps=steps, learning_rate_of_s=0.03, samples=samples)
 
         def hook(
@@ -217,6 +222,8 @@ def probabilities(data: DataSet, seed: int, steps: int) -> Found:
                 end["polar"] = ((s < 0.05) | (s > 0.95)).float().mean().item()
                 end["relaxed"] = score(model, data)
             if step == last:
+                if any(isinstance(m, nn.BatchNorm2d) for m in model.modules()):  # their statistics are those of draws
+                    ow.recalibrate(model, [x for x, _ in batches(data, 50, seed)])
                 end["masked"] = score(model, data)
 
         fit(model, data, steps, seed, recipe, hook).finish()

@@ -31,3 +31,13 @@ def unbalanced_mlp(input_shape: Sequence[int], classes: int) -> nn.Module:
     with torch.no_grad():
         model[3].weight.mul_(0.1)
     return nn.Sequential(model[0], model[1], model[2], model[3], Amplify(), model[4], model[5])
+
+
+def three_convolutions(input_shape: Sequence[int], classes: int) -> nn.Sequential:
+    """3x3 convolutions of 32, 64 and 64 channels, the first two with stride 2, each with a norm; then the mean."""
+    widths = (input_shape[0], 32, 64, 64)
+    blocks = [
+        nn.Sequential(nn.Conv2d(a, b, 3, stride, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
+        for a, b, stride in zip(widths[:-1], widths[1:], (2, 2, 1), strict=True)
+    ]
+    return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], classes))

@@ -102,6 +102,27 @@ def path_step(rounds: int) -> list[dict[str, Any]]:
     ]
 
 
+def path_run(rounds: int, steps: int) -> list[dict[str, Any]]:
+    """A whole SpODE run, from the weights to the masks, against as many training steps with momentum."""
+    x, y = torch.randn(128, 3, 32, 32), torch.randint(0, 10, (128,))
+    model = build_model("resnet20", (3, 32, 32), 10)
+    start = {n: t.clone() for n, t in model.state_dict().items()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    step = step_of(model, x, y, optimizer)
+
+    def train() -> None:
+        for _ in range(steps):
+            step()
+
+    def path() -> None:
+        model.load_state_dict(start)
+        ow.prune(model, spode(density=0.05, steps=steps), data=[(x, y)], loss=F.cross_entropy)
+
+    times = interleaved({"path": path, "train": train}, rounds, warmup=0)
+    what = f"SpODE run of {steps} steps / {steps} training steps, ResNet-20 batch 128"
+    return [{"what": what, "goal": 1.3, **ratio(times, "path", "train")}]
+
+
 def selection(rounds: int) -> list[dict[str, Any]]:
     """keep_top on 10 M scores."""
     rows = []
@@ -198,7 +219,7 @@ def main(quick: bool) -> None:
     torch.set_num_threads(1)
     rounds = 5 if quick else 21
     rows = importing(3) + selection(3) + training_steps(rounds) + path_step(3 if quick else 9) + memory()
-    rows += surgery(40 if quick else 400)
+    rows += path_run(1 if quick else 3, 3 if quick else 100) + surgery(40 if quick else 400)
     for row in rows:
         value = row.get("ratio", row.get("seconds"))
         print(f"{row['what']:60} {value:8.4f}  goal {row['goal']}")

@@ -93,6 +93,7 @@ def main() -> None:
         cases, patterns, sparsities, rounds = {"ResNet-20, batch 2": resnet("resnet20", 32, 2)}, patterns[::2], [0.9], 3
     rows = {(r["case"], r["pattern"], r["sparsity"]): r for r in ([] if args.quick else earlier(name))}
     note = (__doc__ or "").split("\n\n")[2].replace("\n", " ") + " " + EARLIER
+    order = {n + k: i for i, n in enumerate(CASES) for k in ("", ", bfloat16")}
     for case, made in cases.items():
         for pattern in patterns:
             for sparsity in sparsities:
@@ -101,7 +102,6 @@ def main() -> None:
                 else:
                     row = measure(case + kind, made, pattern, sparsity, rounds, getattr(torch, args.dtype))
                     rows[case + kind, pattern, sparsity] = row
-            order = {n + k: i for i, n in enumerate(CASES) for k in ("", ", bfloat16")}
             write(name, sorted(rows.values(), key=lambda r: order.get(r["case"], len(order))), note=note, isa=isa())
 
 

@@ -39,6 +39,7 @@ COMPARISONS: Mapping[str, Comparison] = {
     "oneshot_fashion_20": _oneshot("fashion-mnist", "ResNet-20"),
     "oneshot_photopatch": _oneshot("photopatch-27", "ResNet-8"),
     "oneshot_cifar": _oneshot("CIFAR-10 (JPEG)", "ResNet-20"),
+    "init_fashion": Comparison("fashion-mnist", "ResNet-8"),
     "blocks_fashion": _blocks("fashion-mnist", "ResNet-8"),
     "blocks_fashion_long": _blocks("fashion-mnist", "ResNet-8"),
     "blocks_fashion_20": _blocks("fashion-mnist", "ResNet-20"),

@@ -58,6 +58,8 @@ def test_quick_formats(tmp_path):
         "digits_blocks",
         "random_search",
         "adaptive_rounds",
+        "causes",
+        "rearranged",
     ],
 )
 def test_quick_bench(name, tmp_path):
@@ -66,6 +68,13 @@ def test_quick_bench(name, tmp_path):
     assert all(0 < a["mean"] <= 1 for a in accuracy)
     densest = max(r["density"] for r in found["rows"])
     assert max(a["mean"] for r, a in zip(found["rows"], accuracy, strict=True) if r["density"] == densest) > 0.15
+
+
+def test_quick_probability_rates(tmp_path):
+    slow, fast = quick("probability_rates", tmp_path)["rows"]
+    assert slow["rate"] < fast["rate"]
+    assert slow["steps"] == fast["steps"]
+    assert 0 < slow["accuracy"]["mean"] < fast["accuracy"]["mean"] < 1  # in a hundred steps
 
 
 @pytest.mark.slow
@@ -200,6 +209,14 @@ def test_quick_sharded_topk(tmp_path):
     assert row["bytes"] < 100_000
 
 
+def test_quick_small_cnn(tmp_path):
+    rows = quick("small_cnn", tmp_path)["rows"]
+    assert {r["part"] for r in rows} == {"blocks", "phases", "thresholds", "probabilities"}
+    first = [r["mean"] for r in rows if r["what"] == "density of the first layer"]
+    assert len(first) == 16
+    assert set(first) == {1.0}  # too few blocks
+
+
 def test_quick_mechanisms(tmp_path):
     found = quick("mechanisms", tmp_path)
     assert {r["part"] for r in found["rows"]} == {
@@ -281,7 +298,7 @@ def test_quick_report_page(tmp_path):
 
 def test_quick_fuzz(tmp_path):
     found = quick("fuzz", tmp_path)
-    assert sum(r["inputs"] for r in found["rows"]) == 1_000
+    assert sum(r["inputs"] for r in found["rows"]) == 1_100
     for row in found["rows"]:
         assert not row["wrong"], row["first"]
         assert row["refused"] + row["read"] == row["inputs"]
