@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib import import_module
 
 import torch
 from torch import distributed, nn
@@ -41,6 +42,9 @@ def ranks(device: torch.device) -> Iterator[None]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    # DistributedDataParallel imports this module; imported behind the group it holds it for ever, in the defaults of its
+    # functions, and threads of the group that outlive Python now and then end the process with an error.
+    import_module("torch.distributed.nn")
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield

@@ -46,6 +46,27 @@ def test_two_processes_end_with_the_masks_of_one(method, tmp_path):
     assert accuracy[0] == pytest.approx(accuracy[1], abs=0.03)
 
 
+def test_no_thread_of_the_group_outlives_it(tmp_path):
+    """Those that wait for Python while it ends now and then end the process with an error."""
+    job = tmp_path / "job.py"
+    job.write_text("""
+import os, torch
+from openwork.lab.ranks import ranks, together
+
+def threads():
+    return [open(f"/proc/self/task/{t}/comm").read() for t in os.listdir("/proc/self/task")]
+
+def step():
+    together(torch.nn.Linear(2, 1), gates=False)(torch.ones(1, 2)).backward()
+    assert any("gloo" in name for name in threads())
+
+with ranks(torch.device("cpu")):
+    step()
+assert not any("gloo" in name for name in threads()), threads()
+""")
+    launch([str(job)], 2)
+
+
 def test_two_processes_learn_the_same_blocks_as_one(tmp_path):
     """Attention decides by logits that differ by far more than the rounding of two halves of a gradient."""
     launch(command(tmp_path / "one", "sequential_attention_pp"), 1)
