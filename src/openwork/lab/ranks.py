@@ -42,7 +42,7 @@ def ranks(device: torch.device) -> Iterator[None]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # DistributedDataParallel imports this module; imported behind the group it holds it for ever, in the defaults of its
+    # DistributedDataParallel imports this module; imported behind the group it holds it for ever, in defaults of its
     # functions, and threads of the group that outlive Python now and then end the process with an error.
     import_module("torch.distributed.nn")
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
