@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,7 @@ from openwork.runtime import PackedConv2d, PackedLinear
 from openwork.runtime.prepacked import prepacked
 from openwork.runtime.timing import interleaved
 
+Packed = TypeVar("Packed", PackedLinear, PackedConv2d)
 PATTERNS = {"32x32": (32, 32), "64x64": (64, 64), "16x16": (16, 16), "4x1": (4, 1), "unstructured": (1, 1)}
 BLOCKS = ("32x32", "64x64", "16x16")
 LINEAR = [(1024, 1024, 4096), (512, 768, 768), (128, 768, 3072), (16, 4096, 4096)]
@@ -155,21 +156,32 @@ def linear(
     dtype: torch.dtype = torch.float32,
 ) -> list[dict[str, Any]]:
     variants = {}
+    kind = torch.float32 if dtype == torch.float32 else torch.bfloat16  # of the tokens and of the dense layer
+    x = torch.randn(tokens, inputs).to(kind)
     for pattern in patterns:
         for sparsity in sparsities:
             fmt = weights(outputs, inputs, pattern, sparsity, dtype)
-            variants[(pattern, sparsity)] = (PackedLinear(fmt, None, kinds_of(fmt)[0]), fmt.unpack())
-    kind = torch.float32 if dtype == torch.float32 else torch.bfloat16  # of the tokens and of the dense layer
+            layer = faster([PackedLinear(fmt, None, kernel) for kernel in kinds_of(fmt)], x)
+            variants[(pattern, sparsity)] = (layer, fmt.unpack())
     stored = {torch.float32: "", torch.bfloat16: ", bfloat16", torch.int8: ", int8 in bfloat16"}[dtype]
     case = f"linear {tokens},{inputs},{outputs}{stored}"
     dense = nn.Linear(inputs, outputs, bias=False).to(kind)
-    return compare(case, dense, torch.randn(tokens, inputs).to(kind), variants, rounds)
+    return compare(case, dense, x, variants, rounds)
 
 
-def packed_conv(fmt: Format, k: int) -> PackedConv2d:
-    """A packed ``k x k`` convolution whose outputs are as large as its inputs."""
+def faster(layers: list[Packed], x: Tensor) -> Packed:
+    """Of a format's kernels the one that packing would choose, by a short measurement of its own."""
+    if len(layers) == 1:
+        return layers[0]
+    times = interleaved({i: (lambda m=m: m(x)) for i, m in enumerate(layers)}, rounds=9, least=0.02)
+    return layers[min(times, key=lambda i: median(times[i]))]
+
+
+def packed_conv(fmt: Format, k: int, kind: str = "") -> PackedConv2d:
+    """A packed ``k x k`` convolution whose outputs are as large as its inputs; by its likely fastest kernel."""
     p = k // 2
-    return PackedConv2d(fmt, None, kinds_of(fmt)[0], kernel_size=(k, k), stride=(1, 1), padding=(p, p), dilation=(1, 1))
+    kind = kind or kinds_of(fmt)[0]
+    return PackedConv2d(fmt, None, kind, kernel_size=(k, k), stride=(1, 1), padding=(p, p), dilation=(1, 1))
 
 
 def conv(
@@ -181,18 +193,19 @@ def conv(
     dtype: torch.dtype = torch.float32,
 ) -> list[dict[str, Any]]:
     batch, inputs, outputs, size, k = shape
+    x = torch.randn(batch, inputs, size, size).to(dtype)
+    x = x.to(memory_format=torch.channels_last) if last else x
     variants = {}
     for pattern in patterns:
         for sparsity in sparsities:
             fmt = weights(outputs, inputs * k * k, pattern, sparsity, dtype)
-            layer = packed_conv(fmt, k)
+            layer = faster([packed_conv(fmt, k, kernel) for kernel in kinds_of(fmt)], x)
             variants[(pattern, sparsity)] = (layer, layer.dense_weight())
-    x = torch.randn(batch, inputs, size, size).to(dtype)
     dense = nn.Conv2d(inputs, outputs, k, padding=k // 2, bias=False).to(dtype)
     case = f"conv {k}x{k} {inputs}-{outputs} at {size}, batch {batch}"
     if last:
         case += ", channels last" + (", bfloat16" if dtype == torch.bfloat16 else "")
-        x, dense = (t.to(memory_format=torch.channels_last) for t in (x, dense))
+        dense = dense.to(memory_format=torch.channels_last)
     return compare(case, dense, x, variants, rounds)
 
 

@@ -20,15 +20,22 @@ using Kept = uint16_t;
 
 OW_INLINE float total(Group v) { return _mm512_reduce_add_ps(v); }
 
-// Adds a group of a row times the same inputs of MT tokens. Inputs without a weight are not even read as numbers, so
-// their NaN stays out of the sums.
-template <int MT, typename T>
+// Adds a group of a row times the same inputs of MT tokens, which are all there if `whole`. The NaN of an input without a
+// weight stays out of the sums.
+template <int MT, bool whole, typename T>
 OW_INLINE void add_group(unsigned kept, const T* w, const float* x, int64_t step, Group (&acc)[MT]) {
+  const Lanes lanes = lanes_of(kept);
   vf weights = widen(w);
   OW_HOLD(weights);  // spreading from memory is slow
-  const vf spread = _mm512_maskz_expand_ps(lanes_of(kept), weights);
+  vf spread{};
+  OW_HOLD(spread);  // AMD's processors wait for what the register held before, unless it was set to zero
+  spread = _mm512_mask_expand_ps(spread, lanes, weights);
 #pragma GCC unroll 4
-  for (int m = 0; m < MT; ++m) acc[m] = fma(spread, load_lanes(x + m * step, lanes_of(kept)), acc[m]);
+  for (int m = 0; m < MT; ++m)
+    if constexpr (whole)
+      acc[m] = _mm512_mask3_fmadd_ps(spread, load(x + m * step), acc[m], lanes);
+    else  // others are not even read
+      acc[m] = fma(spread, load_lanes(x + m * step, lanes), acc[m]);
 }
 
 #elif defined(__AVX2__)
@@ -55,7 +62,7 @@ OW_INLINE float total(Group v) {
 }
 
 // The same; the weight that stands in the place of none is finite, as formats demand, and meets no input.
-template <int MT, typename T>
+template <int MT, bool, typename T>
 OW_INLINE void add_group(unsigned kept, const T* w, const float* x, int64_t step, Group (&acc)[MT]) {
   const __m256i at = _mm256_load_si256(reinterpret_cast<const __m256i*>(kPlaces.of[kept]));
   const __m256 spread = _mm256_permutevar8x32_ps(eight(w), at);
@@ -80,22 +87,27 @@ OW_INLINE void sum_rows(const BitWeights& b, const int64_t* rows, const float* x
     w[s] = static_cast<const T*>(b.values) + b.starts[rows[s]];
     bits[s] = b.bits + rows[s] * bytes;
   }
-  const auto add = [&](int64_t k, int s, unsigned kept) {
-    add_group<MT, T>(kept, w[s], x + k * 8, step, acc[s]);
+  const auto add = [&](auto whole, int64_t k, int s, unsigned kept) __attribute__((always_inline)) {
+    asm("" : "+r"(kept));  // whole registers, or g++ counts in half of one, which waits for the other half
+    add_group<MT, decltype(whole)::value, T>(kept, w[s], x + k * 8, step, acc[s]);
     __builtin_prefetch(reinterpret_cast<const char*>(w[s]) + ahead);
     w[s] += __builtin_popcount(kept);
   };
   int64_t k = 0;
-  for (; k + together <= bytes; k += together)
+  const auto add_all = [&](auto whole, int64_t end) __attribute__((always_inline)) {
+    for (; k + together <= end; k += together)
 #pragma GCC unroll 4
-    for (int s = 0; s < S; ++s) {
-      Kept kept;
-      std::memcpy(&kept, bits[s] + k, together);
-      add(k, s, kept);
-    }
+      for (int s = 0; s < S; ++s) {
+        Kept kept;
+        std::memcpy(&kept, bits[s] + k, together);
+        add(whole, k, s, kept);
+      }
+  };
+  add_all(std::true_type{}, b.inputs / 8);
+  add_all(std::false_type{}, bytes);
   for (; k < bytes; ++k)
 #pragma GCC unroll 4
-    for (int s = 0; s < S; ++s) add(k, s, bits[s][k]);
+    for (int s = 0; s < S; ++s) add(std::false_type{}, k, s, bits[s][k]);
 #pragma GCC unroll 4
   for (int s = 0; s < S; ++s)
 #pragma GCC unroll 4

@@ -16,7 +16,7 @@ void column_linear(const ColumnWeights&, const Epilogue&, const Tokens&, int thr
 // Vectors of tokens beside each other for columns of R weights.
 constexpr int most_vectors(int64_t r) {
   constexpr bool many = OW_WIDTH == 16;  // registers
-  return r == 1 ? 8 : r == 2 ? (many ? 8 : 4) : r == 4 ? (many ? 6 : 3) : many ? 3 : 1;
+  return r == 1 ? (many ? 4 : 8) : r == 2 ? (many ? 6 : 4) : r == 4 ? (many ? 4 : 3) : many ? 3 : 1;
 }
 
 // How `images` of so many vectors are cut: into tiles, and where threads cannot share those out evenly, into shares of the
@@ -45,7 +45,7 @@ OW_INLINE void add_columns(const float* x, const uint16_t* inputs, const float* 
                            bool fresh) {
   constexpr int64_t step = V * W;
   constexpr int U = R * V >= 8 ? 1 : R * V >= 4 ? 2 : 4;  // independent sums, to hide the latency of the unit
-  constexpr int P = std::min(8, 16 / R);                  // columns of a cache line, or of half of one
+  constexpr int P = std::max(4, 16 / R);                  // columns of a cache line, or of two
   vf acc[U][R][V];
 #pragma GCC unroll 4
   for (int u = 0; u < U; ++u)
@@ -53,34 +53,53 @@ OW_INLINE void add_columns(const float* x, const uint16_t* inputs, const float* 
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v) acc[u][r][v] = u > 0 || fresh ? vf{} : load(sums + r * step + v * W);
-  const auto add = [&](int64_t i, vf(&to)[R][V]) __attribute__((always_inline)) {
+  // `weight(r)` is a vector of it
+  const auto add = [&](int64_t input, const auto& weight, vf(&to)[R][V]) __attribute__((always_inline)) {
+    const float* from = x + input * step;
     if constexpr (R == 1) {
-      const vf ws = splat(w[i]);
+      const vf ws = weight(0);
 #pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) to[0][v] = fma(load(x + inputs[i] * step + v * W), ws, to[0][v]);
+      for (int v = 0; v < V; ++v) to[0][v] = fma(load(from + v * W), ws, to[0][v]);
     } else {
       vf xv[V];
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v) {
-        xv[v] = load(x + inputs[i] * step + v * W);
+        xv[v] = load(from + v * W);
         OW_HOLD(xv[v]);
       }
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
-        const vf ws = splat(w[i * R + r]);
+        const vf ws = weight(r);
 #pragma GCC unroll 8
         for (int v = 0; v < V; ++v) to[r][v] = fma(xv[v], ws, to[r][v]);
       }
     }
   };
+  // Reading is what limits single weights: four of them are read at once, and so are four places.
+  const auto add_four = [&](int64_t i) __attribute__((always_inline)) {
+    const FourPlaces places(inputs + i);
+    if constexpr (R == 1 && kFastLanes) {
+      const FourFloats weights(w + i);
+#pragma GCC unroll 4
+      for (int p = 0; p < 4; ++p)
+        add(places[p], [&](int) __attribute__((always_inline)) { return weights[p]; }, acc[p % U]);
+    } else {
+#pragma GCC unroll 4
+      for (int p = 0; p < 4; ++p)
+        add(places[p], [&](int r) __attribute__((always_inline)) { return splat(w[(i + p) * R + r]); }, acc[p % U]);
+    }
+  };
   int64_t i = 0;
   __builtin_prefetch(w + kAhead);
   for (; i + P <= count; i += P) {
-    __builtin_prefetch(w + i * R + kAhead);
-#pragma GCC unroll 8
-    for (int p = 0; p < P; ++p) add(i + p, acc[p % U]);
+#pragma GCC unroll 2
+    for (int line = 0; line < P * R / 16; ++line) __builtin_prefetch(w + i * R + line * 16 + kAhead);
+#pragma GCC unroll 4
+    for (int p = 0; p < P; p += 4) add_four(i + p);
   }
-  for (; i < count; ++i) add(i, acc[0]);
+  for (; i + 4 <= count; i += 4) add_four(i);
+  for (; i < count; ++i)
+    add(inputs[i], [&](int r) __attribute__((always_inline)) { return splat(w[i * R + r]); }, acc[0]);
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8

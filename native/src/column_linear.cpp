@@ -54,11 +54,18 @@ struct Column<1> {
 
 constexpr int64_t kFewAhead = 1024;  // bytes
 
+// Fetches the weights and places of a stream ahead.
+template <typename T>
+OW_INLINE void fetch(const T* w, const uint16_t* inputs) {
+  __builtin_prefetch(reinterpret_cast<const char*>(w) + kFewAhead);
+  __builtin_prefetch(reinterpret_cast<const char*>(inputs) + kFewAhead);
+}
+
 // One or a few tokens: every column adds to the outputs of its group at once. Reading the weights takes the time, so
-// the slots of S parts are read side by side.
+// the slots of S parts are read side by side. Single weights are multiplied by fours.
 template <int R, typename T, int S>
 void add_few(const ColumnWeights& c, const int64_t* slots, const float* x, float* const* sums) {
-  constexpr int U = S == 1 ? 4 : 2;
+  constexpr int H = R == 1 ? 4 : R, U = S == 1 || R == 1 ? 4 : 2, N = R == 1 ? 1 : U;
   const T* w[S];
   const uint16_t* inputs[S];
   int64_t count[S], least = INT64_MAX;
@@ -68,26 +75,46 @@ void add_few(const ColumnWeights& c, const int64_t* slots, const float* x, float
     count[s] = c.starts[slots[s] + 1] - c.starts[slots[s]];
     least = std::min(least, count[s]);
   }
-  using Floats = typename Column<R>::Floats;
-  Floats acc[S][U] = {};
-  const auto add = [&](int s, int u, int64_t i) __attribute__((always_inline)) {
-    acc[s][u] += x[inputs[s][i]] * Column<R>::of(w[s] + i * R);
+  typename Column<H>::Floats acc[S][N] = {};
+  const auto add = [&](int s, int64_t i) __attribute__((always_inline)) {
+    if constexpr (R == 1) {
+      const FourPlaces p(inputs[s] + i);
+      acc[s][0] += typename Column<H>::Floats{x[p[0]], x[p[1]], x[p[2]], x[p[3]]} * Column<H>::of(w[s] + i);
+    } else {
+#pragma GCC unroll 4
+      for (int u = 0; u < U; ++u) acc[s][u] += x[inputs[s][i + u]] * Column<H>::of(w[s] + (i + u) * R);
+    }
   };
   int64_t i = 0;
+  if constexpr (R == 1)  // a line of weights and half a one of places
+    for (; i + 16 <= least; i += 16)
+#pragma GCC unroll 4
+      for (int s = 0; s < S; ++s) {
+        fetch(w[s] + i, inputs[s] + i);
+#pragma GCC unroll 4
+        for (int four = 0; four < 16; four += 4) add(s, i + four);
+      }
   for (; i + U <= least; i += U)
 #pragma GCC unroll 4
     for (int s = 0; s < S; ++s) {
-      __builtin_prefetch(reinterpret_cast<const char*>(w[s] + i * R) + kFewAhead);
-      __builtin_prefetch(reinterpret_cast<const char*>(inputs[s] + i) + kFewAhead);
-#pragma GCC unroll 4
-      for (int u = 0; u < U; ++u) add(s, u, i + u);
+      if constexpr (R > 1) fetch(w[s] + i * R, inputs[s] + i);
+      add(s, i);
     }
   for (int s = 0; s < S; ++s) {
-    for (int64_t j = i; j < count[s]; ++j) add(s, 0, j);
-    Floats sum = acc[s][0];
+    typename Column<R>::Floats rest{};
+    int64_t j = i;
+    if constexpr (R == 1)
+      for (; j + 4 <= count[s]; j += 4) add(s, j);
+    for (; j < count[s]; ++j) rest += x[inputs[s][j]] * Column<R>::of(w[s] + j * R);
+    typename Column<H>::Floats sum = acc[s][0];
 #pragma GCC unroll 4
-    for (int u = 1; u < U; ++u) sum += acc[s][u];
-    Column<R>::add(sums[s], sum);
+    for (int n = 1; n < N; ++n) sum += acc[s][n];
+    if constexpr (R == 1) {
+      rest += (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    } else {
+      rest += sum;
+    }
+    Column<R>::add(sums[s], rest);
   }
 }
 

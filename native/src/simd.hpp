@@ -51,6 +51,36 @@ OW_INLINE vf splat(float s) {
 #endif
 }
 
+// Four numbers of 16 bits, read at once.
+struct FourPlaces {
+  uint64_t all;
+
+  OW_INLINE explicit FourPlaces(const uint16_t* p) {
+    std::memcpy(&all, p, sizeof all);
+    asm("" : "+r"(all));  // or g++ reads each again
+  }
+  OW_INLINE int64_t operator[](int i) const {
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    i = 3 - i;
+#endif
+    return all >> (16 * i) & 0xffff;
+  }
+};
+
+// Four floats, read at once; `[i]` fills a vector with one of them, which is fast where there are fast lanes.
+#if defined(__AVX512F__)
+constexpr bool kFastLanes = true;
+struct FourFloats {
+  __m512 all;
+
+  OW_INLINE explicit FourFloats(const float* p) : all(_mm512_castps128_ps512(_mm_loadu_ps(p))) { asm("" : "+v"(all)); }
+  OW_INLINE vf operator[](int i) const { return _mm512_permutexvar_ps(_mm512_set1_epi32(i), all); }
+};
+#else
+constexpr bool kFastLanes = false;
+using FourFloats = const float*;
+#endif
+
 OW_INLINE vf fma(vf a, vf b, vf c) {
 #if defined(__AVX512F__)
   return _mm512_fmadd_ps(a, b, c);
