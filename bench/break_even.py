@@ -114,7 +114,7 @@ def main() -> None:
     name = of_isa("break_even", args.threads, quick=args.quick)
     text = (__doc__ or "").split("\n\n")[2].replace("\n", " ")
     about = {
-        "title": "Break-even" + ("" if isa() == "avx2" else ", AVX-512"),
+        "title": "Break-even" + {"avx2": "", "amx": ", AVX-512"}.get(isa(), f", {isa()} kernels"),
         "command": "python bench/break_even.py",
         "columns": COLUMNS,
     }

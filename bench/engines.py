@@ -123,7 +123,7 @@ def main() -> None:
         "ratios above 1 mean that openwork is faster."
     )
     about = {
-        "title": "Beside DeepSparse 1.8.0",
+        "title": "Beside DeepSparse 1.8.0" + ("" if isa() == "amx" else f", {isa()} kernels"),
         "command": "python bench/engines.py --other PYTHON",
         "columns": COLUMNS,
     }

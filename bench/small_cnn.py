@@ -26,6 +26,7 @@ PARTS = {"phases": mechanisms.acdc, "thresholds": mechanisms.thresholds, "probab
 METHODS: dict[str, dict[str, Any]] = {
     "magnitude": {"method": "magnitude"},
     "AC/DC": {"method": "acdc"},
+    "AC/DC, masking": {"method": "acdc", "options": {"on_decompress": "keep"}},
     "SequentialAttention++ without soften phases": {
         "method": "sequential_attention_pp",
         "options": {"sparsification": False},

@@ -30,7 +30,11 @@ class Section:
     command: str = ""
 
 
-NAMES = {"avx2": "AVX2", "amx": "AVX-512 and AMX"}  # of the kernels' instruction sets, in headings
+NAMES = {
+    "avx2": "AVX2",
+    "amx": "AVX-512 and AMX",
+    "avx512_bf16": "AVX-512 on Zen 5",
+}  # of the kernels' instruction sets, in headings
 SECTIONS: dict[str, Callable[[Found], Section]] = {}
 """Result name -> how it is shown, in the order of the page."""
 
@@ -317,7 +321,7 @@ def _formats(found: Found) -> Section:
     return Section(text, columns, rows, "Bytes on disk of packed layers", "python bench/formats.py")
 
 
-@section("kernels", "kernels_2", "kernels_amx", "kernels_amx_2")
+@section(*(f"kernels{isa}{threads}" for isa in ("", "_amx", "_avx512_bf16") for threads in ("", "_2")))
 def _kernels(found: Found) -> Section:
     threads = found["machine"]["threads"]
     for r in found["rows"]:
@@ -345,7 +349,7 @@ def _kernels(found: Found) -> Section:
     )
 
 
-@section("whole_models", "whole_models_2", "whole_models_amx", "whole_models_amx_2")
+@section(*(f"whole_models{isa}{threads}" for isa in ("", "_amx", "_avx512_bf16") for threads in ("", "_2")))
 def _whole_models(found: Found) -> Section:
     for r in found["rows"]:
         r["share"] = f"{r['packed_layers']} of {r['layers']}"

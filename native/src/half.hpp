@@ -13,7 +13,7 @@ constexpr int kWide = 2 * W;  // outputs of a tile, and floats from one of its t
 // The tokens of a tile, in one or two runs of as many as a register tile holds, through the blocks of a strip.
 struct Strip {
   const uint16_t* x;
-  int64_t row, low;  // from token to token, and to the second run
+  int64_t row, low;  // from token to token, and to the second run; row 0: tokens are packed
   const int32_t* inputs;
   int64_t blocks, depth, height;
   const uint16_t* w;
@@ -99,13 +99,14 @@ OW_INLINE void sum_strip(const Strip& s, int64_t, int64_t low, bool both, float*
 #else
 
 constexpr int64_t kRun = 14, kRuns = 1;
+constexpr int kLane = 2 * W;  // numbers from a pair of inputs of packed tokens to the next
 constexpr int64_t kTogether = 64 << 10;
 
 struct Tiles {
   Tiles(int64_t, int64_t, int64_t) {}
 };
 
-template <int MT, int NV>
+template <int MT, int NV, bool packed>
 void sum_tile(const Strip& s, float* sums) {
   vf acc[MT][NV];
 #pragma GCC unroll 16
@@ -114,15 +115,15 @@ void sum_tile(const Strip& s, float* sums) {
     for (int v = 0; v < NV; ++v) acc[m][v] = vf{};
   const uint16_t* w = s.w;
   for (int64_t b = 0; b < s.blocks; ++b) {
-    const uint16_t* x = s.x + s.inputs[b];
-    for (int64_t k = 0; k < s.depth; k += 2, x += 2, w += 2 * s.height) {
+    const uint16_t* x = s.x + s.inputs[b] * (packed ? kLane / 2 : 1);
+    for (int64_t k = 0; k < s.depth; k += 2, x += packed ? kLane : 2, w += 2 * s.height) {
       __m512bh wv[NV];
 #pragma GCC unroll 2
       for (int v = 0; v < NV; ++v) wv[v] = reinterpret_cast<__m512bh>(_mm512_loadu_ps(w + v * 2 * W));
 #pragma GCC unroll 16
       for (int m = 0; m < MT; ++m) {
         int32_t two;
-        std::memcpy(&two, x + m * s.row, sizeof two);
+        std::memcpy(&two, x + m * (packed ? 2 : s.row), sizeof two);
         const auto xs = reinterpret_cast<__m512bh>(_mm512_set1_epi32(two));
 #pragma GCC unroll 2
         for (int v = 0; v < NV; ++v) acc[m][v] = _mm512_dpbf16_ps(acc[m][v], xs, wv[v]);
@@ -140,7 +141,7 @@ void sum_of(const Strip& s, int64_t tokens, float* sums) {
   if constexpr (MT > 1) {
     if (tokens < MT) return sum_of<NV, MT - 1>(s, tokens, sums);
   }
-  sum_tile<MT, NV>(s, sums);
+  s.row == 0 ? sum_tile<MT, NV, true>(s, sums) : sum_tile<MT, NV, false>(s, sums);
 }
 
 template <typename Else>

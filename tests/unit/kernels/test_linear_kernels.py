@@ -135,6 +135,19 @@ def test_bfloat16_views_and_special_numbers(isa):
         close(linear(x, layout), x.double() @ matrix.T, 5e-3)
 
 
+@pytest.mark.parametrize("dtype", STORES[1:], ids=str)
+def test_bfloat16_tokens_that_lie_a_power_of_two_apart(isa, dtype):
+    """They are packed where they would push each other out of the cache; what lies behind the inputs is not read."""
+    for cols in (1024, 514, 52, 51):
+        fmt = block(70, cols, 32, 16, dtype)
+        matrix = fmt.unpack().double()
+        for count in (5, 14, 15, 33):
+            x = torch.full((count, 1024), float("nan")).bfloat16()[:, :cols]
+            x.copy_(torch.randn(count, cols))
+            for layout in layouts(fmt):
+                close(linear(x, layout), x.double() @ matrix.T, 1e-2)
+
+
 def test_views_are_read_where_they_lie(isa):
     fmt = block(40, 48, 8, 8)
     wide = torch.randn(20, 100)
