@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from common import of_isa, ratio, write
 from torch import Tensor, nn
 
-from openwork.formats import BlockSparse, Csr, Format
+from openwork.formats import BlockSparse, Csr, Format, NMSparse
 from openwork.kernels import isa, kinds_of
 from openwork.kernels.native import native
 from openwork.runtime import PackedConv2d, PackedLinear
@@ -30,6 +30,7 @@ from openwork.runtime.timing import interleaved
 Packed = TypeVar("Packed", PackedLinear, PackedConv2d)
 PATTERNS = {"32x32": (32, 32), "64x64": (64, 64), "16x16": (16, 16), "4x1": (4, 1), "unstructured": (1, 1)}
 BLOCKS = ("32x32", "64x64", "16x16")
+SHARED = "2:4 shared by 4"  # outputs
 LINEAR = [(1024, 1024, 4096), (512, 768, 768), (128, 768, 3072), (16, 4096, 4096)]
 CONVS = [(1, 256, 256, 14, 3), (1, 1024, 256, 14, 1), (8, 256, 256, 14, 3)]
 COLD = 96 << 20  # bytes of weights that rotate
@@ -44,12 +45,13 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     rows: list[dict[str, Any]] = []
-    sparsities = (0.9,) if args.quick else (0.5, 0.8, 0.9, 0.95)
+    sparsities = (0.9,) if args.quick else (0.5, 0.7, 0.8, 0.9, 0.95)
     patterns = ("32x32", "unstructured") if args.quick else tuple(PATTERNS)
     rounds = 2 if args.quick else 9
     with torch.no_grad():
         for tokens, inputs, outputs in [(64, 128, 128)] if args.quick else LINEAR:
             rows += linear(tokens, inputs, outputs, patterns, sparsities, rounds)
+            rows += linear(tokens, inputs, outputs, (SHARED,), (0.5,), rounds)
             if not args.quick and computes_in_bfloat16():
                 for dtype in (torch.bfloat16, torch.int8):
                     rows += linear(tokens, inputs, outputs, BLOCKS, sparsities, rounds, dtype)
@@ -72,6 +74,11 @@ def main() -> None:
 
 def weights(outputs: int, inputs: int, pattern: str, sparsity: float, dtype: torch.dtype) -> Format:
     """A random matrix of one pattern, exactly as sparse as asked."""
+    if pattern == SHARED:
+        places = torch.rand(outputs // 4, inputs // 4, 4).argsort(-1) < 4 * (1 - sparsity)
+        mask = places.view(outputs // 4, inputs).repeat_interleave(4, 0)
+        kept = round(4 * (1 - sparsity))
+        return NMSparse.pack(torch.randn(outputs, inputs) / inputs**0.5 * mask, mask, n=kept, m=4, share=4, dtype=dtype)
     r, c = PATTERNS[pattern]
     units = (outputs // r) * (inputs // c)
     kept = torch.zeros(units, dtype=torch.bool)
