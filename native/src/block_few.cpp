@@ -82,7 +82,7 @@ OW_INLINE void add(const Few& f, Stream<T>* streams, int64_t count, vf (*acc)[MT
         for (int v = 0; v < NV; ++v) sum[s][m][v] = scaled ? vf{} : acc[s][m][v];
     }
     constexpr int step = std::is_same_v<T, Paired> ? 2 : 1;
-    constexpr int64_t ahead = 1024;  // bytes
+    constexpr int64_t ahead = 2048;  // bytes
     int64_t at = 0;
     for (int64_t k = 0; k < depth; k += step, at += step * height)
 #pragma GCC unroll 4

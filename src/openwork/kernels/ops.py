@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from openwork.errors import OpenworkError
+from openwork.kernels.again import Again
 from openwork.kernels.dense import dense_of
 from openwork.kernels.native import native
 from openwork.kernels.trust import demand_sound, demand_window
@@ -61,12 +62,14 @@ class Ready:
         kind: of the layout.
         tensors: of the layout.
         sizes: of the layout.
+        stays: whether other calls follow, so that ``again`` is worth making.
     """
 
-    __slots__ = ("_arguments", "_places", "kind", "numel", "paired", "sizes", "tensors")
+    __slots__ = ("_arguments", "_places", "again", "kind", "numel", "paired", "sizes", "stays", "tensors")
 
-    def __init__(self, kind: str, tensors: Sequence[Tensor], sizes: Sequence[int]) -> None:
-        self.kind, self.tensors, self.sizes = kind, tensors, sizes
+    def __init__(self, kind: str, tensors: Sequence[Tensor], sizes: Sequence[int], stays: bool = True) -> None:
+        self.kind, self.tensors, self.sizes, self.stays = kind, tensors, sizes, stays
+        self.again: Again | None = None
         values = tensors[0]
         self.numel = values.numel()
         self.paired = kind == "block" and (values.dim() == 4 or (values.dtype == torch.int8 and sizes[1] % 2 == 0))
@@ -76,7 +79,7 @@ class Ready:
     @classmethod
     def sound(cls, op: str, kind: str, tensors: Sequence[Tensor], sizes: Sequence[int]) -> Ready:
         """Weights from anywhere, checked."""
-        known, new = demand_sound(op, kind, tensors, sizes), cls(kind, tensors, sizes)
+        known, new = demand_sound(op, kind, tensors, sizes), cls(kind, tensors, sizes, stays=False)
         if known is not None:
             known.arguments = known.arguments or new.arguments()
             new._places, new._arguments = known.places, known.arguments
@@ -97,6 +100,27 @@ class Ready:
     def threads(self, times: float) -> int:
         """How many threads a product is worth that uses every weight so many times."""
         return torch.get_num_threads() if self.numel * times > WORTH else 1
+
+    def launch(
+        self,
+        function: Any,
+        x: Tensor,
+        y: Tensor,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        activation: str,
+        numbers: tuple[Any, ...],
+        times: float,
+        given: tuple[Tensor, Tensor | None],
+    ) -> None:
+        """Call a native function, and make it ready to be called again when it read ``given``, input and bias."""
+        number, threads, weights = ACTIVATIONS.index(activation), self.threads(times), self.arguments()
+        end = (_address(bias), _address(residual), number)
+        function(weights, end, (x.data_ptr(), y.data_ptr(), *numbers), threads)
+        if self.stays:
+            read = residual is None and _alike(x, given[0]) and _alike(bias, given[1])
+            again = (function, weights, self.tensors, given[1], number, numbers, threads, given[0], y)
+            self.again = Again(*again) if read else None
 
 
 def activated(y: Tensor, residual: Tensor | None, activation: str) -> Tensor:
@@ -145,6 +169,13 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+def _alike(found: Tensor | None, given: Tensor | None) -> bool:
+    """Whether a tensor is read where it was given."""
+    if found is None or given is None:
+        return found is given
+    return found.data_ptr() == given.data_ptr() and found.dtype is given.dtype
+
+
 def _floats(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype is torch.float32 else tensor.float()
 
@@ -161,7 +192,7 @@ def linear_now(x: Tensor, kind: str, weights: Sequence[Tensor], sizes: Sequence[
 
 def linear_of(x: Tensor, ready: Ready, bias: Tensor | None, residual: Tensor | None, activation: str) -> Tensor:
     """``linear_now`` with weights that were made ready before, and that are sound."""
-    sizes = ready.sizes
+    sizes, given = ready.sizes, (x, bias)
     outputs, cols = sizes[2], x.shape[-1]
     shape = (*x.shape[:-1], outputs)
     _check("sparse_linear", x, bias, residual, activation, shape, sizes, cols)
@@ -182,12 +213,8 @@ def linear_of(x: Tensor, ready: Ready, bias: Tensor | None, residual: Tensor | N
         if along != 1 or step < cols:
             x, step = x.contiguous(), cols
         more = None if residual is None else residual.to(x.dtype).contiguous()
-        _kernel(module, ready.kind, "half" if half else "linear")(
-            ready.arguments(),
-            (_address(bias), _address(more), ACTIVATIONS.index(activation)),
-            (x.data_ptr(), y.data_ptr(), tokens, cols, step, outputs),
-            ready.threads(tokens),
-        )
+        function, numbers = _kernel(module, ready.kind, "half" if half else "linear"), (tokens, cols, step, outputs)
+        ready.launch(function, x, y, bias, more, activation, numbers, tokens, given)
     return y if y.dtype is dtype else y.to(dtype)
 
 
@@ -220,7 +247,7 @@ def conv2d_of(
     """``conv2d_now`` with weights that were made ready before, and that are sound."""
     if x.dim() != 4:
         raise OpenworkError(f"sparse_conv2d: the input must be (batch, channels, height, width), got {tuple(x.shape)}")
-    sizes = ready.sizes
+    sizes, given = ready.sizes, (x, bias)
     outputs, (batch, channels, height, width) = sizes[2], x.shape
     out = sizes_out(x, kernel, stride, padding, dilation)
     if min(out) < 1:
@@ -245,12 +272,8 @@ def conv2d_of(
         x = x.contiguous(memory_format=order)
         more = None if residual is None else residual.to(x.dtype).contiguous(memory_format=order)
         image = (batch, channels, height, width, *kernel, *stride, *padding, *dilation, *out, last or half)
-        _kernel(module, ready.kind, "half_conv" if half else "conv")(
-            ready.arguments(),
-            (_address(bias), _address(more), ACTIVATIONS.index(activation)),
-            (x.data_ptr(), y.data_ptr(), *image),
-            ready.threads(batch * out[0] * out[1]),
-        )
+        function = _kernel(module, ready.kind, "half_conv" if half else "conv")
+        ready.launch(function, x, y, bias, more, activation, image, batch * out[0] * out[1], given)
     y = y if y.dtype is dtype else y.to(dtype)
     return y if order is form else y.contiguous(memory_format=form)
 

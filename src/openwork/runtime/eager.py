@@ -13,8 +13,11 @@ TRANSFORMS = (TransformType.Vmap, TransformType.Grad, TransformType.Jvp)
 
 
 def eager(x: Tensor) -> bool:
-    """Whether nothing watches a call on ``x``, so that the detour through torch's dispatcher can be spared."""
-    if torch.compiler.is_compiling() or type(x) is not Tensor or x.device.type != "cpu":
+    """Whether nothing watches a call on ``x``, so that the detour through torch's dispatcher can be spared.
+
+    Tensors that torch keeps negated, like the imaginary part of a conjugate, are made plain by the dispatcher.
+    """
+    if torch.compiler.is_compiling() or type(x) is not Tensor or not x.is_cpu or x.is_neg():
         return False
     watched = (x.requires_grad and torch.is_grad_enabled()) or torch._C._get_tracing_state() is not None
     inside = torch._C._len_torch_dispatch_stack() > 0 or peek_interpreter_stack() is not None
