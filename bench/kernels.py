@@ -9,8 +9,9 @@ Interleaved rounds; one thread is timed by the processor's clock, several by the
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
@@ -216,17 +217,10 @@ def conv(
     return compare(case, dense, x, variants, rounds)
 
 
-class Rotating(nn.Module):
-    """Copies of a layer used in turn, so that each finds its weights out of the cache."""
-
-    def __init__(self, layers: list[nn.Module]) -> None:
-        super().__init__()
-        self.layers, self.turn = nn.ModuleList(layers), 0
-        self.kind = getattr(layers[0], "kind", "")
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.turn = (self.turn + 1) % len(self.layers)
-        return self.layers[self.turn](x)
+def rotating(layers: Iterable[nn.Module]) -> Callable[[Tensor], Tensor]:
+    """Calls of copies of a layer in turn, so that each finds its weights out of the cache."""
+    turns = itertools.cycle(layers)
+    return lambda x: next(turns)(x)
 
 
 def decode(
@@ -237,13 +231,13 @@ def decode(
     name = str(dtype).removeprefix("torch.")
     room = COLD if size > 128 else 1 << 16
     x = torch.randn(1, size)
-    dense = Rotating([nn.Linear(size, size, bias=False) for _ in range(max(2, room // (4 * size * size)))])
+    dense = rotating(nn.Linear(size, size, bias=False) for _ in range(max(2, room // (4 * size * size))))
     for pattern in patterns:
         for sparsity in sparsities:
             fmt = weights(size, size, pattern, sparsity, dtype)
             first = PackedLinear(fmt, None, kinds_of(fmt)[0])
             copies = max(2, min(64, room // max(1, fmt.nbytes)))
-            packed = Rotating([PackedLinear(fmt, None, first.kind) for _ in range(copies)])
+            packed = rotating(PackedLinear(fmt, None, first.kind) for _ in range(copies))
             times = interleaved({"torch": lambda: dense(x), "packed": lambda m=packed: m(x)}, rounds=rounds, least=0.02)
             exact = F.linear(x.double(), fmt.unpack().double())
             error = float((first(x) - exact).abs().max() / exact.abs().max())

@@ -8,9 +8,10 @@ namespace {
 
 constexpr int64_t kTogether = 32 << 10;  // weights that pass over some output rows while they are in the cache
 
-// One output row [position][outputs], `stride` apart, becomes rows of y, channels first.
+// One output row [position][outputs], `stride` apart, becomes rows of y, channels first. `room` floats from y on are
+// written by this task or by none: what a whole vector brings too much is written over later.
 void write_channels(const float* sums, int64_t stride, int64_t positions, int64_t outputs, const Epilogue& e,
-                    int64_t first, float* y, int64_t plane, const float* residual) {
+                    int64_t first, float* y, int64_t plane, const float* residual, int64_t room) {
   vf r[W];
   for (int64_t x = 0; x < positions; x += W) {
     const int64_t wide = std::min<int64_t>(W, positions - x);
@@ -26,7 +27,7 @@ void write_channels(const float* sums, int64_t stride, int64_t positions, int64_
         if (e.bias != nullptr) sum += splat(e.bias[first + n + i]);
         if (residual != nullptr) sum += load_some(residual + at, wide);
         sum = e.act == kNone ? sum : activate(sum, e.act);
-        if (wide == W)
+        if (room - x >= W)  // a part of a vector costs several whole ones
           store(y + at, sum);
         else
           store_some(y + at, sum, wide);
@@ -110,7 +111,7 @@ void block_conv(const BlockWeights& b, const Epilogue& e, const Images& images, 
             const int64_t plane = a.out_h * a.out_w;
             const int64_t at = ((b0 + image) * b.outputs + n0) * plane + row * a.out_w + x0;
             write_channels(sums, wide, positions, outputs, e, n0, a.y + at, plane,
-                           e.residual == nullptr ? nullptr : e.residual + at);
+                           e.residual == nullptr ? nullptr : e.residual + at, (r1 - row - 1) * a.out_w + positions);
           }
         }
       }

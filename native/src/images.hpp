@@ -79,9 +79,8 @@ struct Planes {
         turn_rows(from + (row_of_image * a.width + start) * a.channels, low, high, length, a.stride_w * a.channels,
                   a.channels, out, length);
       else
-        for (int64_t c = 0; c < a.channels; ++c)
-          lay_row(from + (c * a.height + row_of_image) * a.width + start, low, high, length, a.stride_w,
-                  out + c * length);
+        lay_rows(from + row_of_image * a.width + start, a.height * a.width, a.channels, low, high, length, a.stride_w,
+                 out);
       std::fill(out + a.channels * length, out + laid * length, 0.0f);
     }
   }

@@ -18,6 +18,22 @@ OW_INLINE void lay_row(const float* from, int64_t low, int64_t high, int64_t len
   for (int64_t i = high; i < length; ++i) out[i] = 0.0f;
 }
 
+// The same of rows `apart` floats from each other, side by side in `out`. A vector that is written whole costs a
+// fraction of one of which a part is written.
+inline void lay_rows(const float* from, int64_t apart, int64_t rows, int64_t low, int64_t high, int64_t length,
+                     int64_t stride, float* out) {
+  if (stride != 1 || length % W != 0) {
+    for (int64_t r = 0; r < rows; ++r) lay_row(from + r * apart, low, high, length, stride, out + r * length);
+    return;
+  }
+  for (int64_t i = 0; i < length; i += W) {
+    const uint32_t behind = (1u << std::clamp<int64_t>(high - i, 0, W)) - 1;
+    const uint32_t before = (1u << std::clamp<int64_t>(low - i, 0, W)) - 1;
+    const Lanes there = lanes_of(behind & ~before);
+    for (int64_t r = 0; r < rows; ++r) store(out + r * length + i, load_lanes(from + r * apart + i, there));
+  }
+}
+
 // The same of `channels` channels that lie side by side, positions `step` floats apart; rows of `out` are `apart`.
 inline void turn_rows(const float* from, int64_t low, int64_t high, int64_t length, int64_t step, int64_t channels,
                       float* out, int64_t apart) {

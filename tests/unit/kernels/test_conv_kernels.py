@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from tests.unit.kernels.making import ACTIVATIONS, STORES, block, close, conv, expected, layouts
 
+from openwork.kernels import ops
+
 # in, out, height, width, batch, kernel, stride, padding, dilation
 WINDOWS = [
     (16, 32, 9, 14, 2, (3, 3), (1, 1), (1, 1), (1, 1)),
@@ -53,6 +55,28 @@ def try_window(window, dtype):
                 close(y, expected(product, residual, activation))
                 both = x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
                 assert y.is_contiguous(memory_format=form) or both
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_rows_of_every_length(isa, threads, monkeypatch):
+    """Rows of outputs that are no whole vectors are written as such where another row follows: channels and bands of
+    other threads stay as they are."""
+    monkeypatch.setattr(ops, "WORTH", 0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for width in (*range(1, 20), 31, 32, 33, 47):
+            for height in (1, 2, 9):
+                fmt = block(48, 16 * 9, 16, 16, density=2)
+                (layout, *_) = layouts(fmt, 16)
+                x, bias = torch.randn(2, 16, height, width), torch.randn(48)
+                product = F.conv2d(x.double(), weight_of(fmt, 16, (3, 3)), bias.double(), padding=1)
+                residual = torch.randn_like(product, dtype=torch.float32) if width % 2 else None
+                rest = ((1, 1), (1, 1), (1, 1))
+                y = conv(x, layout, bias, residual, "relu", (3, 3), *rest)
+                close(y, expected(product, residual, "relu"))
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("dtype", STORES[1:], ids=str)
