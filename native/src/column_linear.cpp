@@ -52,7 +52,7 @@ struct Column<1> {
   static OW_INLINE void add(float* to, float sum) { *to += sum; }
 };
 
-constexpr int64_t kFewAhead = 1024;  // bytes
+constexpr int64_t kFewAhead = 2048;  // bytes
 
 // Fetches the weights and places of a stream ahead.
 template <typename T>
@@ -60,6 +60,9 @@ OW_INLINE void fetch(const T* w, const uint16_t* inputs) {
   __builtin_prefetch(reinterpret_cast<const char*>(w) + kFewAhead);
   __builtin_prefetch(reinterpret_cast<const char*>(inputs) + kFewAhead);
 }
+
+// Parts whose slots are read side by side. Single weights keep the processor busy enough with two.
+int64_t streams_of(int64_t height) { return height == 1 ? 2 : kStreams; }
 
 // One or a few tokens: every column adds to the outputs of its group at once. Reading the weights takes the time, so
 // the slots of S parts are read side by side. Single weights are multiplied by fours.
@@ -136,9 +139,10 @@ Few few_of(const ColumnWeights& c) {
 }
 
 void few_tokens(const ColumnWeights& c, const Epilogue& e, const Tokens& a, int threads) {
-  const Few add_one = few_of<1>(c), add_all = few_of<kStreams>(c);
+  const int64_t streams = streams_of(c.height);
+  const Few add_one = few_of<1>(c), add_all = streams == 2 ? few_of<2>(c) : few_of<kStreams>(c);
   const int64_t parts = (c.groups + c.part - 1) / c.part, room = c.part * c.height + W;
-  const int64_t beside = parts < kStreams * threads ? 1 : kStreams;  // parts of one task, `tasks` parts apart
+  const int64_t beside = parts < streams * threads ? 1 : streams;  // parts of one task, `tasks` parts apart
   const int64_t tasks = (parts + beside - 1) / beside;
   parallel(tasks, threads, [&](int64_t task) {
     const int64_t here = (parts - task + tasks - 1) / tasks;
@@ -160,8 +164,8 @@ void few_tokens(const ColumnWeights& c, const Epilogue& e, const Tokens& a, int 
       for (int64_t g = 0; g < c.part; ++g) {
         int64_t has = 0;  // parts that have a group g; only the last one may not
         while (has < here && (task + has * tasks) * c.part + g < c.groups) ++has;
-        if (has == kStreams)
-          add(add_all, 0, kStreams, k, g);
+        if (has == streams)
+          add(add_all, 0, streams, k, g);
         else
           for (int64_t s = 0; s < has; ++s) add(add_one, s, 1, k, g);
       }

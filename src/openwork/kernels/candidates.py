@@ -11,7 +11,7 @@ from openwork.kernels.layout import Columns, Layout, bits_layout, block_layout, 
 from openwork.kernels.native import spreads
 
 HEIGHTS = (8, 4, 2, 1)
-BITS = 0.2  # share of stored weights from which bits are read faster than places, measured with one token
+BITS = 0.16  # share of stored weights from which bits are read faster than places, measured with one token
 
 
 def kinds_of(fmt: Format) -> tuple[str, ...]:
