@@ -34,6 +34,7 @@ BLOCKS = ("32x32", "64x64", "16x16")
 SHARED = "2:4 shared by 4"  # outputs
 LINEAR = [(1024, 1024, 4096), (512, 768, 768), (128, 768, 3072), (16, 4096, 4096)]
 CONVS = [(1, 256, 256, 14, 3), (1, 1024, 256, 14, 1), (8, 256, 256, 14, 3)]
+POINTWISE = [(1, 256, 256, size, 1) for size in (7, 14, 28, 56)]  # as in Fast Sparse ConvNets and SparseByteNN
 COLD = 96 << 20  # bytes of weights that rotate
 
 
@@ -61,9 +62,12 @@ def main() -> None:
             if not args.quick:
                 for dtype in (torch.float32, torch.bfloat16)[: 1 + computes_in_bfloat16()]:
                     rows += conv(shape, BLOCKS, sparsities, rounds, last=True, dtype=dtype)
+        for shape in [] if args.quick else POINTWISE:
+            rows += conv(shape, ("4x1", "unstructured"), sparsities, rounds)
         size = 128 if args.quick else 4096
         for dtype in (torch.float32, torch.bfloat16, torch.int8):
-            rows += decode(size, dtype, ("32x32",) if dtype != torch.float32 else patterns, sparsities, rounds)
+            rows += cold(1, size, dtype, ("32x32",) if dtype != torch.float32 else patterns, sparsities, rounds)
+        rows += cold(16, size, torch.float32, ("32x32",), sparsities, rounds)
     name = of_isa("kernels", args.threads, quick=args.quick)
     note = (
         f"{isa()} kernels. Ratios are medians over interleaved rounds; error is the largest, over the largest output."
@@ -223,26 +227,35 @@ def rotating(layers: Iterable[nn.Module]) -> Callable[[Tensor], Tensor]:
     return lambda x: next(turns)(x)
 
 
-def decode(
-    size: int, dtype: torch.dtype, patterns: tuple[str, ...], sparsities: tuple[float, ...], rounds: int
+def cold(
+    tokens: int, size: int, dtype: torch.dtype, patterns: tuple[str, ...], sparsities: tuple[float, ...], rounds: int
 ) -> list[dict[str, Any]]:
-    """One token; torch's float32 layer is the baseline whatever the sparse weights are stored as."""
+    """One token or a few; a float32 layer is the baseline whatever the sparse weights are stored as."""
     rows = []
     name = str(dtype).removeprefix("torch.")
     room = COLD if size > 128 else 1 << 16
-    x = torch.randn(1, size)
-    dense = rotating(nn.Linear(size, size, bias=False) for _ in range(max(2, room // (4 * size * size))))
+    x = torch.randn(tokens, size)
+    copies = max(2, room // (4 * size * size))
+    layers = [nn.Linear(size, size, bias=False) for _ in range(copies)]
+    dense = {"torch": rotating(layers)}
+    if tokens > 1:  # oneDNN has nothing of its own for one
+        ordered = [prepacked(layer) for layer in layers]
+        dense |= {"onednn": rotating(m for m in ordered if m is not None)} if all(ordered) else {}
     for pattern in patterns:
         for sparsity in sparsities:
             fmt = weights(size, size, pattern, sparsity, dtype)
-            first = PackedLinear(fmt, None, kinds_of(fmt)[0])
+            first = faster(
+                [PackedLinear(fmt, None, kernel) for kernel in kinds_of(fmt)[: 1 if tokens == 1 else None]], x
+            )
             copies = max(2, min(64, room // max(1, fmt.nbytes)))
             packed = rotating(PackedLinear(fmt, None, first.kind) for _ in range(copies))
-            times = interleaved({"torch": lambda: dense(x), "packed": lambda m=packed: m(x)}, rounds=rounds, least=0.02)
+            calls = {n: (lambda m=m: m(x)) for n, m in {**dense, "packed": packed}.items()}
+            times = interleaved(calls, rounds=rounds, least=0.02)
             exact = F.linear(x.double(), fmt.unpack().double())
             error = float((first(x) - exact).abs().max() / exact.abs().max())
-            case = f"decode {size}, cold, {name}"
-            rows.append(row_of(case, pattern, sparsity, times, "packed", "torch", first.kind, error))
+            case = f"decode {size}, cold, {name}" if tokens == 1 else f"linear {tokens},{size},{size}, cold"
+            fastest = min(dense, key=lambda n: median(times[n]))
+            rows.append(row_of(case, pattern, sparsity, times, "packed", fastest, first.kind, error))
     return rows
 
 

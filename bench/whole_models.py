@@ -5,8 +5,8 @@
 
 Speed does not depend on the values of weights; where the pretrained packages (EfficientNet-Lite0, MiniLM) are missing,
 their rows are left out or run from a configuration. First convolutions, heads and depthwise layers stay dense. Both
-dense baselines are measured in the same rounds. The error is that of the whole, and the largest of a layer: norms whose
-statistics come from one image may magnify it. With ``--only`` the rows of matching cases replace the earlier ones.
+dense baselines are measured in the same rounds. The error is that of the whole, and the largest of a layer: networks
+with random weights may magnify it. With ``--only`` the rows of matching cases replace the earlier ones.
 """
 
 from __future__ import annotations
