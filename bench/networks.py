@@ -173,7 +173,7 @@ def sparsify(model: nn.Module, example: Any, structure: Any, sparsity: float, de
     Few random blocks in narrow layers cut a network without shortcuts in two. Norms are measured anew, on images of
     several colours, and new ones get random shifts, so that every layer reads numbers other than zero and an error
     shows. A channel that hardly varies would be magnified, and roundings with it, as in no trained network: variances
-    stay above a share of the layer's mean.
+    stay above a share of the layer's mean and of the channel's square.
     """
     where = ow.Select(min_units=8, exclude=dense)
     ow.prune(model, ow.methods.random(density=1 - sparsity, structure=structure, where=where, scope="layer"))
@@ -187,4 +187,5 @@ def sparsify(model: nn.Module, example: Any, structure: Any, sparsity: float, de
         ow.recalibrate(model, [example, *images], batches=5)
     for norm in norms:
         if norm.running_var is not None:
-            norm.running_var.clamp_(min=0.3 * float(norm.running_var.mean()))
+            least = (0.1 * norm.running_mean**2).clamp(min=0.3 * float(norm.running_var.mean()))
+            norm.running_var.clamp_(min=least)

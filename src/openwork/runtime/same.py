@@ -17,7 +17,7 @@ from openwork.runtime.prepacked import Prepacked
 from openwork.runtime.stand_in import stand_in
 
 EXACT, ROUNDED = 1e-2, 0.5  # of the largest output; rounding adds up over layers, another function is further away
-MAGNIFIED = 10.0  # times what float32 itself loses against float64
+MAGNIFIED = 10.0  # times what the dense model itself loses against float64
 
 
 def demand_same(packed: nn.Module, dense: nn.Module, example: Any, dtype: torch.dtype | None) -> None:
@@ -41,7 +41,7 @@ def demand_same(packed: nn.Module, dense: nn.Module, example: Any, dtype: torch.
     got = _output(stand_in(packed, shared=(Packed, Prepacked)), example)
     found = _distance(expected, got)
     if found > limit and _distance(expected, _output(stand_in(dense).eval(), example)) <= limit:
-        lost = _lost(dense, example, expected) if wide else 0.0
+        lost = _lost(dense, example, expected)
         if found <= MAGNIFIED * lost:
             warnings.warn(
                 f"pack: {type(dense).__name__} magnifies rounding: the packed output is {found:.2g} off, and the dense "

@@ -201,6 +201,21 @@ def test_a_model_that_magnifies_rounding_is_packed_with_a_warning():
     assert 0.01 < apart(model, packed, X) < 1
 
 
+def test_a_model_that_magnifies_the_rounding_of_bfloat16_is_packed_with_a_warning():
+    """Folding a norm rounds the weights once more."""
+
+    class Far(nn.Sequential):
+        def forward(self, x):
+            return torch.sin(3e3 * super().forward(x))
+
+    torch.manual_seed(0)
+    model = pruned(Far(nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16))).bfloat16()
+    nn.init.uniform_(model[1].weight, 0.5, 1.5)
+    images = torch.randn(2, 16, 8, 8).bfloat16()
+    with pytest.warns(UserWarning, match="pack: Far magnifies rounding: the packed output is .* and the dense one"):
+        ow.pack(model, plan="always", example=images, dtype=torch.bfloat16)
+
+
 def test_random_models_are_not_compared():
     class Noise(nn.Sequential):
         def forward(self, x):
