@@ -47,6 +47,7 @@ COMPARISONS: Mapping[str, Comparison] = {
     "clicks_movielens": _CLICKS,
     "clicks_movielens_long": _CLICKS,
     "clicks_movielens_long_90": _CLICKS,
+    "clicks_movielens_long_98": _CLICKS,
     "clicks_movielens_long_99": _CLICKS,
     "leaderboard_digits": Comparison("digits", "MLP 64-128-128-10"),
     "leaderboard_fashion": Comparison("fashion-mnist", "MLP 784-128-128-10"),
