@@ -26,7 +26,7 @@ from openwork.runtime.prepacked import prepacked
 from openwork.runtime.timing import interleaved
 
 SPARSITIES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
-LINEAR = [(512, 768, 768), (128, 768, 3072), (16, 1024, 4096), (1, 1024, 4096)]
+LINEAR = [(512, 768, 768), (512, 1024, 1024), (128, 768, 3072), (16, 1024, 4096), (1, 1024, 4096)]
 CONVS = [(1, 256, 256, 14, 3), (1, 1024, 256, 14, 1)]
 COLUMNS = {"shape": "case", "pattern": "pattern", "wins from": "from:percent", "x at 50 %": "at_half:.2f"}
 

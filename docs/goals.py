@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
+from statistics import median
 from typing import Any
 
 Goals = Mapping[str, Mapping[float, float]]
+RESULTS = Path(__file__).parent.parent / "bench" / "results"
+LONG, TWICE = 0.1, 1.85  # milliseconds from which a second thread is judged, and how much faster it should make a call
+KINDS = {"cold": "cold weights", "linear 16,": "16 tokens", "linear": "linear", "3x3": "3 x 3", "1x1": "1 x 1"}
 _TOKENS: Goals = {
     "64x64": {0.9: 8.8},
     "2:4 shared by 4": {0.5: 1.9},
@@ -52,3 +58,26 @@ def with_goals(rows: list[dict[str, Any]]) -> str:
         f"The goals were set beforehand on a Zen 5 (AVX-512, 4.1 GHz, 39 GB/s for one thread); {len(goals) - missed} of {len(goals)} are "
         "met here. Where memory is the limit (decoding, and 1,024 tokens at 95 %) they move with what others on the machine leave of it."
     )
+
+
+def with_threads(found: Mapping[str, Any]) -> str:
+    """How much faster the calls of a two-thread result are than those of the one-thread result, in words."""
+    path = RESULTS / f"{found['bench'].removesuffix('_2')}.json"
+    if found["machine"]["threads"] != 2 or not path.is_file():
+        return ""
+    one = {_place(r): r["ms"] for r in json.loads(path.read_text(encoding="utf-8"))["rows"]}
+    gains: dict[str, list[float]] = {}
+    for row in found["rows"]:
+        before = one.get(_place(row), 0.0)
+        if before >= LONG:
+            kind = next(name for part, name in KINDS.items() if part in row["case"])
+            gains.setdefault(kind, []).append(before / row["ms"])
+    words = [f"{kind} {median(g):.2f} ({sum(x >= TWICE for x in g)} of {len(g)})" for kind, g in gains.items()]
+    return (
+        f"Over one thread, calls that take it {LONG:g} ms or more, in the median (how many reach the goal of {TWICE:g}): "
+        f"{', '.join(words)}."
+    )
+
+
+def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return row["case"], row["pattern"], row["sparsity"]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from comparisons import COMPARISONS
-from goals import with_goals
+from goals import with_goals, with_threads
 
 from openwork.lab.summary import SMALL_RULE, small_rule
 
@@ -345,7 +345,7 @@ def _kernels(found: Found) -> Section:
         title=f"Sparse products, {NAMES[found['isa']]}, {threads} thread{'s' * (threads > 1)}",
         command="python bench/kernels.py" + (f" --threads {threads}" if threads > 1 else ""),
         text=f"{found['note']} oneDNN is the dense product with its weights in oneDNN's own order; cold rows read their "
-        f"weights from memory, as a model does. {goals}".strip(),
+        f"weights from memory, as a model does. {goals} {with_threads(found)}".strip(),
     )
 
 
