@@ -22,6 +22,14 @@ from openwork.apps.feature_selection import mlp
 from openwork.data import load_data
 
 COPIES, SIGMA = 4, 0.02
+COLUMNS = {
+    "pixels": "setting",
+    "k": "k",
+    "method": "method",
+    "accuracy": "accuracy:spread",
+    "different pixels": "different:.3g",
+    "shared by two seeds": "shared:percent",
+}
 
 
 def split(seed: int, copies: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -75,9 +83,11 @@ def measure(setting: str, copies: int, k: int, seeds: Sequence[int], steps: int,
         found = spread([refit(data[s], chosen[s], fit, s) for s in seeds])
         distinct = spread([len({i % 64 for i in c}) for c in chosen.values()])
         row = {"setting": setting, "k": k, "method": method, "accuracy": found, "distinct": distinct}
+        row["different"] = distinct["mean"]
         if method == "sequential attention" and copies == 1:  # one split: only the seed of the selection differs
             x, y = data[seeds[0]][:2]
             row["overlap"] = shared([set(picks(method, x, y, k, steps, s)) for s in seeds])
+            row["shared"] = row["overlap"]["mean"]
             row["overlap_between_splits"] = shared([set(c) for c in chosen.values()])
         rows.append({**row, "picks": list(chosen.values())})
         more = f" overlap {row['overlap']['mean']:.2f}" if "overlap" in row else ""
@@ -97,6 +107,7 @@ def main(quick: bool) -> None:
         rows,
         title="Digits: pixels selected by Sequential Attention",
         command="python bench/feature_selection.py",
+        columns=COLUMNS,
         note=f"{steps} Adam steps at 2e-3 select; a fresh MLP with 67 hidden units is trained for {fit} steps on the "
         f"selected columns. Four copies: every pixel four times with noise of {SIGMA}, distinct counts pixels. "
         f"{len(seeds)} seeds, each its own split; overlap is over pairs of seeds on one split.",

@@ -31,9 +31,8 @@ def method_table(prefix: str) -> str:
     """Every method of the index."""
     rows = []
     for entry in methods.METHODS:
-        held = sum(state.startswith("held") for _, state in entry.claims)
         link = f"[`{entry.name}`]({prefix}{entry.name}.md)"
-        rows.append([link, entry.title, f"`ow.{entry.drive}`", entry.needs, f"{held} of {len(entry.claims)}"])
+        rows.append([link, entry.title, f"`ow.{entry.drive}`", entry.needs, entry.tally])
     return markdown(["method", "what it is", "engine", "needs", "claims held here"], rows)
 
 

@@ -35,16 +35,11 @@ def run(args: argparse.Namespace) -> int:
         table.add_column(column)
     for entry in index.METHODS:
         table.add_row(
-            entry.name, entry.title, f"ow.{entry.drive}", entry.needs, entry.structures, entry.ranks, _claims(entry)
+            entry.name, entry.title, f"ow.{entry.drive}", entry.needs, entry.structures, entry.ranks, entry.tally
         )
     out.print(table)
     write_json(args.json, [_plain(entry) for entry in index.METHODS])
     return 0
-
-
-def _claims(entry: index.Method) -> str:
-    held = sum(state.startswith("held") for _, state in entry.claims)
-    return f"{held} of {len(entry.claims)}"
 
 
 def _plain(entry: index.Method) -> dict[str, object]:

@@ -34,6 +34,13 @@ class Method:
         return claims().get(self.name, ())
 
     @property
+    def tally(self) -> str:
+        """How many claims hold here, and how many do in part."""
+        states = [state for _, state in self.claims]
+        held, partly = (sum(state.startswith(word) for state in states) for word in ("held", "in part"))
+        return f"{held} of {len(states)}" + (f", {partly} in part" if partly else "")
+
+    @property
     def card(self) -> Card:
         """What kind of method it is, in the words of the handbook."""
         return CARDS[self.name]
