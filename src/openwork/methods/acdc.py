@@ -48,7 +48,8 @@ def acdc(
             (``openwork.schedules.alternating`` makes them from lengths); must end sparse.
 
     Differences:
-        Phases are shares of the steps, not whole epochs; exact counts instead of a quantile threshold.
+        Phases are shares of the steps, not whole epochs; exact counts instead of a quantile threshold. The dense
+        network at the end of the last dense phase is not kept.
 
     Cost:
         One selection per cycle; dense compute throughout unless sparse kernels run the sparse phases.

@@ -40,6 +40,7 @@ def grasp(
 
     Differences:
         Linear layers are not re-initialised before scoring (the official code does so on a copy). Exact counts.
+        One round; later work scores in several.
 
     Cost:
         Two gradients and one Hessian-vector product; memory of a double-backward graph. Where an operation has no

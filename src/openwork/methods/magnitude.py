@@ -34,7 +34,8 @@ def magnitude(
         norm: of a unit of several weights.
 
     Differences:
-        None; the count is exact where threshold code drops or keeps all ties.
+        The count is exact where threshold code drops or keeps all ties. LAMP's scores and a density for each named
+        layer are left out.
 
     Cost:
         One selection per tensor; no data.

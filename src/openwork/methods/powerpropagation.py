@@ -43,7 +43,8 @@ def powerpropagation(
 
     Differences:
         The paper's notebook keeps twice the share in the output layer; here ``where`` and ``scope`` say what is
-        pruned. Sizes below 1e-12 count as that in the derivative, so it stays finite at zero.
+        pruned. Sizes below 1e-12 count as that in the derivative, so it stays finite at zero. Left out:
+        EfficientPackNet, which serves a sequence of tasks, and float32 copies of weights in half precision.
 
     Cost:
         One power per weight and forward pass.

@@ -50,7 +50,8 @@ def str_(
     Differences:
         The paper has no exact target. Under ``decay`` the largest |S| are kept up to the density, and a training that
         became sparser than promised, or left less than a thousandth of a tensor, is refused. Weights start thresholded
-        outwards, so that the start is the dense network.
+        outwards, so that the start is the dense network. One threshold for each tensor; those for each filter or for
+        the whole model, and gradual pruning to the shares that were learned, are left out.
 
     Cost:
         One scalar per layer; one selection over all weights per hundredth of the training.

@@ -54,7 +54,8 @@ def woodfisher(
 
     Differences:
         F^-1 comes from one Cholesky factorisation of an N x N matrix per block instead of N rank-one updates: the same
-        matrix, in float64. Counts are exact.
+        matrix, in float64. Counts are exact. Left out: a Fisher of labels drawn from the model, a factor on the update,
+        the first-order term of WoodTaylor, and scores divided by operations.
 
     Cost:
         N gradients, kept in memory as N rows per tensor (4 N bytes per weight), and one block at a time (32 N bytes per
