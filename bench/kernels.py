@@ -223,7 +223,7 @@ def conv(
 
 def rotating(layers: Iterable[nn.Module]) -> Callable[[Tensor], Tensor]:
     """Calls of copies of a layer in turn, so that each finds its weights out of the cache."""
-    turns = itertools.cycle(layers)
+    turns = itertools.cycle(list(layers))
     return lambda x: next(turns)(x)
 
 
