@@ -95,7 +95,7 @@ def packed_files(folder: Path) -> Callable[[random.Random], None]:
                 (
                     path.read_bytes(),
                     json.loads(file.metadata()["openwork"]),
-                    {k: file.get_tensor(k) for k in file.keys()},  # noqa: SIM118  (safe_open is no dict),
+                    {k: file.get_tensor(k).clone() for k in file.keys()},  # noqa: SIM118  (safe_open is no dict)
                 )
             )
 
