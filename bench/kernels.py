@@ -80,9 +80,9 @@ def main() -> None:
 def weights(outputs: int, inputs: int, pattern: str, sparsity: float, dtype: torch.dtype) -> Format:
     """A random matrix of one pattern, exactly as sparse as asked."""
     if pattern == SHARED:
-        places = torch.rand(outputs // 4, inputs // 4, 4).argsort(-1) < 4 * (1 - sparsity)
-        mask = places.view(outputs // 4, inputs).repeat_interleave(4, 0)
         kept = round(4 * (1 - sparsity))
+        places = torch.rand(outputs // 4, inputs // 4, 4).argsort(-1) < kept
+        mask = places.view(outputs // 4, inputs).repeat_interleave(4, 0)
         return NMSparse.pack(torch.randn(outputs, inputs) / inputs**0.5 * mask, mask, n=kept, m=4, share=4, dtype=dtype)
     r, c = PATTERNS[pattern]
     units = (outputs // r) * (inputs // c)
@@ -238,15 +238,14 @@ def cold(
     copies = max(2, room // (4 * size * size))
     layers = [nn.Linear(size, size, bias=False) for _ in range(copies)]
     dense = {"torch": rotating(layers)}
-    if tokens > 1:  # oneDNN has nothing of its own for one
-        ordered = [prepacked(layer) for layer in layers]
-        dense |= {"onednn": rotating(m for m in ordered if m is not None)} if all(ordered) else {}
+    ordered = [m for layer in layers if (m := prepacked(layer)) is not None]
+    if tokens > 1 and ordered:  # oneDNN has nothing of its own for one
+        dense["onednn"] = rotating(ordered)
     for pattern in patterns:
         for sparsity in sparsities:
             fmt = weights(size, size, pattern, sparsity, dtype)
-            first = faster(
-                [PackedLinear(fmt, None, kernel) for kernel in kinds_of(fmt)[: 1 if tokens == 1 else None]], x
-            )
+            kinds = kinds_of(fmt)[:1] if tokens == 1 else kinds_of(fmt)
+            first = faster([PackedLinear(fmt, None, kind) for kind in kinds], x)
             copies = max(2, min(64, room // max(1, fmt.nbytes)))
             packed = rotating(PackedLinear(fmt, None, first.kind) for _ in range(copies))
             calls = {n: (lambda m=m: m(x)) for n, m in {**dense, "packed": packed}.items()}

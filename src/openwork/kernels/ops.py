@@ -111,16 +111,19 @@ class Ready:
         activation: str,
         numbers: tuple[Any, ...],
         times: float,
-        given: tuple[Tensor, Tensor | None],
+        given: tuple[Tensor, Tensor | None] | None,
     ) -> None:
-        """Call a native function, and make it ready to be called again when it read ``given``, input and bias."""
+        """Call a native function, and make it ready to be called again when it read ``given``, input and bias.
+
+        ``None`` for outputs that are put into another order afterwards.
+        """
         number, threads, weights = ACTIVATIONS.index(activation), self.threads(times), self.arguments()
         end = (_address(bias), _address(residual), number)
         function(weights, end, (x.data_ptr(), y.data_ptr(), *numbers), threads)
         if self.stays:
-            read = residual is None and _alike(x, given[0]) and _alike(bias, given[1])
-            again = (function, weights, self.tensors, given[1], number, numbers, threads, given[0], y)
-            self.again = Again(*again) if read else None
+            self.again = None
+            if given is not None and residual is None and _alike(x, given[0]) and _alike(bias, given[1]):
+                self.again = Again(function, weights, self.tensors, given[1], number, numbers, threads, given[0], y)
 
 
 def activated(y: Tensor, residual: Tensor | None, activation: str) -> Tensor:
@@ -273,7 +276,9 @@ def conv2d_of(
         more = None if residual is None else residual.to(x.dtype).contiguous(memory_format=order)
         image = (batch, channels, height, width, *kernel, *stride, *padding, *dilation, *out, last or half)
         function = _kernel(module, ready.kind, "half_conv" if half else "conv")
-        ready.launch(function, x, y, bias, more, activation, image, batch * out[0] * out[1], given)
+        ready.launch(
+            function, x, y, bias, more, activation, image, batch * out[0] * out[1], given if order is form else None
+        )
     y = y if y.dtype is dtype else y.to(dtype)
     return y if order is form else y.contiguous(memory_format=form)
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from openwork.errors import FormatError
-from openwork.formats import Csr
+from openwork.formats import BlockSparse, Csr
 from openwork.kernels import isa
 from openwork.kernels.again import Again
 from openwork.runtime import PackedConv2d, PackedLinear
@@ -93,6 +93,19 @@ def test_inputs_of_another_kind(warm, spared, change):
     if change == "last":
         assert y.is_contiguous(memory_format=torch.channels_last)
     close(layer, x)
+
+
+def test_outputs_keep_their_order():
+    """An image of one pixel is in both orders; bfloat16 is computed in another one than it is returned in."""
+    torch.manual_seed(0)
+    fmt = BlockSparse.pack(torch.randn(32, 288), torch.ones(32, 288) > 0, height=32, width=32, dtype=torch.bfloat16)
+    window = {"kernel_size": (3, 3), "stride": (1, 1), "padding": (2, 2), "dilation": (1, 1)}
+    layer = PackedConv2d(fmt, None, "block", **window)
+    x = torch.randn(2, 32, 1, 1).bfloat16()
+    first, second = layer(x), layer(x)
+    assert first.stride() == second.stride()
+    assert first.is_contiguous()
+    assert torch.equal(first, second)
 
 
 def test_a_bias_may_change(warm):
