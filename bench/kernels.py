@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from openwork.formats import BlockSparse, Csr, Format, NMSparse
 from openwork.kernels import isa, kinds_of
-from openwork.kernels.native import native
+from openwork.kernels.native import dots, native
 from openwork.runtime import PackedConv2d, PackedLinear
 from openwork.runtime.prepacked import prepacked
 from openwork.runtime.timing import interleaved
@@ -35,6 +35,7 @@ SHARED = "2:4 shared by 4"  # outputs
 LINEAR = [(1024, 1024, 4096), (512, 768, 768), (128, 768, 3072), (16, 4096, 4096)]
 CONVS = [(1, 256, 256, 14, 3), (1, 1024, 256, 14, 1), (8, 256, 256, 14, 3)]
 POINTWISE = [(1, 256, 256, size, 1) for size in (7, 14, 28, 56)]  # as in Fast Sparse ConvNets and SparseByteNN
+INT8 = ", int8 times int8"
 COLD = 96 << 20  # bytes of weights that rotate
 
 
@@ -57,6 +58,9 @@ def main() -> None:
             if not args.quick and computes_in_bfloat16():
                 for dtype in (torch.bfloat16, torch.int8):
                     rows += linear(tokens, inputs, outputs, BLOCKS, sparsities, rounds, dtype)
+            if dots():
+                blocks = patterns[:1] if args.quick else BLOCKS
+                rows += linear(tokens, inputs, outputs, blocks, sparsities, rounds, torch.int8, rounded=True)
         for shape in [(1, 32, 32, 8, 3)] if args.quick else CONVS:
             rows += conv(shape, patterns, sparsities, rounds)
             if not args.quick:
@@ -67,6 +71,8 @@ def main() -> None:
         size = 128 if args.quick else 4096
         for dtype in (torch.float32, torch.bfloat16, torch.int8):
             rows += cold(1, size, dtype, ("32x32",) if dtype != torch.float32 else patterns, sparsities, rounds)
+        if dots():
+            rows += cold(1, size, torch.int8, ("32x32",), sparsities, rounds, rounded=True)
         rows += cold(16, size, torch.float32, ("32x32",), sparsities, rounds)
     name = of_isa("kernels", args.threads, quick=args.quick)
     note = (
@@ -77,7 +83,9 @@ def main() -> None:
         Path(args.json).write_text(json.dumps(rows, indent=1))
 
 
-def weights(outputs: int, inputs: int, pattern: str, sparsity: float, dtype: torch.dtype) -> Format:
+def weights(
+    outputs: int, inputs: int, pattern: str, sparsity: float, dtype: torch.dtype, by_row: bool = False
+) -> Format:
     """A random matrix of one pattern, exactly as sparse as asked."""
     if pattern == SHARED:
         kept = round(4 * (1 - sparsity))
@@ -92,7 +100,7 @@ def weights(outputs: int, inputs: int, pattern: str, sparsity: float, dtype: tor
     matrix = torch.randn(outputs, inputs) / inputs**0.5 * mask
     if pattern == "unstructured":
         return Csr.pack(matrix, mask, dtype=dtype)
-    return BlockSparse.pack(matrix, mask, height=r, width=c, dtype=dtype)
+    return BlockSparse.pack(matrix, mask, height=r, width=c, dtype=dtype, by_row=by_row)
 
 
 def compare(
@@ -166,19 +174,26 @@ def linear(
     sparsities: tuple[float, ...],
     rounds: int,
     dtype: torch.dtype = torch.float32,
+    rounded: bool = False,
 ) -> list[dict[str, Any]]:
+    """Rows of a linear layer; ``rounded``: tokens in float32 that are multiplied in int8."""
     variants = {}
-    kind = torch.float32 if dtype == torch.float32 else torch.bfloat16  # of the tokens and of the dense layer
+    kind = torch.float32 if dtype == torch.float32 or rounded else torch.bfloat16  # of tokens and dense layer
     x = torch.randn(tokens, inputs).to(kind)
     for pattern in patterns:
         for sparsity in sparsities:
-            fmt = weights(outputs, inputs, pattern, sparsity, dtype)
-            layer = faster([PackedLinear(fmt, None, kernel) for kernel in kinds_of(fmt)], x)
+            fmt = weights(outputs, inputs, pattern, sparsity, dtype, rounded)
+            layer = faster([PackedLinear(fmt, None, kernel) for kernel in kinds(fmt, rounded)], x)
             variants[(pattern, sparsity)] = (layer, fmt.unpack())
     stored = {torch.float32: "", torch.bfloat16: ", bfloat16", torch.int8: ", int8 in bfloat16"}[dtype]
-    case = f"linear {tokens},{inputs},{outputs}{stored}"
+    case = f"linear {tokens},{inputs},{outputs}{INT8 if rounded else stored}"
     dense = nn.Linear(inputs, outputs, bias=False).to(kind)
     return compare(case, dense, x, variants, rounds)
+
+
+def kinds(fmt: Format, rounded: bool) -> tuple[str, ...]:
+    """The kernels that run a format, with tokens as they are or ``rounded`` to int8."""
+    return ("int8",) if rounded else kinds_of(fmt)
 
 
 def faster(layers: list[Packed], x: Tensor) -> Packed:
@@ -228,11 +243,17 @@ def rotating(layers: Iterable[nn.Module]) -> Callable[[Tensor], Tensor]:
 
 
 def cold(
-    tokens: int, size: int, dtype: torch.dtype, patterns: tuple[str, ...], sparsities: tuple[float, ...], rounds: int
+    tokens: int,
+    size: int,
+    dtype: torch.dtype,
+    patterns: tuple[str, ...],
+    sparsities: tuple[float, ...],
+    rounds: int,
+    rounded: bool = False,
 ) -> list[dict[str, Any]]:
     """One token or a few; a float32 layer is the baseline whatever the sparse weights are stored as."""
     rows = []
-    name = str(dtype).removeprefix("torch.")
+    name = str(dtype).removeprefix("torch.") + (" times int8" if rounded else "")
     room = COLD if size > 128 else 1 << 16
     x = torch.randn(tokens, size)
     copies = max(2, room // (4 * size * size))
@@ -243,9 +264,9 @@ def cold(
         dense["onednn"] = rotating(ordered)
     for pattern in patterns:
         for sparsity in sparsities:
-            fmt = weights(size, size, pattern, sparsity, dtype)
-            kinds = kinds_of(fmt)[:1] if tokens == 1 else kinds_of(fmt)
-            first = faster([PackedLinear(fmt, None, kind) for kind in kinds], x)
+            fmt = weights(size, size, pattern, sparsity, dtype, rounded)
+            found = kinds(fmt, rounded)[: 1 if tokens == 1 else None]
+            first = faster([PackedLinear(fmt, None, kind) for kind in found], x)
             copies = max(2, min(64, room // max(1, fmt.nbytes)))
             packed = rotating(PackedLinear(fmt, None, first.kind) for _ in range(copies))
             calls = {n: (lambda m=m: m(x)) for n, m in {**dense, "packed": packed}.items()}

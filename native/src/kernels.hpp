@@ -30,6 +30,12 @@ struct BlockWeights {
   int store;
 };
 
+// Blocks of int8 for tokens that are rounded to int8 as well, [strip][block][k / 4][height][4]; `depth` is a multiple of
+// four. `scales` belong to outputs, filled up to whole strips, as are the `sums` of an output's weights times 128.
+struct DotWeights : BlockWeights {
+  const int32_t* sums;
+};
+
 // Columns of weights, [chunk][slot][column][height]; a group is `height` outputs, a column one input.
 // In every chunk of inputs the groups of each part stand in the order of their number of columns, so that loops of
 // one length follow each other: `order` tells which group a slot holds.
@@ -99,6 +105,8 @@ struct HalfImages : Window {
   uint16_t* y;
 };
 
+using BlockDots = void (*)(const DotWeights&, const Epilogue&, const Tokens&, int threads);
+using BlockDotsHalf = void (*)(const DotWeights&, const HalfEpilogue&, const HalfTokens&, int threads);
 using BlockHalf = void (*)(const BlockWeights&, const HalfEpilogue&, const HalfTokens&, int threads);
 using BlockHalfConv = void (*)(const BlockWeights&, const HalfEpilogue&, const HalfImages&, int threads);
 
@@ -118,9 +126,11 @@ struct Kernels {
   // blocks of convolutions lie inside one pixel.
   BlockHalf block_half = nullptr;
   BlockHalfConv block_half_conv = nullptr;
+  BlockDots block_dots = nullptr;  // where there are dot products of int8
+  BlockDotsHalf block_dots_half = nullptr;
 };
 
-// Processors with arithmetic in bfloat16 run the kernels of AVX-512 for everything else.
+// Processors with arithmetic in bfloat16, or with dot products of int8, run the kernels of AVX-512 for everything else.
 namespace amx {
 void block_half(const BlockWeights&, const HalfEpilogue&, const HalfTokens&, int threads);
 void block_half_conv(const BlockWeights&, const HalfEpilogue&, const HalfImages&, int threads);
@@ -128,6 +138,10 @@ void block_half_conv(const BlockWeights&, const HalfEpilogue&, const HalfImages&
 namespace avx512_bf16 {
 void block_half(const BlockWeights&, const HalfEpilogue&, const HalfTokens&, int threads);
 void block_half_conv(const BlockWeights&, const HalfEpilogue&, const HalfImages&, int threads);
+}
+namespace avx512_vnni {
+void block_dots(const DotWeights&, const Epilogue&, const Tokens&, int threads);
+void block_dots_half(const DotWeights&, const HalfEpilogue&, const HalfTokens&, int threads);
 }
 namespace avx512 {
 extern const Kernels kernels;

@@ -21,12 +21,19 @@ using namespace openwork;
 namespace {
 
 // OW_HAVE_* says which kernels were built: those that the compiler knew.
-#if defined(OW_HAVE_AMX) || defined(OW_HAVE_AVX512_BF16)
-Kernels with(const char* name, BlockHalf half, BlockHalfConv conv) {
+#if defined(OW_HAVE_AVX512)
+// The kernels of AVX-512, with what more this processor multiplies.
+Kernels with(const char* name, BlockHalf half = nullptr, BlockHalfConv conv = nullptr) {
   Kernels found = avx512::kernels;
   found.name = name;
   found.block_half = half;
   found.block_half_conv = conv;
+#if defined(OW_HAVE_AVX512_VNNI)
+  if (__builtin_cpu_supports("avx512vnni")) {
+    found.block_dots = avx512_vnni::block_dots;
+    found.block_dots_half = avx512_vnni::block_dots_half;
+  }
+#endif
   return found;
 }
 #endif
@@ -62,7 +69,8 @@ std::vector<const Kernels*> usable() {
     const bool dots = __builtin_cpu_supports("avx512bf16"), quick = __builtin_cpu_is("amd");
     if (dots && quick) found.push_back(&bf16);
 #endif
-    found.push_back(&avx512::kernels);
+    static const Kernels plain = with("avx512");
+    found.push_back(&plain);
 #if defined(OW_HAVE_AVX512_BF16)
     if (dots && !quick) found.push_back(&bf16);  // slower than float32 on Intel's: there only when it is asked for
 #endif
@@ -134,6 +142,14 @@ BitWeights bit_weights(nb::tuple t) {
           nb::cast<int>(t[6])};
 }
 
+DotWeights dot_weights(nb::tuple t) {
+  DotWeights found{};
+  static_cast<BlockWeights&>(found) = block_weights(t);
+  found.sums = at<const int32_t>(nb::cast<uintptr_t>(t[9]));
+  demand(chosen->block_dots != nullptr && found.store == kInt8 && found.depth % 4 == 0);
+  return found;
+}
+
 Epilogue epilogue(nb::tuple t) {
   return {at<const float>(nb::cast<uintptr_t>(t[0])), at<const float>(nb::cast<uintptr_t>(t[1])), nb::cast<int>(t[2])};
 }
@@ -145,6 +161,11 @@ Tokens tokens(nb::tuple t) {
 
 HalfEpilogue half_epilogue(nb::tuple t) {
   return {at<const float>(nb::cast<uintptr_t>(t[0])), at<const uint16_t>(nb::cast<uintptr_t>(t[1])), nb::cast<int>(t[2])};
+}
+
+HalfTokens half_tokens(nb::tuple t) {
+  return {at<const uint16_t>(nb::cast<uintptr_t>(t[0])), at<uint16_t>(nb::cast<uintptr_t>(t[1])), nb::cast<int64_t>(t[2]),
+          nb::cast<int64_t>(t[3]), nb::cast<int64_t>(t[4]), nb::cast<int64_t>(t[5])};
 }
 
 // Images, or those in bfloat16.
@@ -196,9 +217,7 @@ NB_MODULE(_native, m) {
     const auto weights = block_weights(w);
     demand(halves(weights) && chosen->block_half != nullptr);
     const auto end = half_epilogue(e);
-    const HalfTokens given = {at<const uint16_t>(nb::cast<uintptr_t>(a[0])), at<uint16_t>(nb::cast<uintptr_t>(a[1])),
-                              nb::cast<int64_t>(a[2]), nb::cast<int64_t>(a[3]), nb::cast<int64_t>(a[4]),
-                              nb::cast<int64_t>(a[5])};
+    const auto given = half_tokens(a);
     nb::gil_scoped_release free;
     chosen->block_half(weights, end, given, threads);
   });
@@ -209,6 +228,21 @@ NB_MODULE(_native, m) {
     demand(halves(weights) && chosen->block_half_conv != nullptr && given.channels % weights.depth == 0);
     nb::gil_scoped_release free;
     chosen->block_half_conv(weights, end, given, threads);
+  });
+  m.def("dots", [] { return chosen->block_dots != nullptr; });
+  m.def("int8_linear", [](nb::tuple w, nb::tuple e, nb::tuple a, int threads) {
+    const auto weights = dot_weights(w);
+    const auto end = epilogue(e);
+    const auto given = tokens(a);
+    nb::gil_scoped_release free;
+    chosen->block_dots(weights, end, given, threads);
+  });
+  m.def("int8_half", [](nb::tuple w, nb::tuple e, nb::tuple a, int threads) {
+    const auto weights = dot_weights(w);
+    const auto end = half_epilogue(e);
+    const auto given = half_tokens(a);
+    nb::gil_scoped_release free;
+    chosen->block_dots_half(weights, end, given, threads);
   });
   m.def("column_linear", [](nb::tuple w, nb::tuple e, nb::tuple a, int threads) {
     const auto weights = column_weights(w);

@@ -30,6 +30,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--tokens", type=int, default=128, help="tokens of one input of a language model")
     add("--threads", type=int, default=None, help="default: what torch uses")
     add("--dtype", choices=sorted(DTYPES), default=None, help="of the stored values; default: that of the weights")
+    add(
+        "--activations",
+        choices=("float", "int8"),
+        default="float",
+        help="int8 (with --dtype int8): also round what linear layers in blocks are given",
+    )
     add("--plan", choices=("measure", "always"), default="measure", help="always: pack without measuring")
 
 
@@ -46,7 +52,7 @@ def packed_of(args: argparse.Namespace) -> tuple[nn.Module, Result, nn.Module, A
         raise RecipeError(f"{args.folder}: is packed already; give the result folder that it was exported from")
     example = example_of(model, args.batch, args.input, args.tokens)
     dtype = None if args.dtype is None else DTYPES[args.dtype]
-    copy = pack(model, result.recipe.structure, args.plan, example=example, dtype=dtype)
+    copy = pack(model, result.recipe.structure, args.plan, example=example, dtype=dtype, activations=args.activations)
     return model.eval(), result, copy, example
 
 

@@ -51,7 +51,14 @@ class BlockSparse(Format):
 
     @classmethod
     def pack(
-        cls, matrix: Tensor, mask: Tensor, *, height: int, width: int, dtype: torch.dtype = torch.float32
+        cls,
+        matrix: Tensor,
+        mask: Tensor,
+        *,
+        height: int,
+        width: int,
+        dtype: torch.dtype = torch.float32,
+        by_row: bool = False,
     ) -> BlockSparse:
         """Store every block in which the mask keeps something.
 
@@ -61,6 +68,7 @@ class BlockSparse(Format):
             height: outputs per block, at least 1.
             width: inputs per block, at least 1.
             dtype: of the stored values.
+            by_row: int8 gets one scale for each row of the matrix, whatever the size of its blocks.
 
         Raises:
             FormatError: the matrix and the mask do not fit together, a weight is NaN, more than 2^31 - 1 blocks.
@@ -73,7 +81,7 @@ class BlockSparse(Format):
         demand(
             len(at) <= LARGEST, cls.kind, f"at most {LARGEST} blocks can be numbered, got {len(at)}; use larger blocks"
         )
-        shape = (len(kept), height) if height < 16 and height * width < 64 else (len(at),)
+        shape = (len(kept), height) if by_row or (height < 16 and height * width < 64) else (len(at),)
         values, scales = store(tiles[at[:, 0], at[:, 1]], _groups(shape, at[:, 0]), shape, dtype)
         return cls(rows, cols, height, width, values, at[:, 1].int(), starts_of(kept.sum(1)), scales)
 

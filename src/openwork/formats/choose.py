@@ -21,15 +21,16 @@ from openwork.structure.shapes import NM, Block, Column, Element, Filter, GroupO
 
 @dataclass(frozen=True)
 class Blocks:
-    """Store as ``BlockSparse``; ``None`` is the full height or width of each matrix."""
+    """Store as ``BlockSparse``; ``None`` is the full height or width of each matrix. ``by_row``: see there."""
 
     height: int | None
     width: int | None
+    by_row: bool = False
 
     def pack(self, matrix: Tensor, mask: Tensor, *, dtype: torch.dtype = torch.float32) -> BlockSparse:
         rows, cols = matrix.shape if matrix.ndim == 2 else (1, 1)  # another shape is refused below
         height, width = self.height or max(rows, 1), self.width or max(cols, 1)
-        return BlockSparse.pack(matrix, mask, height=height, width=width, dtype=dtype)
+        return BlockSparse.pack(matrix, mask, height=height, width=width, dtype=dtype, by_row=self.by_row)
 
 
 @dataclass(frozen=True)

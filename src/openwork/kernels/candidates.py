@@ -6,9 +6,20 @@ from dataclasses import replace
 
 import torch
 
+from openwork.errors import FormatError
 from openwork.formats import BlockSparse, Format, NMSparse
-from openwork.kernels.layout import Columns, Layout, bits_layout, block_layout, column_layout, columns_of_blocks
-from openwork.kernels.native import spreads
+from openwork.formats.base import row_of
+from openwork.kernels.layout import (
+    LONGEST,
+    Columns,
+    Layout,
+    bits_layout,
+    block_layout,
+    column_layout,
+    columns_of_blocks,
+    int8_layout,
+)
+from openwork.kernels.native import dots, spreads
 
 HEIGHTS = (8, 4, 2, 1)
 BITS = 0.16  # share of stored weights from which bits are read faster than places, measured with one token
@@ -22,6 +33,13 @@ def kinds_of(fmt: Format) -> tuple[str, ...]:
     return ("block", "column") if blocks else ("column",)
 
 
+def multiplies_int8(fmt: Format) -> bool:
+    """Whether tokens rounded to int8 can be multiplied by a stored matrix as it is, the kind ``int8``."""
+    if not isinstance(fmt, BlockSparse) or not _by_row(fmt) or fmt.dtype != torch.int8:
+        return False
+    return fmt.height % 16 == 0 and fmt.width % 4 == 0 and fmt.cols <= LONGEST
+
+
 def layout_of(fmt: Format, kind: str, *, run: int, few: bool = False) -> Layout:
     """The layout of one kind.
 
@@ -30,10 +48,15 @@ def layout_of(fmt: Format, kind: str, *, run: int, few: bool = False) -> Layout:
 
     Args:
         fmt: the stored matrix.
-        kind: one of ``kinds_of(fmt)``.
+        kind: one of ``kinds_of(fmt)``, or ``int8``; that is ``block`` in float32 on processors without such products.
         run: inputs that lie side by side in memory: all of a linear layer, the channels of a convolution.
         few: for products with at most four tokens (columns only).
+
+    Raises:
+        FormatError: ``int8`` for a matrix that it does not suit.
     """
+    if kind == "int8":
+        return _int8(fmt)
     if kind == "block" and isinstance(fmt, BlockSparse):
         found = block_layout(fmt.values, fmt.columns, fmt.row_starts, fmt.rows, fmt.cols, run=run, scales=fmt.scales)
         if found is not None:
@@ -42,6 +65,20 @@ def layout_of(fmt: Format, kind: str, *, run: int, few: bool = False) -> Layout:
     if few and columns.height == 1 and spreads() and len(columns.values) >= BITS * max(1, fmt.rows * fmt.cols):
         return bits_layout(columns)
     return column_layout(columns, few=few)
+
+
+def _int8(fmt: Format) -> Layout:
+    if not isinstance(fmt, BlockSparse) or fmt.scales is None or not multiplies_int8(fmt):
+        raise FormatError(
+            "int8: products of int8 take blocks stored in int8 with a scale for each row, of a height that 16 divides "
+            f"and a width that 4 divides, and at most {LONGEST} inputs; got {fmt!r}"
+        )
+    places = (fmt.columns, fmt.row_starts, fmt.rows, fmt.cols)
+    found = int8_layout(fmt.values, *places, scales=fmt.scales) if dots() else None
+    if found is None:
+        wide = fmt.values.float() * fmt.scales.float()[row_of(fmt.row_starts)][:, :, None]
+        found = block_layout(wide, *places, run=fmt.cols)
+    return column_layout(_columns(fmt)) if found is None else found
 
 
 def _by_row(fmt: BlockSparse) -> bool:

@@ -13,7 +13,7 @@ from openwork.kernels.layout import AFTER
 
 def dense_of(kind: str, tensors: Sequence[Tensor], sizes: Sequence[int], cols: int) -> Tensor:
     """The matrix ``(outputs, cols)`` of a layout, float32."""
-    return {"block": _of_blocks, "column": _of_columns, "bits": _of_bits}[kind](tensors, sizes, cols)
+    return {"block": _of_blocks, "column": _of_columns, "bits": _of_bits, "int8": _of_int8}[kind](tensors, sizes, cols)
 
 
 def _of_blocks(tensors: Sequence[Tensor], sizes: Sequence[int], cols: int) -> Tensor:
@@ -30,6 +30,12 @@ def _of_blocks(tensors: Sequence[Tensor], sizes: Sequence[int], cols: int) -> Te
     rows = (strip[:, None] * height + torch.arange(height))[:, None]
     matrix[rows, (inputs.long()[:, None] + torch.arange(depth))[:, :, None]] = blocks
     return matrix[:outputs, :cols]
+
+
+def _of_int8(tensors: Sequence[Tensor], sizes: Sequence[int], cols: int) -> Tensor:
+    values, inputs, starts, _, scales = tensors
+    whole = _of_blocks((values.transpose(2, 3).flatten(1, 2).float(), inputs, starts), sizes, cols)
+    return whole * scales[: len(whole), None]
 
 
 def _of_columns(tensors: Sequence[Tensor], sizes: Sequence[int], cols: int) -> Tensor:

@@ -13,6 +13,7 @@ from openwork.formats.bits import pack_rows
 from openwork.kernels.native import reach_of, strip_of, visit_of
 
 AFTER = 16  # numbers behind the last value of bits, which is read as part of a vector
+LONGEST = 1 << 16  # inputs whose products of bytes a whole number of 32 bits holds
 PART = 256  # outputs whose sums a column kernel keeps in the cache
 
 
@@ -42,11 +43,13 @@ class Layout:
     ``block``: tensors ``values (blocks, depth, height)``, ``inputs``, ``starts``; sizes height, depth, outputs, inputs.
     bfloat16 of an even depth goes in pairs, ``(blocks, depth / 2, height, 2)``, as processors multiply it.
     ``bits``, for few tokens: tensors ``values (stored + AFTER,)``, ``bits``, ``starts``; sizes 1, 1, outputs, inputs.
+    ``int8``, for tokens that are rounded to int8: tensors ``values (blocks, depth / 4, height, 4)``, ``inputs``,
+    ``starts``, ``sums`` (of an output's weights, times 128), ``scales`` of the outputs; sizes as of ``block``.
     ``column``: tensors ``values (columns, height)``, ``inputs``, ``starts``, ``order``; sizes chunk, height, outputs,
     part, inputs. Scales of int8 values come last. What they mean stands in ``native/src/kernels.hpp``.
     """
 
-    kind: Literal["block", "column", "bits"]
+    kind: Literal["block", "column", "bits", "int8"]
     tensors: tuple[Tensor, ...]
     sizes: tuple[int, ...]
 
@@ -98,6 +101,34 @@ def block_layout(
         kept = kept.view(len(kept), depth // 2, 2, strip).transpose(2, 3).contiguous()
     tensors = (kept, first, starts) if factors is None else (kept, first, starts, factors)
     return Layout("block", tensors, (strip, depth, rows, cols))
+
+
+def int8_layout(
+    values: Tensor, columns: Tensor, row_starts: Tensor, rows: int, cols: int, *, scales: Tensor
+) -> Layout | None:
+    """``block_layout`` of int8 blocks of a depth that four divides, in fours of inputs; None where there is none.
+
+    Args:
+        values: blocks ``(n, height, width)``.
+        columns: block column of each block, ``(n,)``.
+        row_starts: first block of each block row, and the number of blocks.
+        rows: outputs of the matrix.
+        cols: inputs of the matrix.
+        scales: one for each row of the matrix, ``(block rows, height)``.
+    """
+    found = block_layout(values, columns, row_starts, rows, cols, run=cols)
+    if found is None:
+        return None
+    kept, first, starts = found.tensors
+    strip, depth, *_ = found.sizes
+    strips = len(starts) - 1
+    sums = torch.zeros(strips, strip, dtype=torch.int32)
+    sums.index_add_(
+        0, torch.repeat_interleave(torch.arange(strips), starts.diff()), 128 * kept.sum(1, dtype=torch.int32)
+    )
+    kept = kept.view(len(kept), depth // 4, 4, strip).transpose(2, 3).contiguous()
+    factors = scales.float().flatten()[: strips * strip].contiguous()
+    return Layout("int8", (kept, first, starts, sums.flatten(), factors), found.sizes)
 
 
 def column_layout(c: Columns, *, few: bool = False) -> Layout:

@@ -91,6 +91,12 @@ def spreads() -> bool:
     return module is not None and module.spreads()
 
 
+def dots() -> bool:
+    """Whether the kernels multiply int8 with int8."""
+    module = native()
+    return module is not None and module.dots()
+
+
 def warn_if_slow() -> None:
     """Say, once a process, that only the slow path is there, unless ``OPENWORK_ISA=python`` asks for it."""
     if native() is None and os.environ.get("OPENWORK_ISA") != "python":

@@ -1,8 +1,8 @@
 """The operators ``torch.ops.openwork.sparse_*``: products that torch.compile and torch.export understand.
 
 Sums are float32. bfloat16 inputs are multiplied as they are by blocks of bfloat16 or int8 (times its scale, rounded to
-bfloat16) where the processor can (AMX, AVX512-BF16); all others are computed in float32 and turned back. For inference:
-there is no gradient.
+bfloat16) where the processor can (AMX, AVX512-BF16); all others are computed in float32 and turned back. Weights of the
+kind ``int8`` are multiplied by tokens rounded to int8; those sums are whole numbers. For inference: no gradient.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from openwork.errors import OpenworkError
 from openwork.kernels.again import Again
 from openwork.kernels.dense import dense_of
 from openwork.kernels.native import native
+from openwork.kernels.rounding import round_tokens
 from openwork.kernels.trust import demand_sound, demand_window
 
 ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu", "relu6")
@@ -39,12 +40,12 @@ def _weights(kind: str, tensors: Sequence[Tensor], sizes: Sequence[int]) -> tupl
     values = tensors[0]
     scaled = values.dtype == torch.int8
     scales = tensors[-1].data_ptr() if scaled else 0
-    store = PAIRS if values.dim() == 4 else STORES[values.dtype]
-    if kind == "block":
+    store = PAIRS if kind == "block" and values.dim() == 4 else STORES[values.dtype]
+    if kind in ("block", "int8"):
         inputs, starts = tensors[1:3]
         height, depth, outputs, _ = sizes
-        two = (inputs.data_ptr(), starts.data_ptr())
-        return values.data_ptr(), scales, *two, len(starts) - 1, height, depth, outputs, store
+        two, more = (inputs.data_ptr(), starts.data_ptr()), (tensors[3].data_ptr(),) if kind == "int8" else ()
+        return values.data_ptr(), scales, *two, len(starts) - 1, height, depth, outputs, store, *more
     if kind == "bits":
         _, _, outputs, cols = sizes
         return values.data_ptr(), scales, tensors[1].data_ptr(), tensors[2].data_ptr(), outputs, cols, store
@@ -72,7 +73,8 @@ class Ready:
         self.again: Again | None = None
         values = tensors[0]
         self.numel = values.numel()
-        self.paired = kind == "block" and (values.dim() == 4 or (values.dtype == torch.int8 and sizes[1] % 2 == 0))
+        pairs = values.dim() == 4 or (values.dtype == torch.int8 and sizes[1] % 2 == 0)
+        self.paired = kind == "int8" or (kind == "block" and pairs)
         self._places: list[int] = []
         self._arguments: tuple[int, ...] = ()
 
@@ -95,7 +97,9 @@ class Ready:
     def computes_half(self, dtype: torch.dtype, residual: Tensor | None, module: Any | None) -> bool:
         """Whether the kernels multiply inputs of this type by these weights without widening them."""
         fits = self.paired and dtype is torch.bfloat16 and (residual is None or residual.dtype is dtype)
-        return fits and module is not None and module.halves()
+        if not fits or module is None:
+            return False
+        return module.dots() if self.kind == "int8" else module.halves()
 
     def threads(self, times: float) -> int:
         """How many threads a product is worth that uses every weight so many times."""
@@ -201,13 +205,15 @@ def linear_of(x: Tensor, ready: Ready, bias: Tensor | None, residual: Tensor | N
     _check("sparse_linear", x, bias, residual, activation, shape, sizes, cols)
     dtype, module = x.dtype, native()
     bias = None if bias is None else _floats(bias).contiguous()
-    half = ready.computes_half(dtype, residual, module) and x.numel() > FEW * cols
+    rounds = ready.kind == "int8"
+    half = ready.computes_half(dtype, residual, module) and (rounds or x.numel() > FEW * cols)
     if not half:
         x = _floats(x)
     if x.dim() != 2:
         x = x.reshape(-1, cols)
-    if module is None:
+    if module is None or (rounds and not module.dots()):
         more = None if residual is None else residual.reshape(-1, outputs)
+        x = round_tokens(x) if rounds else x
         y = F.linear(x, dense_of(ready.kind, ready.tensors, sizes, cols), bias)
         return activated(y, more, activation).to(dtype).view(shape)
     tokens, (step, along) = x.shape[0], x.stride()

@@ -17,19 +17,21 @@ from torch import Tensor
 from openwork.errors import FormatError
 from openwork.formats.bits import count_rows
 from openwork.formats.stored import demand
-from openwork.kernels.layout import AFTER
+from openwork.kernels.layout import AFTER, LONGEST
 
-KINDS = {"sparse_linear": ("block", "column", "bits"), "sparse_conv2d": ("block", "column")}
+KINDS = {"sparse_linear": ("block", "column", "bits", "int8"), "sparse_conv2d": ("block", "column")}
 TENSORS = {
     "block": (("inputs", torch.int32, 1), ("starts", torch.int64, 1)),
     "column": (("inputs", torch.uint16, 1), ("starts", torch.int64, 1), ("order", torch.int32, 1)),
     "bits": (("bits", torch.uint8, 2), ("starts", torch.int64, 1)),
+    "int8": (("inputs", torch.int32, 1), ("starts", torch.int64, 1), ("sums", torch.int32, 1)),
 }
 """Kind -> name, type and number of dimensions of the tensors behind the values."""
 SIZES = {
     "block": ("height", "depth", "outputs", "inputs"),
     "column": ("chunk", "height", "outputs", "part", "inputs"),
     "bits": ("height", "depth", "outputs", "inputs"),
+    "int8": ("height", "depth", "outputs", "inputs"),
 }
 LARGEST = {"height": 1 << 16, "depth": 1 << 31, "chunk": 1 << 16, "part": 1 << 16}  # what a kernel can count with
 _AGAIN = "pack the model again, or export it again"
@@ -146,18 +148,42 @@ def _plain(tensor: Tensor) -> bool:
 
 
 def _examine_block(op: str, tensors: Sequence[Tensor], sizes: Sequence[int]) -> None:
-    values, inputs, starts = tensors[:3]
-    height, depth, outputs, cols = sizes
-    blocks = len(values) if values.dim() else 0
+    values = tensors[0]
+    _, depth, _, cols = sizes
+    blocks, height = len(values) if values.dim() else 0, sizes[0]
     widest = max(cols, 1 << 16)
     demand(depth <= widest, op, f"the depth of blocks must be at most {widest}, got {depth}")
     pairs = values.dim() == 4 and values.dtype == torch.bfloat16 and depth % 2 == 0
-    shape = (blocks, depth // 2, height, 2) if pairs else (blocks, depth, height)
+    shape: tuple[int, ...] = (blocks, depth // 2, height, 2) if pairs else (blocks, depth, height)
+    if values.dtype == torch.int8:
+        _demand_length(op, "scales", tensors[3], blocks)
+    _examine_places(op, tensors, sizes, blocks, shape)
+
+
+def _examine_int8(op: str, tensors: Sequence[Tensor], sizes: Sequence[int]) -> None:
+    values, strips = tensors[0], len(tensors[2]) - 1
+    height, depth, _, cols = sizes
+    demand(values.dtype == torch.int8, op, f"values of the kind int8 must be int8, got {values.dtype}")
+    demand(
+        depth % 4 == 0 and cols <= LONGEST,
+        op,
+        f"int8 blocks have a depth that 4 divides and at most {LONGEST} inputs, got {depth} and {cols}",
+    )
+    blocks = len(values) if values.dim() else 0
+    _examine_places(op, tensors, sizes, blocks, (blocks, depth // 4, height, 4))
+    for name, tensor in (("sums", tensors[3]), ("scales", tensors[4])):
+        _demand_length(op, name, tensor, strips * height)
+
+
+def _examine_places(
+    op: str, tensors: Sequence[Tensor], sizes: Sequence[int], blocks: int, shape: tuple[int, ...]
+) -> None:
+    """What all kinds of blocks have: values of one shape, and indices that stay inside."""
+    values, inputs, starts = tensors[:3]
+    height, depth, outputs, cols = sizes
     demand(values.shape == shape, op, f"values must have the shape {shape}, got {tuple(values.shape)}")
     _demand_length(op, "inputs", inputs, blocks)
     _demand_starts(op, starts, -(-outputs // height), blocks)
-    if values.dtype == torch.int8:
-        _demand_length(op, "scales", tensors[3], blocks)
     places = inputs.long()
     demand(
         bool(((places >= 0) & (places < cols) & (places % depth == 0)).all()),
@@ -234,4 +260,4 @@ def _demand_starts(op: str, starts: Tensor, parts: int, last: int) -> None:
     )
 
 
-_EXAMINE = {"block": _examine_block, "column": _examine_column, "bits": _examine_bits}
+_EXAMINE = {"block": _examine_block, "column": _examine_column, "bits": _examine_bits, "int8": _examine_int8}

@@ -12,6 +12,7 @@ from openwork.errors import FormatError
 from openwork.formats import Format, from_tensors
 from openwork.kernels import Layout, isa, layout_of
 from openwork.kernels.ops import ACTIVATIONS, FEW, Ready, activated, conv2d_of, linear_of, sizes_out
+from openwork.kernels.rounding import round_tokens
 from openwork.runtime.eager import demand_no_transform, eager
 from openwork.runtime.watch import Watch
 from openwork.runtime.weight import PackedWeight
@@ -25,6 +26,7 @@ class Packed(nn.Module):
     """
 
     few: ClassVar[bool] = False  # whether calls with few tokens have an order of their own
+    rounds: ClassVar[bool] = False  # whether there is an arithmetic of int8, which rounds inputs
     weight_dtype: torch.dtype = torch.float32  # of the dense weight
     bias: Tensor | None
     _last: Ready | None  # of the newest call
@@ -38,6 +40,8 @@ class Packed(nn.Module):
                 f"{type(self).__name__}: the bias must hold {fmt.rows} floating point numbers, got "
                 f"{tuple(bias.shape)} {bias.dtype}"
             )
+        if kind == "int8" and not self.rounds:
+            raise FormatError(f"{type(self).__name__}: int8 arithmetic is there for linear layers only; use 'block'")
         self.kind, self.run, self.activation = kind, run, activation
         self.transposed = False
         self.meta = fmt.meta()
@@ -79,7 +83,9 @@ class Packed(nn.Module):
         layouts = {"many": layout_of(fmt, self.kind, run=self.run)}
         if self.kind == "column" and self.few:
             layouts["few"] = layout_of(fmt, self.kind, run=self.run, few=True)
-        self.kind = layouts["many"].kind  # another machine may have no kernel for these blocks
+        # Another machine may have no kernel for these blocks. int8 arithmetic is a promise about results: it stays.
+        self.kind = "int8" if self.kind == "int8" else layouts["many"].kind
+        self._by_hand = self.kind == "int8" and layouts["many"].kind != "int8"
         self._sizes = {name: list(layout.sizes) for name, layout in layouts.items()}
         self._kinds = {name: layout.kind for name, layout in layouts.items()}
         for name, layout in layouts.items():
@@ -197,11 +203,15 @@ class Packed(nn.Module):
 class PackedLinear(Packed):
     """``y = act(x W^T + b + residual)`` with W packed.
 
+    The kind ``int8`` rounds every token to int8 by its largest magnitude and multiplies whole numbers; processors
+    without such products compute the same in float32.
+
     Shape:
         ``(..., in)`` to ``(..., out)``, any floating type; sums are float32.
     """
 
     few = True
+    rounds = True
 
     def __init__(self, fmt: Format, bias: Tensor | None, kind: str, activation: str = "none") -> None:
         super().__init__(fmt, bias, kind, fmt.cols, activation)
@@ -209,11 +219,14 @@ class PackedLinear(Packed):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         live = eager(x) and (residual is None or not residual.is_neg())
-        if live and residual is None and (y := self._again(x)) is not None:
+        if live and residual is None and not self._by_hand and (y := self._again(x)) is not None:
             return y
         if x.dim() == 0 or x.shape[-1] != self.in_features:
             raise FormatError(f"PackedLinear: the last dimension must be {self.in_features}, got {tuple(x.shape)}")
         x = self._arrived(x)
+        if self._by_hand and x.dtype != torch.float32:  # steps of a scale need more digits than sixteen bits have
+            return self(x.float(), residual).to(x.dtype)
+        x = round_tokens(x) if self._by_hand else x
         # An exported program serves every number of tokens with one order.
         few = "few" in self._sizes and not torch.compiler.is_exporting() and x.numel() <= FEW * self.in_features
         name = "few" if few else "many"

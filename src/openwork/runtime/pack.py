@@ -16,9 +16,9 @@ from openwork.core.distributed import is_compiled
 from openwork.core.targets import Select, Target, find_targets, is_transposed_linear
 from openwork.errors import OpenworkError
 from openwork.formats import Blocks, Format, choose, detect, matrices
-from openwork.formats.choose import covered
+from openwork.formats.choose import Layout, covered
 from openwork.formats.stored import DTYPES, exact_dtype
-from openwork.kernels import isa, kinds_of
+from openwork.kernels import isa, kinds_of, multiplies_int8
 from openwork.kernels.native import warn_if_slow
 from openwork.runtime.carried import demand_plain_weights
 from openwork.runtime.fold import activations_after, fold_norms, is_hooked, replace_module, trace
@@ -44,6 +44,7 @@ def pack(
     example: Any = None,
     where: Select | None = None,
     dtype: torch.dtype | None = None,
+    activations: Literal["float", "int8"] = "float",
     override: Mapping[str, str] | None = None,
     fold: bool = True,
 ) -> nn.Module:
@@ -65,8 +66,11 @@ def pack(
         where: layers to consider; default all.
         dtype: of the stored values: float32, bfloat16, or int8 with scales. Default: bfloat16 where a layer's weight is
             bfloat16, else float32 (for float16 too, which bfloat16 would round). Sums are float32.
-        override: layer -> ``"dense"``, ``"onednn"``, ``"block"`` or ``"column"``; these are not measured, and stay
-            even where the whole is slower for it.
+        activations: ``"int8"`` (with ``dtype=torch.int8``) also rounds what linear layers with blocks of at least
+            16 x 4 are given, each token by its largest magnitude, and multiplies whole numbers. Their weights then
+            have a scale for each output. All other layers compute with floats.
+        override: layer -> ``"dense"``, ``"onednn"``, ``"block"``, ``"column"`` or ``"int8"``; these are not measured,
+            and stay even where the whole is slower for it.
         fold: fold BatchNorm into the convolution before it, and activations and residual sums into packed layers,
             where modules can be traced.
 
@@ -75,7 +79,7 @@ def pack(
         FormatError: a structure that no format follows from.
     """
     layout = None if structure is None else choose(structure)
-    _check(model, plan, example, dtype)
+    _check(model, plan, example, dtype, activations)
     new = copy.deepcopy(model).eval()
     new.openwork_source = known_source(model)  # type: ignore[assignment]
     recognise(new)
@@ -101,10 +105,18 @@ def pack(
         matrix = matrices(new.get_submodule(name).get_parameter("weight").detach().float(), target)[0]
         mask = matrix != 0
         kind = dtype or exact_dtype(new.get_submodule(name).get_parameter("weight").dtype)
-        stored[name] = (layout or choose(detect(mask))).pack(matrix, mask, dtype=kind)
+        form = layout or choose(detect(mask))
+        if activations == "int8" and not isinstance(new.get_submodule(name), nn.Conv2d):
+            form = _by_output(form)
+        stored[name] = form.pack(matrix, mask, dtype=kind)
         height, width = (layout.height, layout.width) if isinstance(layout, Blocks) else (None, None)
         if height and width and float(mask.float().mean()) * LOOSE < covered(mask, height, width):
             loose.append(name)
+    if activations == "int8" and not any(map(multiplies_int8, stored.values())):
+        raise OpenworkError(
+            "pack: activations='int8' needs a linear layer that is pruned in blocks of a height that 16 divides and a "
+            f"width that 4 divides, {type(model).__name__} has none; prune in blocks, or leave activations out"
+        )
     if loose:
         warnings.warn(
             f"pack: the zeros of {', '.join(loose)} do not follow {structure}, most of what is stored is zero; leave "
@@ -162,8 +174,9 @@ def _one(
     shape = tuple(x.shape) if x is not None else ()
     base = Choice(name, shape, type(fmt).__name__ if fmt else "", fmt.density if fmt else 1.0)
     makers: dict[str, Callable[[], nn.Module | None]] = {}
+    kinds = () if fmt is None else (*(("int8",) if multiplies_int8(fmt) else ()), *kinds_of(fmt))
     if fmt is not None:
-        makers = {kind: partial(_packed, layer, fmt, kind) for kind in kinds_of(fmt)}
+        makers = {kind: partial(_packed, layer, fmt, kind) for kind in kinds}
     makers["onednn"] = partial(prepacked, layer)
     if wanted is not None:
         if wanted not in (*makers, "dense"):
@@ -178,7 +191,7 @@ def _one(
     if plan == "always":
         if fmt is None:
             return Made(replace(base, reason=alone[name]))
-        kind = kinds_of(fmt)[0]
+        kind = kinds[0]
         return Made(replace(base, chosen=kind, reason="always"), makers[kind]())
     if x is None:
         return Made(replace(base, reason="the example did not reach it"))
@@ -253,13 +266,24 @@ def _layers(
     return found, alone, reasons
 
 
-def _check(model: nn.Module, plan: str, example: Any, dtype: torch.dtype | None) -> None:
+def _by_output(form: Layout) -> Layout:
+    """With a scale for each output where blocks are large enough for int8 arithmetic."""
+    if not isinstance(form, Blocks) or form.height is None or form.width is None:
+        return form
+    return replace(form, by_row=form.height % 16 == 0 and form.width % 4 == 0)
+
+
+def _check(model: nn.Module, plan: str, example: Any, dtype: torch.dtype | None, activations: str) -> None:
     if plan not in ("measure", "always"):
         raise OpenworkError(f"pack: plan must be 'measure' or 'always', got {plan!r}")
     if plan == "measure" and example is None:
         raise OpenworkError("pack: measuring needs example=, an input of the size you will run; or plan='always'")
     if dtype is not None and dtype not in DTYPES.values():
         raise OpenworkError(f"pack: dtype must be one of {', '.join(DTYPES)}, got {dtype}")
+    if activations not in ("float", "int8"):
+        raise OpenworkError(f"pack: activations must be 'float' or 'int8', got {activations!r}")
+    if activations == "int8" and dtype != torch.int8:
+        raise OpenworkError(f"pack: activations='int8' multiplies weights in int8, got dtype={dtype}; use torch.int8")
     if is_compiled(model):
         raise OpenworkError("pack: the model is compiled; pack it first and compile the packed copy")
     if any(_is_packed(m) for m in model.modules()):

@@ -35,7 +35,7 @@ class Choice:
         format: how its weights are stored, or "" when they stay dense.
         density: stored share of the weights.
         times: candidate -> milliseconds, median; empty when nothing was measured.
-        chosen: ``dense``, ``onednn``, ``block`` or ``column``.
+        chosen: ``dense``, ``onednn``, ``block``, ``column`` or ``int8``.
         error: largest difference from the dense layer, over the largest output.
         reason: why the layer stays dense, or who decided otherwise.
     """
@@ -52,7 +52,7 @@ class Choice:
     @property
     def packed(self) -> bool:
         """Whether the layer runs on packed weights."""
-        return self.chosen in ("block", "column")
+        return self.chosen in ("block", "column", "int8")
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,15 @@ ACTIVATIONS = {
 }
 
 
-def block(rows, cols, height, width, dtype=torch.float32, density=0.4):
+def block(rows, cols, height, width, dtype=torch.float32, density=0.4, by_row=False):
     """Random blocks; some block rows are empty unless the density is above 1."""
     down, across = -(-rows // height), -(-cols // width)
     kept = torch.rand(down, across) < density
     if density <= 1:
         kept[down // 2 :: 3] = False
     mask = kept.repeat_interleave(height, 0).repeat_interleave(width, 1)[:rows, :cols].contiguous()
-    return BlockSparse.pack(torch.randn(rows, cols) * mask, mask, height=height, width=width, dtype=dtype)
+    matrix, shape = torch.randn(rows, cols) * mask, {"height": height, "width": width}
+    return BlockSparse.pack(matrix, mask, **shape, dtype=dtype, by_row=by_row)
 
 
 def formats(rows, cols, dtype=torch.float32):

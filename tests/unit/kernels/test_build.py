@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-SETS = ("avx2", "avx512", "avx512_bf16", "amx")
+SETS = ("avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx")
 
 pytestmark = [
     pytest.mark.slow,

@@ -9,7 +9,7 @@ from tests.unit.runtime.models import always, mlp
 
 import openwork as ow
 from openwork.kernels import Columns, Layout, layout_of, trust
-from openwork.kernels.layout import bits_layout, block_layout, columns_of_dense
+from openwork.kernels.layout import bits_layout, block_layout, columns_of_dense, int8_layout
 from openwork.kernels.trust import demand_sound
 
 OPS = torch.ops.openwork
@@ -52,7 +52,13 @@ def bits(dtype=torch.float32):
     return bits_layout(c)
 
 
-MAKE = {"block": blocks, "column": columns, "bits": bits}
+def dots(dtype=torch.int8):
+    torch.manual_seed(0)
+    f = block(32, 48, 16, 8, dtype, density=2, by_row=True)
+    return int8_layout(f.values, f.columns, f.row_starts, f.rows, f.cols, scales=f.scales)
+
+
+MAKE = {"block": blocks, "column": columns, "bits": bits, "int8": dots}
 
 
 def at(index, change):
@@ -98,6 +104,17 @@ FORGED = [
     ("block", put(2, -1, 1 << 40), "starts must rise from 0 to 12, got 0 to 1099511627776"),
     ("block", put(2, 0, -1), "starts must rise from 0"),
     ("block", put(2, 1, 1 << 40), "starts must rise from 0"),
+    ("int8", put(1, 0, 48), "inputs must be multiples of the depth 8 from 0 to below 48"),
+    ("int8", put(2, -1, 1 << 40), "starts must rise from 0 to 12, got 0 to 1099511627776"),
+    ("int8", at(3, lambda t: t[1:].clone()), "sums must hold 32 numbers, got 31"),
+    ("int8", at(3, lambda t: t.long()), "sums must be torch.int32 in 1 dimensions, got torch.int64"),
+    ("int8", at(0, lambda t: t.flatten(2)), r"values must have the shape \(12, 2, 16, 4\), got \(12, 2, 64\)"),
+    ("int8", size(1, 6), "int8 blocks have a depth that 4 divides and at most 65536 inputs, got 6 and 48"),
+    (
+        "int8",
+        lambda a: Layout("int8", (a.tensors[0].float(), *a.tensors[1:4]), a.sizes),
+        "values of the kind int8 must be int8, got torch.float32",
+    ),
     ("column", put(1, 0, -1), "inputs must lie inside their chunk of 16 and below 45"),
     ("column", put(1, -1, 14), "inputs must lie inside their chunk"),
     ("column", put(2, -1, 1 << 40), "starts must rise from 0"),
@@ -154,7 +171,7 @@ FORGED = [
     ("column", size(3, 1 << 40), "the size part of column weights must be 1 to 65536"),
     # another kind
     *(
-        (k, lambda a: Layout("nope", a.tensors, a.sizes), "must be one of block, column, bits, got 'nope'")
+        (k, lambda a: Layout("nope", a.tensors, a.sizes), "must be one of block, column, bits, int8, got 'nope'")
         for k in MAKE
     ),
 ]
@@ -262,8 +279,10 @@ def test_weights_are_read_through_once(kind, examined):
     assert len(examined) == 1
     key, values = id(layout.tensors[0]), layout.tensors[0]
     assert key in trust._known
-    values.mul_(2)
-    close(linear(x, layout), 2 * wanted.double())
+    values.neg_()
+    if kind == "int8":
+        layout.tensors[3].neg_()
+    close(linear(x, layout), -wanted.double())
     assert len(examined) == 2
     del values
     layout = None
@@ -273,7 +292,7 @@ def test_weights_are_read_through_once(kind, examined):
 
 @pytest.mark.parametrize("kind", MAKE)
 def test_sound_weights_are_not_trusted_when_they_change(kind):
-    last = {"block": 2, "column": 2, "bits": 2}[kind]
+    last = {"block": 2, "column": 2, "bits": 2, "int8": 2}[kind]
     x = torch.randn(7, MAKE[kind]().sizes[-1])
     layout = MAKE[kind]()
     linear(x, layout)
