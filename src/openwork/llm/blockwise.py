@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from openwork.core.distributed import rank, wait_for_all, world
 from openwork.core.masks import Masks
 from openwork.core.recipe import Recipe
+from openwork.core.strict_json import dumps
 from openwork.core.targets import prunable_numel
 from openwork.errors import DataError, FileError, MissingStatistic, RecipeError
 from openwork.llm.blocks import BlockPruner, Recovery
@@ -142,7 +142,7 @@ def prune_blockwise(
     result = _conclude(module, recipe, parts, coverage, home, run, plan, windows, seed, dry_run)
     if isinstance(home, FolderHome) and home.work is not None and not dry_run:
         assert out is not None
-        index = (json.dumps(result.to_dict(), indent=1, allow_nan=False) + "\n").encode()
+        index = (dumps(result.to_dict(), indent=1) + "\n").encode()
         home.finish({"openwork.json": index}, Path(out), overwrite)
     wait_for_all()
     return result

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from openwork.core.masks import Masks, pack_bits, unpack_bits
 from openwork.core.recipe import Recipe
+from openwork.core.strict_json import dumps, numbers
 from openwork.engine.result import FORMAT, Result
 from openwork.errors import FileError, OpenworkError, VerificationFailed
 from openwork.graph.plan import Plan, finished
@@ -32,6 +33,7 @@ from openwork.zoo import build_model
 from openwork.zoo.hugging_face import known_source
 
 MODEL, MASKS, INDEX, PAGE = "model.safetensors", "masks.safetensors", "openwork.json", "report.html"
+MEASURED = ("log", "metrics", "curve")  # what numbers of any kind stand in
 KEYS = {"recipe": dict, "density": dict, "tensors": list, "log": list, "units": dict, "tied": dict, "files": dict}
 BLOCKWISE_KEYS = {"recipe": dict, "density": dict, "tensors": list, "log": list, "blocks": list}
 """Of a language model that ``prune_blockwise`` wrote: no masks beside the weights, whose zeros say the same."""
@@ -80,7 +82,7 @@ def save_with(
     data["tied"] = tied
     files[PAGE] = report_html(data, result.masks).encode()
     data["files"] = {n: {"bytes": len(b), "sha256": hashlib.sha256(b).hexdigest()} for n, b in files.items()}
-    files[INDEX] = (json.dumps(data, indent=1, allow_nan=False) + "\n").encode()
+    files[INDEX] = (dumps(data, indent=1) + "\n").encode()
     with new_folder(Path(folder), overwrite) as work:
         for name, content in {**more, **files}.items():
             (work / name).write_bytes(content)
@@ -178,6 +180,13 @@ def dense_bytes(folder: str | Path) -> int:
 
 def read_index(folder: Path) -> dict[str, Any]:
     """``openwork.json`` of a result folder, checked."""
+    data = _checked_index(folder)
+    told = data["result"] if data["format"] == PACKED_FORMAT else data
+    told.update({k: numbers(told[k]) for k in MEASURED if k in told})
+    return data
+
+
+def _checked_index(folder: Path) -> dict[str, Any]:
     path = Path(folder) / INDEX
     if not path.is_file():
         raise FileError(f"{folder}: not a result folder, it holds no {INDEX}")
@@ -301,7 +310,7 @@ def _assembled(
         raise
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as problem:
         raise FileError(f"{folder / INDEX}: incomplete or damaged ({type(problem).__name__}: {problem})") from None
-    plain = {k: data.get(k) for k in ("log", "manifest", "metrics", "curve")}
+    plain = {k: data.get(k) for k in (*MEASURED, "manifest")}
     groups = data["groups"] if isinstance(data.get("groups"), list) else []
     return Result(recipe, masks, units, counts, coverage, groups=groups, **plain)  # type: ignore[arg-type]
 

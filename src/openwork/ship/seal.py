@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from openwork.core.strict_json import dumps
 from openwork.errors import FileError
 from openwork.ship.packed import PackedFile, sum_of_index
 
@@ -18,7 +19,7 @@ def sealed(data: Mapping[str, Any], weights: Path) -> dict[str, Any]:
 
     That of the weights is the one of the packed file's header, which holds one of every tensor: no byte is read twice.
     """
-    plain = json.loads(json.dumps({**data, WEIGHTS: PackedFile(weights).sha256}, allow_nan=False))
+    plain = json.loads(dumps({**data, WEIGHTS: PackedFile(weights).sha256}))
     return {**plain, SEAL: sum_of_index(plain)}
 
 

@@ -44,6 +44,11 @@ def folders(tmp_path_factory):
         rows = np.random.default_rng(seed).integers(0, 256, (ROWS, 3072), dtype=np.uint8)
         labels = {"fine_labels": list(range(88, 100)), "coarse_labels": [0] * ROWS}
         (root / "cifar100" / "cifar-100-python" / side).write_bytes(python2(rows, **labels))
+    ten = root / "cifar10" / "cifar-10-batches-py"
+    ten.mkdir(parents=True)
+    for seed, side in enumerate(("test_batch", *(f"data_batch_{i}" for i in range(1, 6)))):
+        rows = np.random.default_rng(seed).integers(0, 256, (ROWS, 3072), dtype=np.uint8)
+        (ten / side).write_bytes(python2(rows, labels=[i % 10 for i in range(ROWS)]))
     rng = random.Random(0)
     (root / "criteo").mkdir()
     (root / "criteo" / "train.txt").write_text("\n".join(line(rng) for _ in range(300)) + "\n")
@@ -55,6 +60,7 @@ def small(monkeypatch):
     monkeypatch.setenv("OPENWORK_DATA", "")
     for side in ("train", "test"):
         monkeypatch.setitem(cifar.ROWS_100, side, ROWS)
+        monkeypatch.setitem(cifar.ROWS_10, side, ROWS)
 
 
 SHORT = {
@@ -63,6 +69,10 @@ SHORT = {
                  "--data-option", "size=16"],
     "criteo": ["--epochs", "10", "--batch-size", "54", "--data-option", "bins=20", "--model-option", "hidden=[20]"],
     "spode_cifar100": ["--epochs", "2", "--finetune-epochs", "1", "--model-option", "width=4"],
+    "spode_cifar10": ["--epochs", "2", "--finetune-epochs", "1", "--model-option", "width=4"],
+    "spode_structured": ["--epochs", "2", "--finetune-epochs", "1", "--model-option", "width=4"],
+    "spode_imagenet": ["--epochs", "1", "--finetune-epochs", "10", "--batch-size", "12", "--model-option", "width=4",
+                       "--lr", "0.001", "--finetune-lr", "0.001", "--data-option", "size=16"],
     "spode_tiny_imagenet": ["--epochs", "1", "--finetune-epochs", "1", "--model-option", "width=4",
                             "--data-option", "size=16"],
 }  # fmt: skip
@@ -70,6 +80,9 @@ RUNS = {
     "imagenet": ("imagenet", "blocks of 8", "sequential_attention_pp", 0.1, 90),
     "criteo": ("criteo", "blocks of 5", "sequential_attention_pp", 0.05, 25 * 5),
     "spode_cifar100": ("cifar100", "ResNet-20", "spode", 0.05, 200),
+    "spode_cifar10": ("cifar10", "WRN-20", "spode", 0.05, 200),
+    "spode_structured": ("cifar100", "ResNet-20", "spode", 0.37, 200),
+    "spode_imagenet": ("imagenet", "ResNet-50", "gradual_magnitude", 0.1, 90),  # in rounds it takes a minute
     "spode_tiny_imagenet": ("tiny-imagenet", "ResNet-50", "magnitude", 0.1, 100),
 }
 

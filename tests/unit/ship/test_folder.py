@@ -1,6 +1,7 @@
 """Result folders: round trip in a fresh process, and every kind of damage."""
 
 import json
+import math
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 import openwork as ow
+from openwork.cli import main
 from openwork.errors import FileError, OpenworkError, RecipeError, VerificationFailed
 from openwork.methods import magnitude
 from openwork.ship.folder import read_result
@@ -41,6 +43,24 @@ def test_load_gives_the_same_model_and_result(saved):
     assert all(torch.equal(read.units[n], u) for n, u in result.units.items())
     assert read.to_dict() == result.to_dict()
     assert (folder / "report.html").read_text().startswith("<!")
+
+
+def test_a_collapsed_network_is_kept_as_it_is(saved, tmp_path, capsys):
+    """Its loss is no number, which JSON does not have."""
+    model, result, _ = saved
+    result.metrics = {"finetuned": {"accuracy": 0.1, "loss": float("nan")}}
+    result.log.append({"epoch": 1, "loss": float("inf")})
+    ow.save(model, result, tmp_path / "c")
+    text = (tmp_path / "c" / "openwork.json").read_text()
+    assert json.loads(text, parse_constant=lambda name: 1 / 0)["metrics"]["finetuned"]["loss"] == "NaN"
+    again = ow.load(tmp_path / "c")[1]
+    assert math.isnan(again.metrics["finetuned"]["loss"])
+    assert again.log[-1]["loss"] == math.inf
+    assert main(["inspect", str(tmp_path / "c")]) == 0
+    assert "10.00 %" in capsys.readouterr().out
+    packed = ow.pack(ow.load(tmp_path / "c")[0], plan="always")
+    ow.export(packed, again, tmp_path / "p")
+    assert math.isnan(ow.load(tmp_path / "p")[1].metrics["finetuned"]["loss"])
 
 
 def test_load_in_a_fresh_process_gives_equal_outputs(saved):
