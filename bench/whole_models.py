@@ -1,7 +1,7 @@
 """Whole models with random masks, packed against dense: milliseconds end to end, error, and how many layers run packed.
 
     python bench/whole_models.py [--quick] [--threads N] [--only TEXT] [--patterns P ...] [--sparsities S ...]
-        [--dtype float32|bfloat16]
+        [--dtype float32|bfloat16|int8]
 
 Speed does not depend on the values of weights; where the pretrained packages (EfficientNet-Lite0, MiniLM) are missing,
 their rows are left out or run from a configuration. First convolutions, heads and depthwise layers stay dense. Both
@@ -42,11 +42,12 @@ def measure(case: str, made: Case, pattern: str, sparsity: float, rounds: int, d
     model.eval()
     sparsify(model, example, STRUCTURES[pattern], sparsity, made.dense)
     wide, wide_example = model, example
-    if dtype != torch.float32:  # both baselines too; whole numbers stay what they are
+    if dtype == torch.bfloat16:  # both baselines too; whole numbers stay what they are
         model = copy.deepcopy(model).to(dtype)
         floats = isinstance(example, torch.Tensor) and example.is_floating_point()
         example = example.to(dtype) if floats else example
-    packed = ow.pack(model, STRUCTURES[pattern], example=example, dtype=dtype)
+    rounded: Any = {"activations": "int8"} if dtype == torch.int8 else {}
+    packed = ow.pack(model, STRUCTURES[pattern], example=example, dtype=dtype, **rounded)
     found = verdict(model, packed, example, rounds=rounds)
     t = found.times
     plan: Any = packed.openwork_plan
@@ -64,7 +65,7 @@ def measure(case: str, made: Case, pattern: str, sparsity: float, rounds: int, d
         "error": found.error,
         "layer_error": max((c.error for c in plan.choices if c.packed), default=0.0),
     }
-    if dtype != torch.float32:  # what a user of the float32 model gains and pays by changing both
+    if dtype == torch.bfloat16:  # what a user of the float32 model gains and pays by changing both
         calls = {"float32": partial(call, wide, wide_example), "packed": partial(call, packed, example)}
         expected, got = (first_tensor(f()).float() for f in calls.values())
         ms = {n: spread(times)["ms"] for n, times in interleaved(calls, rounds=rounds).items()}
@@ -81,7 +82,12 @@ def main() -> None:
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--patterns", nargs="+", choices=list(STRUCTURES), default=list(STRUCTURES))
     parser.add_argument("--sparsities", nargs="+", type=float, default=[0.5, 0.8, 0.9, 0.95])
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of model and input")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "int8"),
+        default="float32",
+        help="of models and inputs, or int8",
+    )
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -93,7 +99,7 @@ def main() -> None:
         cases, patterns, sparsities, rounds = {"ResNet-20, batch 2": resnet("resnet20", 32, 2)}, patterns[::2], [0.9], 3
     rows = {(r["case"], r["pattern"], r["sparsity"]): r for r in ([] if args.quick else earlier(name))}
     note = (__doc__ or "").split("\n\n")[2].replace("\n", " ") + " " + EARLIER
-    order = {n + k: i for i, n in enumerate(CASES) for k in ("", ", bfloat16")}
+    order = {n + k: i for i, n in enumerate(CASES) for k in ("", ", bfloat16", ", int8")}
     for case, made in cases.items():
         for pattern in patterns:
             for sparsity in sparsities:

@@ -32,7 +32,7 @@ def _blocks(data: str, network: str) -> Comparison:
     return Comparison(data, network, {"finetuned": TUNED}, split=True)
 
 
-_CLICKS = Comparison("movielens-100k", "click_mlp", ranked=False)
+_CLICKS = Comparison("movielens-100k", "click_mlp", {"finetuned": TUNED}, ranked=False)
 COMPARISONS: Mapping[str, Comparison] = {
     "flagships_digits": _blocks("digits", "MLP 64-128-128-10"),
     "oneshot_fashion": _oneshot("fashion-mnist", "ResNet-8"),
@@ -43,12 +43,10 @@ COMPARISONS: Mapping[str, Comparison] = {
     "blocks_fashion": _blocks("fashion-mnist", "ResNet-8"),
     "blocks_fashion_long": _blocks("fashion-mnist", "ResNet-8"),
     "blocks_fashion_20": _blocks("fashion-mnist", "ResNet-20"),
+    "blocks_fashion_20_sparser": _blocks("fashion-mnist", "ResNet-20"),
     "blocks_photopatch": _blocks("photopatch-27", "ResNet-8"),
     "clicks_movielens": _CLICKS,
     "clicks_movielens_long": _CLICKS,
-    "clicks_movielens_long_90": _CLICKS,
-    "clicks_movielens_long_98": _CLICKS,
-    "clicks_movielens_long_99": _CLICKS,
     "leaderboard_digits": Comparison("digits", "MLP 64-128-128-10"),
     "leaderboard_fashion": Comparison("fashion-mnist", "MLP 784-128-128-10"),
     "leaderboard_photopatch": Comparison("photopatch-27", "MLP 3072-128-128-27"),

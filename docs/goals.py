@@ -33,7 +33,6 @@ GOALS: Mapping[str, Goals] = {
     "decode 4096, cold, float32": {"32x32": {0.5: 3.2, 0.9: 17}, "unstructured": {0.5: 2.3, 0.7: 3.4, 0.9: 6.2}},
     "decode 4096, cold, bfloat16": {"32x32": {0.9: 28}},
     "decode 4096, cold, int8": {"32x32": {0.9: 54}},
-    "decode 4096, cold, int8 times int8": {"32x32": {0.9: 54}},
     **{f"conv 3x3 256-256 at 14, batch {n}{last}": _THREE for n in (1, 8) for last in ("", ", channels last")},
     **{f"conv 1x1 1024-256 at 14, batch 1{last}": _ONE for last in ("", ", channels last")},
 }

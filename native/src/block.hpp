@@ -93,6 +93,19 @@ inline int64_t first_strip(const BlockWeights& b, int64_t part, int64_t parts) {
   return high;
 }
 
+// How many super-tiles of tokens there are, and how many parts of the strips for each of them. A super-tile of tiles of
+// `bytes` fits half the second cache; groups of strips pass over it one after another.
+struct SharedOut {
+  int64_t supers, parts;
+};
+inline SharedOut shared_out(const BlockWeights& b, int64_t tiles, int64_t bytes, int threads) {
+  const int64_t fit = std::max<int64_t>(1, (512 << 10) / std::max<int64_t>(1, bytes));
+  int64_t supers = (tiles + fit - 1) / fit;
+  if (supers < threads) supers = std::min<int64_t>(tiles, threads);
+  const int64_t parts = threads > 1 && supers < 4 * threads ? (4 * threads + supers - 1) / supers : 1;
+  return {supers, std::min(parts, b.strips)};
+}
+
 // One behind the last of the strips [first, last) that pass over tokens together with strip `first`: so many weights at
 // most, or that one alone.
 inline int64_t group_end(const BlockWeights& b, int64_t first, int64_t last, int64_t weights) {

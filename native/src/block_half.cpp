@@ -25,13 +25,8 @@ void block_half(const BlockWeights& b, const HalfEpilogue& e, const HalfTokens& 
   const int64_t padded = (a.inputs + b.depth - 1) / b.depth * b.depth;
   constexpr int64_t most = kRun * kRuns;
   const int64_t tiles = (a.tokens + most - 1) / most;
-  // Super-tiles of tokens fit half the second cache; groups of strips pass over it one after another.
-  const int64_t fit = std::max<int64_t>(1, (512 << 10) / (padded * 2 * most));
-  int64_t supers = (tiles + fit - 1) / fit;
-  if (supers < threads) supers = std::min<int64_t>(tiles, threads);
-  int64_t parts = threads > 1 && supers < 4 * threads ? (4 * threads + supers - 1) / supers : 1;
-  parts = std::min(parts, b.strips);
-  parallel(supers * parts, threads, [&](int64_t task) {
+  const auto [supers, parts] = shared_out(b, tiles, padded * 2 * most, threads);
+  parallel(supers * parts, threads, [&, supers = supers, parts = parts](int64_t task) {
     const int64_t super = task / parts, part = task % parts;
     const int64_t t0 = super * tiles / supers * most;
     const int64_t t1 = std::min(a.tokens, (super + 1) * tiles / supers * most), count = t1 - t0;

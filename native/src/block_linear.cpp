@@ -46,7 +46,7 @@ void block_linear(const BlockWeights& b, const Epilogue& e, const Tokens& a, int
   // Token tiles as even as can be; super-tiles of them fit half the L2 cache.
   const int64_t tiles = (a.tokens + most - 1) / most;
   const auto first_token = [&](int64_t tile) { return tile * a.tokens / tiles; };
-  const int64_t cached = std::max<int64_t>(1, (512 << 10) / (padded * 4 * most));
+  const int64_t cached = std::max<int64_t>(1, (512 << 10) / std::max<int64_t>(1, padded * 4 * most));
   const int64_t per_super = std::min<int64_t>(cached, std::max(1, 192 / most));
   int64_t supers = (tiles + per_super - 1) / per_super;
   // Threads that share tokens read all weights each, those that share strips all tokens: the smaller is read twice, and

@@ -59,7 +59,7 @@ inline void turn_rows(const float* from, int64_t low, int64_t high, int64_t leng
 // Images of so many floats that are laid out together: what fits the second caches of the threads, and at least one
 // for each thread.
 inline int64_t together(int64_t batch, int64_t image, int threads) {
-  const int64_t fit = (int64_t{512} << 10) * threads / (image * 4);
+  const int64_t fit = (int64_t{512} << 10) * threads / std::max<int64_t>(1, image * 4);
   return std::min(batch, std::max<int64_t>(fit, threads));
 }
 

@@ -141,7 +141,9 @@ def column_layout(c: Columns, *, few: bool = False) -> Layout:
     reach = reach_of(height)
     chunk = min(max(reach, math.ceil(visit_of(height) / max(density, 1e-9))), 8 * reach)
     chunk = max(1, min(1 << 16 if few else chunk, c.cols, 1 << 16))
-    chunk = min(-(-c.cols // max(1, round(c.cols / chunk))), 1 << 16)  # all alike: a small rest would cost as much
+    chunk = max(
+        1, min(-(-c.cols // max(1, round(c.cols / chunk))), 1 << 16)
+    )  # all alike: a small rest would cost as much
     chunks = max(1, -(-c.cols // chunk))
     k = torch.div(c.inputs.long(), chunk, rounding_mode="floor")
     counts = torch.bincount(k * groups + c.groups.long(), minlength=chunks * groups).view(chunks, groups)

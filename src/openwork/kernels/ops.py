@@ -211,7 +211,7 @@ def linear_of(x: Tensor, ready: Ready, bias: Tensor | None, residual: Tensor | N
         x = _floats(x)
     if x.dim() != 2:
         x = x.reshape(-1, cols)
-    if module is None or (rounds and not module.dots()):
+    if module is None or not cols or (rounds and not module.dots()):
         more = None if residual is None else residual.reshape(-1, outputs)
         x = round_tokens(x) if rounds else x
         y = F.linear(x, dense_of(ready.kind, ready.tensors, sizes, cols), bias)
@@ -270,6 +270,9 @@ def conv2d_of(
     bias = None if bias is None else _floats(bias).contiguous()
     last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     form = torch.channels_last if last else torch.contiguous_format
+    if not inputs or not outputs:  # no kernel, nor torch's convolution, takes images without channels
+        y = x.new_zeros(shape) + (0.0 if bias is None else bias[:, None, None])
+        return activated(y, residual, activation).to(dtype)
     if module is None:
         matrix = dense_of(ready.kind, ready.tensors, sizes, inputs)
         weight = matrix.view(outputs, *kernel, channels).permute(0, 3, 1, 2).contiguous()

@@ -189,3 +189,16 @@ def test_channels_last_images_of_any_place_in_memory(isa):
         for layout in layouts(fmt, channels):
             y = conv(x, layout, None, residual, "relu", kernel, *rest)
             close(y, expected(product, residual, "relu"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_no_channels_or_no_outputs(isa, dtype):
+    """Every kernel once divided by the size of such an image."""
+    for rows, cols in ((16, 0), (0, 16), (0, 0)):
+        for height, width in ((16, 4), (4, 1)):
+            fmt, bias = block(rows, cols, height, width, dtype), torch.randn(rows)
+            for layout in layouts(fmt, run=max(cols, 1)):
+                for x in (torch.randn(2, cols, 5, 4), torch.randn(2, 5, 4, cols).permute(0, 3, 1, 2)):
+                    y = conv(x.to(dtype), layout, bias, None, "relu", (1, 1))
+                    assert y.dtype == dtype
+                    assert torch.equal(y.float(), torch.zeros_like(y) + bias.relu().to(dtype)[:, None, None].float())

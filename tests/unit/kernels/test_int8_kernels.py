@@ -146,3 +146,14 @@ def test_tracing_sees_the_same():
     assert torch.equal(exported(x[:3]), layer(x[:3]))
     compiled = torch.compile(layer, backend="eager", fullgraph=True)
     assert torch.equal(compiled(x), layer(x))
+
+
+def test_nothing_at_all(isa):
+    """No inputs, no outputs, no tokens, all zero."""
+    for rows, cols in ((16, 0), (0, 16), (0, 0), (48, 32)):
+        empty = torch.zeros(rows, cols)
+        fmt = BlockSparse.pack(empty, empty != 0, height=16, width=4, dtype=torch.int8, by_row=True)
+        for count in (0, 1, 20):
+            x = torch.randn(count, cols)
+            assert torch.equal(PackedLinear(fmt, None, "int8")(x), torch.zeros(count, rows))
+            assert torch.equal(PackedLinear(fmt, torch.ones(rows), "int8")(x), torch.ones(count, rows))
