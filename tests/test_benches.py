@@ -198,7 +198,7 @@ def test_quick_kernels(tmp_path):
     found = quick("kernels", tmp_path)
     assert {r["pattern"] for r in found["rows"]} >= {"32x32", "unstructured"}
     for row in found["rows"]:
-        assert row["error"] < 1e-5, row
+        assert row["error"] < (0.02 if "times int8" in row["case"] else 1e-5), row
         assert row["ms"] > 0
         assert row["torch_ms"] > 0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ class Blocks:
 
     height: int | None
     width: int | None
-    by_row: bool = False
+    by_row: bool = field(default=False, repr=False)
 
     def pack(self, matrix: Tensor, mask: Tensor, *, dtype: torch.dtype = torch.float32) -> BlockSparse:
         rows, cols = matrix.shape if matrix.ndim == 2 else (1, 1)  # another shape is refused below
