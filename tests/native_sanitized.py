@@ -17,7 +17,9 @@ def main():
 
     assert openwork.kernels.native() is module
     print(f"{file}: {', '.join(module.isas())}")
-    files = [f"tests/unit/kernels/test_{name}.py" for name in ("linear_kernels", "conv_kernels", "int8_kernels", "threads")]
+    files = [
+        f"tests/unit/kernels/test_{name}.py" for name in ("linear_kernels", "conv_kernels", "int8_kernels", "threads")
+    ]
     options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
     return pytest.main([*options, "-k", "not python", *files])
 
