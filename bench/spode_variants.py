@@ -1,4 +1,4 @@
-"""SpODE's settings on the digits MLP: steps, radius and its search, batches, where the density comes from, polarisers.
+"""SpODE's settings on the digits MLP: steps, radius and its search, batches, precision of the sums, polarisers.
 
     python bench/spode_variants.py [--quick]
 
@@ -7,15 +7,20 @@ Every variant prunes the same trained networks; then 20 epochs at the paper's ra
 
 from __future__ import annotations
 
+import math
 import sys
 import tempfile
+from contextlib import ExitStack
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from common import accuracies, trained, write
+from torch import Tensor
 
 from openwork.data import load_data
 from openwork.lab import Budget, Job, Runner
+from openwork.rules import path, spode
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "default (N=100, r=1.1)": {},
@@ -23,6 +28,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "N=30": {"steps": 30},
     "N=300": {"steps": 300},
     "N=1000": {"steps": 1000},
+    "N = 2 / density": {"steps": lambda density: round(2 / density)},
+    "N = 10 / density": {"steps": lambda density: round(10 / density)},
     "r=1.02": {"radius": 1.02},
     "r=1.4": {"radius": 1.4},
     "r=2": {"radius": 2.0},
@@ -39,6 +46,31 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ohm": {"polariser": "ohm"},
     "qt": {"polariser": "qt"},
     "gau": {"polariser": "gau"},
+    "sums in float32": {},
+    "the code's direction, float32": {},
+}
+
+
+def dot32(a: Tensor, b: Tensor) -> float:
+    """Inner product in float32."""
+    return float(sum((x * y).sum() for x, y in zip(path.pieces(a), path.pieces(b), strict=True)))
+
+
+def norm32(a: Tensor) -> float:
+    """Euclidean norm in float32."""
+    return math.sqrt(dot32(a, a))
+
+
+def direction32(e: Tensor, g: Tensor, radius: float) -> Tensor:
+    """``x e + y g`` as the paper's code computes it, in float32 and with 1e-12 under the roots."""
+    ee, gg, eg = (e * e).sum(), (g * g).sum(), (e * g).sum()
+    x = ((radius**2 - 1) / (gg * ee - eg**2 + 1e-12).clamp_min(0)).sqrt()
+    return x * e + (1 - x * eg) / gg * g
+
+
+PATCHES = {
+    "sums in float32": [(path, "dot", dot32), (path, "norm", norm32)],
+    "the code's direction, float32": [(spode, "direction", direction32)],
 }
 
 
@@ -58,14 +90,17 @@ def main(quick: bool) -> None:
                         "digits",
                         "spode",
                         density,
-                        options=options,
+                        options={k: v(density) if callable(v) else v for k, v in options.items()},
                         budget=budget,
                         seed=seed,
                         checkpoint=f"{folder}/{seed}.safetensors",
                     )
                     for seed in seeds
                 ]
-                runs = [Runner(j, data=data).run()[1] for j in jobs]
+                with ExitStack() as stack:
+                    for place, attribute, other in PATCHES.get(name, ()):
+                        stack.enter_context(patch.object(place, attribute, other))
+                    runs = [Runner(j, data=data).run()[1] for j in jobs]
                 before, after = accuracies(runs, "pruned"), accuracies(runs)
                 print(f"{density:5} {name:26} {100 * before['mean']:6.2f} {100 * after['mean']:6.2f}", flush=True)
                 rows.append({"density": density, "method": name, "before": before, "after": after})

@@ -15,7 +15,7 @@ namespace {
 
 constexpr int64_t kMost = 14;            // tokens in a register tile that is two vectors wide
 constexpr int64_t kFew = 4;              // up to which reading the weights takes the time
-constexpr int64_t kAhead = 2048;         // bytes of weights that are fetched ahead for those
+constexpr int64_t kAhead = 4096;         // bytes of weights that are fetched ahead for those
 constexpr int64_t kLane = W;             // words of four inputs, from one to the next of a packed tile
 constexpr int64_t kTogether = 64 << 10;  // weights that pass over a super-tile together
 

@@ -1,5 +1,5 @@
 // At most four tokens through blocks of weights. Reading the weights takes the time, so they are read as they are
-// stored, and at several places at once: a processor fetches four streams from memory faster than one.
+// stored, and at two places at once: a processor fetches two streams from memory faster than one, or than four.
 #include <limits>
 #include <type_traits>
 
@@ -82,7 +82,7 @@ OW_INLINE void add(const Few& f, Stream<T>* streams, int64_t count, vf (*acc)[MT
         for (int v = 0; v < NV; ++v) sum[s][m][v] = scaled ? vf{} : acc[s][m][v];
     }
     constexpr int step = std::is_same_v<T, Paired> ? 2 : 1;
-    constexpr int64_t ahead = 2048;  // bytes
+    constexpr int64_t ahead = 4096;  // bytes
     int64_t at = 0;
     for (int64_t k = 0; k < depth; k += step, at += step * height)
 #pragma GCC unroll 4
@@ -119,7 +119,7 @@ OW_INLINE void add(const Few& f, Stream<T>* streams, int64_t count, vf (*acc)[MT
 // One share of the strips for tokens [0, MT).
 template <int MT, int NV, typename T>
 void run(const Few& f, int64_t part, int64_t parts) {
-  constexpr int room = kRegisters - 4, S = MT * NV * 4 <= room ? 4 : MT * NV * 2 <= room ? 2 : 1;
+  constexpr int room = kRegisters - 4, S = MT * NV * 2 <= room ? 2 : 1;
   vf acc[S][MT][NV] = {};
   Stream<T> streams[S];
   for (int s = 0; s < S; ++s)

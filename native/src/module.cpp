@@ -8,6 +8,7 @@
 #include <unistd.h>
 #endif
 
+#include <functional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -150,36 +151,53 @@ DotWeights dot_weights(nb::tuple t) {
   return found;
 }
 
-Epilogue epilogue(nb::tuple t) {
-  return {at<const float>(nb::cast<uintptr_t>(t[0])), at<const float>(nb::cast<uintptr_t>(t[1])), nb::cast<int>(t[2])};
+// Bias and activation; the residual comes with the call.
+template <typename E>
+E epilogue(nb::tuple t) {
+  E e{};
+  e.bias = at<const float>(nb::cast<uintptr_t>(t[0]));
+  e.act = nb::cast<int>(t[1]);
+  return e;
 }
 
-Tokens tokens(nb::tuple t) {
-  return {at<const float>(nb::cast<uintptr_t>(t[0])), at<float>(nb::cast<uintptr_t>(t[1])), nb::cast<int64_t>(t[2]),
-          nb::cast<int64_t>(t[3]), nb::cast<int64_t>(t[4]), nb::cast<int64_t>(t[5])};
+// Tokens, or those in bfloat16, but where they lie.
+template <typename A>
+A tokens(nb::tuple t) {
+  A a{};
+  int64_t* numbers[] = {&a.tokens, &a.inputs, &a.x_stride, &a.y_stride};
+  int i = 0;
+  for (int64_t* n : numbers) *n = nb::cast<int64_t>(t[i++]);
+  return a;
 }
 
-HalfEpilogue half_epilogue(nb::tuple t) {
-  return {at<const float>(nb::cast<uintptr_t>(t[0])), at<const uint16_t>(nb::cast<uintptr_t>(t[1])), nb::cast<int>(t[2])};
-}
-
-HalfTokens half_tokens(nb::tuple t) {
-  return {at<const uint16_t>(nb::cast<uintptr_t>(t[0])), at<uint16_t>(nb::cast<uintptr_t>(t[1])), nb::cast<int64_t>(t[2]),
-          nb::cast<int64_t>(t[3]), nb::cast<int64_t>(t[4]), nb::cast<int64_t>(t[5])};
-}
-
-// Images, or those in bfloat16.
-template <typename I, typename T>
-I images(nb::tuple t) {
-  I a{};
-  a.x = at<const T>(nb::cast<uintptr_t>(t[0]));
-  a.y = at<T>(nb::cast<uintptr_t>(t[1]));
+// Images, or those in bfloat16, but where they lie.
+template <typename A>
+A images(nb::tuple t) {
+  A a{};
   int64_t* numbers[] = {&a.batch,    &a.channels, &a.height, &a.width, &a.kernel_h,   &a.kernel_w,   &a.stride_h,
                         &a.stride_w, &a.pad_h,    &a.pad_w,  &a.dilation_h, &a.dilation_w, &a.out_h, &a.out_w};
-  int i = 2;
+  int i = 0;
   for (int64_t* n : numbers) *n = nb::cast<int64_t>(t[i++]);
   a.channels_last = nb::cast<bool>(t[i]);
   return a;
+}
+
+// A kernel and all that it reads but inputs and residual, for one call or many: what Python holds of it would have to
+// come from memory number by number.
+struct Call {
+  std::function<void(uintptr_t x, uintptr_t y, uintptr_t residual)> run;
+};
+
+template <typename W, typename E, typename A>
+Call call(void (*kernel)(const W&, const E&, const A&, int), const W& weights, const E& end, const A& given, int threads) {
+  return {[=](uintptr_t x, uintptr_t y, uintptr_t residual) {
+    E e = end;
+    A a = given;
+    e.residual = reinterpret_cast<decltype(e.residual)>(residual);
+    a.x = reinterpret_cast<decltype(a.x)>(x);
+    a.y = reinterpret_cast<decltype(a.y)>(y);
+    kernel(weights, e, a, threads);
+  }};
 }
 
 }  // namespace
@@ -205,72 +223,45 @@ NB_MODULE(_native, m) {
   m.def("strip", [](int64_t height) { return chosen->strip(height); });
   m.def("reach", [](int64_t height) { return chosen->reach(height); });
   m.def("visit", [](int64_t height) { return chosen->visit(height); });
-  m.def("block_linear", [](nb::tuple w, nb::tuple e, nb::tuple a, int threads) {
-    const auto weights = block_weights(w);
-    const auto end = epilogue(e);
-    const auto given = tokens(a);
+  nb::class_<Call>(m, "Call").def("__call__", [](const Call& call, uintptr_t x, uintptr_t y, uintptr_t residual) {
     nb::gil_scoped_release free;
-    chosen->block_linear(weights, end, given, threads);
+    call.run(x, y, residual);
   });
   m.def("halves", [] { return chosen->block_half != nullptr; });
+  m.def("dots", [] { return chosen->block_dots != nullptr; });
+  m.def("spreads", [] { return chosen->spreads; });
+  m.def("block_linear", [](nb::tuple w, nb::tuple e, nb::tuple a, int threads) {
+    return call(chosen->block_linear, block_weights(w), epilogue<Epilogue>(e), tokens<Tokens>(a), threads);
+  });
   m.def("block_half", [](nb::tuple w, nb::tuple e, nb::tuple a, int threads) {
     const auto weights = block_weights(w);
     demand(halves(weights) && chosen->block_half != nullptr);
-    const auto end = half_epilogue(e);
-    const auto given = half_tokens(a);
-    nb::gil_scoped_release free;
-    chosen->block_half(weights, end, given, threads);
+    return call(chosen->block_half, weights, epilogue<HalfEpilogue>(e), tokens<HalfTokens>(a), threads);
   });
   m.def("block_half_conv", [](nb::tuple w, nb::tuple e, nb::tuple a, int threads) {
     const auto weights = block_weights(w);
-    const auto end = half_epilogue(e);
-    const auto given = images<HalfImages, uint16_t>(a);
+    const auto given = images<HalfImages>(a);
     demand(halves(weights) && chosen->block_half_conv != nullptr && given.channels % weights.depth == 0);
-    nb::gil_scoped_release free;
-    chosen->block_half_conv(weights, end, given, threads);
+    return call(chosen->block_half_conv, weights, epilogue<HalfEpilogue>(e), given, threads);
   });
-  m.def("dots", [] { return chosen->block_dots != nullptr; });
   m.def("int8_linear", [](nb::tuple w, nb::tuple e, nb::tuple a, int threads) {
     const auto weights = dot_weights(w);
-    const auto end = epilogue(e);
-    const auto given = tokens(a);
-    nb::gil_scoped_release free;
-    chosen->block_dots(weights, end, given, threads);
+    return call(chosen->block_dots, weights, epilogue<Epilogue>(e), tokens<Tokens>(a), threads);
   });
   m.def("int8_half", [](nb::tuple w, nb::tuple e, nb::tuple a, int threads) {
     const auto weights = dot_weights(w);
-    const auto end = half_epilogue(e);
-    const auto given = half_tokens(a);
-    nb::gil_scoped_release free;
-    chosen->block_dots_half(weights, end, given, threads);
+    return call(chosen->block_dots_half, weights, epilogue<HalfEpilogue>(e), tokens<HalfTokens>(a), threads);
   });
   m.def("column_linear", [](nb::tuple w, nb::tuple e, nb::tuple a, int threads) {
-    const auto weights = column_weights(w);
-    const auto end = epilogue(e);
-    const auto given = tokens(a);
-    nb::gil_scoped_release free;
-    chosen->column_linear(weights, end, given, threads);
+    return call(chosen->column_linear, column_weights(w), epilogue<Epilogue>(e), tokens<Tokens>(a), threads);
   });
-  m.def("spreads", [] { return chosen->spreads; });
   m.def("bits_linear", [](nb::tuple w, nb::tuple e, nb::tuple a, int threads) {
-    const auto weights = bit_weights(w);
-    const auto end = epilogue(e);
-    const auto given = tokens(a);
-    nb::gil_scoped_release free;
-    chosen->bits_linear(weights, end, given, threads);
+    return call(chosen->bits_linear, bit_weights(w), epilogue<Epilogue>(e), tokens<Tokens>(a), threads);
   });
   m.def("block_conv", [](nb::tuple w, nb::tuple e, nb::tuple a, int threads) {
-    const auto weights = block_weights(w);
-    const auto end = epilogue(e);
-    const auto given = images<Images, float>(a);
-    nb::gil_scoped_release free;
-    chosen->block_conv(weights, end, given, threads);
+    return call(chosen->block_conv, block_weights(w), epilogue<Epilogue>(e), images<Images>(a), threads);
   });
   m.def("column_conv", [](nb::tuple w, nb::tuple e, nb::tuple a, int threads) {
-    const auto weights = column_weights(w);
-    const auto end = epilogue(e);
-    const auto given = images<Images, float>(a);
-    nb::gil_scoped_release free;
-    chosen->column_conv(weights, end, given, threads);
+    return call(chosen->column_conv, column_weights(w), epilogue<Epilogue>(e), images<Images>(a), threads);
   });
 }

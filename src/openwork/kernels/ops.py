@@ -63,13 +63,15 @@ class Ready:
         kind: of the layout.
         tensors: of the layout.
         sizes: of the layout.
-        stays: whether other calls follow, so that ``again`` is worth making.
+        ground: owns the memory in which the tensors lie, see ``ground``; with it ``again`` is made for calls to come.
     """
 
-    __slots__ = ("_arguments", "_places", "again", "kind", "numel", "paired", "sizes", "stays", "tensors")
+    __slots__ = ("_arguments", "_ground", "_places", "again", "kind", "numel", "paired", "sizes", "tensors")
 
-    def __init__(self, kind: str, tensors: Sequence[Tensor], sizes: Sequence[int], stays: bool = True) -> None:
-        self.kind, self.tensors, self.sizes, self.stays = kind, tensors, sizes, stays
+    def __init__(
+        self, kind: str, tensors: Sequence[Tensor], sizes: Sequence[int], ground: memoryview | None = None
+    ) -> None:
+        self.kind, self.tensors, self.sizes, self._ground = kind, tensors, sizes, ground
         self.again: Again | None = None
         values = tensors[0]
         self.numel = values.numel()
@@ -81,7 +83,7 @@ class Ready:
     @classmethod
     def sound(cls, op: str, kind: str, tensors: Sequence[Tensor], sizes: Sequence[int]) -> Ready:
         """Weights from anywhere, checked."""
-        known, new = demand_sound(op, kind, tensors, sizes), cls(kind, tensors, sizes, stays=False)
+        known, new = demand_sound(op, kind, tensors, sizes), cls(kind, tensors, sizes)
         if known is not None:
             known.arguments = known.arguments or new.arguments()
             new._places, new._arguments = known.places, known.arguments
@@ -115,19 +117,19 @@ class Ready:
         activation: str,
         numbers: tuple[Any, ...],
         times: float,
-        given: tuple[Tensor, Tensor | None] | None,
+        given: tuple[Tensor, Tensor | None, Tensor | None] | None,
     ) -> None:
-        """Call a native function, and make it ready to be called again when it read ``given``, input and bias.
+        """Call a native function, and make it ready to be called again when it read ``given``: input, bias, residual.
 
         ``None`` for outputs that are put into another order afterwards.
         """
-        number, threads, weights = ACTIVATIONS.index(activation), self.threads(times), self.arguments()
-        end = (_address(bias), _address(residual), number)
-        function(weights, end, (x.data_ptr(), y.data_ptr(), *numbers), threads)
-        if self.stays:
+        end = (_address(bias), ACTIVATIONS.index(activation))
+        call = function(self.arguments(), end, numbers, self.threads(times))
+        call(x.data_ptr(), y.data_ptr(), _address(residual))
+        if self._ground is not None:
             self.again = None
-            if given is not None and residual is None and _alike(x, given[0]) and _alike(bias, given[1]):
-                self.again = Again(function, weights, self.tensors, given[1], number, numbers, threads, given[0], y)
+            if given is not None and all(map(_alike, (x, bias, residual), given)):
+                self.again = Again(call, self._ground, given[1], given[0], y)
 
 
 def activated(y: Tensor, residual: Tensor | None, activation: str) -> Tensor:
@@ -199,7 +201,7 @@ def linear_now(x: Tensor, kind: str, weights: Sequence[Tensor], sizes: Sequence[
 
 def linear_of(x: Tensor, ready: Ready, bias: Tensor | None, residual: Tensor | None, activation: str) -> Tensor:
     """``linear_now`` with weights that were made ready before, and that are sound."""
-    sizes, given = ready.sizes, (x, bias)
+    sizes, given = ready.sizes, (x, bias, residual)
     outputs, cols = sizes[2], x.shape[-1]
     shape = (*x.shape[:-1], outputs)
     _check("sparse_linear", x, bias, residual, activation, shape, sizes, cols)
@@ -256,7 +258,7 @@ def conv2d_of(
     """``conv2d_now`` with weights that were made ready before, and that are sound."""
     if x.dim() != 4:
         raise OpenworkError(f"sparse_conv2d: the input must be (batch, channels, height, width), got {tuple(x.shape)}")
-    sizes, given = ready.sizes, (x, bias)
+    sizes, given = ready.sizes, (x, bias, residual)
     outputs, (batch, channels, height, width) = sizes[2], x.shape
     out = sizes_out(x, kernel, stride, padding, dilation)
     if min(out) < 1:

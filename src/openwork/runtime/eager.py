@@ -12,16 +12,20 @@ from openwork.errors import FormatError
 TRANSFORMS = (TransformType.Vmap, TransformType.Grad, TransformType.Jvp)
 
 
-def eager(x: Tensor) -> bool:
+def eager(x: Tensor, residual: Tensor | None = None) -> bool:
     """Whether nothing watches a call on ``x``, so that the detour through torch's dispatcher can be spared.
 
     Tensors that torch keeps negated, like the imaginary part of a conjugate, are made plain by the dispatcher.
     """
-    if torch.compiler.is_compiling() or type(x) is not Tensor or not x.is_cpu or x.is_neg():
+    if torch.compiler.is_compiling() or not _plain(x) or not (residual is None or _plain(residual)):
         return False
-    watched = (x.requires_grad and torch.is_grad_enabled()) or torch._C._get_tracing_state() is not None
     inside = torch._C._len_torch_dispatch_stack() > 0 or peek_interpreter_stack() is not None
-    return not watched and not inside and forward_ad._current_level < 0
+    return not inside and torch._C._get_tracing_state() is None and forward_ad._current_level < 0
+
+
+def _plain(x: Tensor) -> bool:
+    watched = x.requires_grad and torch.is_grad_enabled()
+    return type(x) is Tensor and x.is_cpu and not x.is_neg() and not watched
 
 
 def demand_no_transform(x: Tensor) -> None:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from openwork.errors import FormatError
 from openwork.formats import Format, from_tensors
-from openwork.kernels import Layout, isa, layout_of
+from openwork.kernels import isa, layout_of
+from openwork.kernels.ground import placed
 from openwork.kernels.ops import ACTIVATIONS, FEW, Ready, activated, conv2d_of, linear_of, sizes_out
 from openwork.kernels.rounding import round_tokens
 from openwork.runtime.eager import demand_no_transform, eager
@@ -88,14 +89,16 @@ class Packed(nn.Module):
         self._by_hand = self.kind == "int8" and layouts["many"].kind != "int8"
         self._sizes = {name: list(layout.sizes) for name, layout in layouts.items()}
         self._kinds = {name: layout.kind for name, layout in layouts.items()}
-        for name, layout in layouts.items():
-            self._keep(name, layout)
+        self._kept = {name: [f"{name}_{i}" for i in range(len(layout.tensors))] for name, layout in layouts.items()}
+        self._settle({f"{name}_{i}": t for name, layout in layouts.items() for i, t in enumerate(layout.tensors)})
         self._isa = isa()
-        self._watch()
 
-    def _watch(self) -> None:
-        """Remember what the kernel trusts, as it is now."""
+    def _settle(self, order: Mapping[str, Tensor]) -> None:
+        """Put the kernel's order where kernels read it, and remember what they trust, as it is now."""
         self._made: dict[str, Ready] = {}
+        tensors, self._ground = placed(list(order.values()))
+        for name, tensor in zip(order, tensors, strict=True):
+            self.register_buffer(name, tensor, persistent=False)
         packed = [n for n in self._buffers if n != "bias"]
         self._watched = Watch(self._buffers, packed, [f"weight_{n}" for n in self._names])
 
@@ -110,21 +113,17 @@ class Packed(nn.Module):
         """uint16 goes as int16, since torch does not pickle it."""
         short = [n for n, t in self._buffers.items() if t is not None and t.dtype == torch.uint16]
         seen = {n: t.view(torch.int16) if n in short and t is not None else t for n, t in self._buffers.items()}
-        return {**self.__dict__, "_buffers": seen, "_short": short, "_watched": None, "_made": {}, "_last": None}
+        left: dict[str, Any] = {"_watched": None, "_made": {}, "_ground": None, "_last": None}
+        return {**self.__dict__, "_buffers": seen, "_short": short, **left}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         short = state.pop("_short")
         super().__setstate__(state)
         self._buffers.update({n: self._buffers[n].view(torch.uint16) for n in short})  # type: ignore[union-attr]
         if self._isa == isa():
-            self._watch()
+            self._settle({n: self._buffers[n] for names in self._kept.values() for n in names})  # type: ignore[misc]
         else:  # the copy runs on another machine
             self._order(self.format)
-
-    def _keep(self, name: str, layout: Layout) -> None:
-        for i, tensor in enumerate(layout.tensors):
-            self.register_buffer(f"{name}_{i}", tensor, persistent=False)
-        self._kept = {**getattr(self, "_kept", {}), name: [f"{name}_{i}" for i in range(len(layout.tensors))]}
 
     def _weights(self, name: str) -> tuple[list[Any], list[int]]:
         buffers = self._buffers
@@ -135,18 +134,18 @@ class Packed(nn.Module):
         self._demand_unchanged()
         found = self._made.get(name)
         if found is None:
-            found = self._made[name] = Ready(self._kinds[name], *self._weights(name))
+            ground = None if self._by_hand else self._ground  # tokens rounded beforehand are no call's own
+            found = self._made[name] = Ready(self._kinds[name], *self._weights(name), ground)
         self.__dict__["_last"] = found
         return found
 
-    def _again(self, x: Tensor) -> Tensor | None:
+    def _again(self, x: Tensor, residual: Tensor | None) -> Tensor | None:
         """The output when this call is like the one before, else None."""
         last = self._last
         again = None if last is None else last.again
-        if again is None or torch.is_autocast_enabled("cpu"):
+        if again is None or torch.is_autocast_enabled("cpu") or self._watched.changed():
             return None
-        self._demand_unchanged()
-        return again.run(x, self._buffers["bias"])
+        return again.run(x, self._buffers["bias"], residual)
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
@@ -184,6 +183,11 @@ class Packed(nn.Module):
             return False
         return True
 
+    def _finished(self, y: Tensor, residual: Tensor) -> Tensor:
+        """Sums without residual and activation, with them; the next call must not be like this one."""
+        self.__dict__["_last"] = None
+        return activated(y, residual, self.activation)
+
     def _apply(self, fn: Any, recurse: bool = True) -> Packed:
         """Packed weights stay what and where they are: ``half()``, ``to(device)`` and the like are refused by name."""
         for tensor in self.buffers():
@@ -218,8 +222,8 @@ class PackedLinear(Packed):
         self.in_features, self.out_features = fmt.cols, fmt.rows
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        live = eager(x) and (residual is None or not residual.is_neg())
-        if live and residual is None and not self._by_hand and (y := self._again(x)) is not None:
+        live = eager(x, residual)
+        if live and (y := self._again(x, residual)) is not None:
             return y
         if x.dim() == 0 or x.shape[-1] != self.in_features:
             raise FormatError(f"PackedLinear: the last dimension must be {self.in_features}, got {tuple(x.shape)}")
@@ -238,7 +242,7 @@ class PackedLinear(Packed):
             demand_no_transform(x)
             run, given = torch.ops.openwork.sparse_linear, (x, self._kinds[name], *self._weights(name))
         if residual is not None and self._by_torch(residual, x, (*x.shape[:-1], self.out_features)):
-            return activated(run(*given, self.bias, None, "none"), residual, self.activation)
+            return self._finished(run(*given, self.bias, None, "none"), residual)
         return run(*given, self.bias, residual, self.activation)
 
 
@@ -283,8 +287,8 @@ class PackedConv2d(Packed):
         return matrix.view(self.out_channels, *self.kernel_size, self.in_channels).permute(0, 3, 1, 2).contiguous()
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        live = eager(x) and (residual is None or not residual.is_neg())
-        if live and residual is None and (y := self._again(x)) is not None:
+        live = eager(x, residual)
+        if live and (y := self._again(x, residual)) is not None:
             return y
         if x.dim() not in (3, 4) or x.shape[-3] != self.in_channels:
             raise FormatError(
@@ -306,6 +310,5 @@ class PackedConv2d(Packed):
         if residual is not None:
             shape = (x.shape[0], self.out_channels, *sizes_out(x, *window))
             if self._by_torch(residual, x, shape):
-                y = run(*given, self.bias, None, "none", *window)
-                return activated(y, residual, self.activation)
+                return self._finished(run(*given, self.bias, None, "none", *window), residual)
         return run(*given, self.bias, residual, self.activation, *window)

@@ -3,33 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from operator import attrgetter, is_
+from operator import is_
 
+import torch
 from torch import Tensor
-
-_version = attrgetter("_version")
 
 
 class Watch:
     """Tensors as they are now.
 
     Args:
-        buffers: of a layer, by name; looked at again by ``changed``.
-        packed: names of those that count their changes.
+        buffers: of a layer, by name; those of ``packed`` are replaced by tensors of the same storage that count their
+            changes together, so that one look tells of a change in any of them.
+        packed: names of those that must not change.
         stored: names of those that may be exchanged from outside.
     """
 
-    __slots__ = ("_buffers", "_kept", "_packed", "_stored", "_versions")
+    __slots__ = ("_buffers", "_kept", "_lead", "_stored", "_version")
 
-    def __init__(self, buffers: Mapping[str, Tensor | None], packed: Iterable[str], stored: Iterable[str]) -> None:
-        found = [t for t in map(buffers.get, packed) if t is not None and not t.is_inference()]
-        self._buffers, self._stored = buffers, tuple(stored)
+    def __init__(self, buffers: dict[str, Tensor | None], packed: Iterable[str], stored: Iterable[str]) -> None:
+        with torch.inference_mode(False):
+            self._lead = torch.empty(0)
+            for name in packed:
+                tensor = buffers[name]
+                if tensor is not None and not tensor.is_inference():  # torch does not count the changes of those
+                    buffers[name] = together = self._lead.detach()
+                    together.data = tensor
+        self._version = self._lead._version
+        self._buffers: Mapping[str, Tensor | None] = buffers
+        self._stored = tuple(stored)
         self._kept = tuple(map(buffers.get, self._stored))
-        self._packed = tuple(found)
-        self._versions = list(map(_version, found))
 
     def changed(self) -> bool:
         """Whether a tensor was changed in place or exchanged since."""
-        if list(map(_version, self._packed)) != self._versions:
+        if self._lead._version != self._version:
             return True
         return not all(map(is_, map(self._buffers.get, self._stored), self._kept))

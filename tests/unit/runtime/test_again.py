@@ -1,6 +1,7 @@
 """Calls like the one before are spared most checks: whatever differs must be seen all the same."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -133,11 +134,79 @@ def test_what_a_layer_does_may_change(warm):
         close(layer, x)
 
 
+def test_sums_come_with_the_call(warm):
+    layer, x = warm
+    sums = dense(layer, x)
+    layer.activation = "relu"
+    one, other = torch.randn_like(sums), torch.randn_like(sums)
+    for more in (one, other, None, one.transpose(-1, -2).contiguous().transpose(-1, -2), other, one[:1], one.double()):
+        y = layer(x, more)
+        wanted = F.relu(sums if more is None else sums + more)
+        assert y.dtype is wanted.dtype
+        torch.testing.assert_close(y, wanted, rtol=1e-5, atol=1e-5)
+    close(layer, x)
+
+
+def test_a_sum_that_torch_adds_is_no_call_like_it(warm):
+    layer, x = warm
+    layer.activation = "relu"
+    first = layer(x, torch.full((1,), -1e3))  # broadcast
+    assert not first.any()
+    close(layer, x)
+
+
+def test_a_sum_has_a_gradient_no_more_than_the_input(warm):
+    layer, x = warm
+    with pytest.raises(Exception, match="packed layers are for inference"):
+        layer(x, torch.zeros_like(dense(layer, x)).requires_grad_()).sum().backward()
+
+
 def test_weights_may_not_change(warm):
     layer, x = warm
     layer.weight_values.mul_(2)
     with pytest.raises(FormatError, match="were changed in place or exchanged"):
         layer(x)
+
+
+def test_a_change_of_any_tensor_is_seen(warm):
+    layer, x = warm
+    for name, tensor in layer.named_buffers():
+        if name != "bias" and tensor.numel():
+            other = copy.deepcopy(layer)
+            close(other, x)
+            close(other, x)
+            with torch.no_grad():
+                other._buffers[name].view(torch.uint8).add_(0)
+            with pytest.raises(FormatError, match="were changed in place or exchanged"):
+                other(x)
+    close(layer, x)
+
+
+def test_exchanged_for_one_call(warm):
+    layer, x = warm
+    state = {"weight_values": layer.weight_values * 2}
+    with pytest.raises(FormatError, match="were changed in place or exchanged"):
+        torch.func.functional_call(layer, state, (x,))
+    close(layer, x)
+
+
+def test_made_in_inference_mode(spared):
+    with torch.inference_mode():
+        layer, x = linear(), torch.randn(5, 32)
+        close(layer, x)
+        close(layer, x)
+    x = torch.randn(5, 32)
+    close(layer, x)
+    close(copy.deepcopy(layer), x)
+    assert isa() == "python" or any(spared)
+
+
+def test_copies_are_as_large_as_the_layer(warm):
+    layer, x = warm
+    size = sum(t.nbytes for t in layer.buffers())
+    stored = pickle.dumps(layer)
+    assert len(stored) < size + 12000
+    close(pickle.loads(stored), x)
 
 
 def test_another_state(warm):
