@@ -36,7 +36,7 @@ from openwork.structure.words import is_coupled
 
 _BUDGET = (
     "epochs", "finetune_epochs", "batch_size", "accumulate", "lr", "finetune_lr", "final_lr", "schedule", "warmup",
-    "weight_decay", "optimizer", "precision",
+    "weight_decay", "optimizer", "precision", "round_epochs", "round_lr",
 )  # fmt: skip
 
 
@@ -74,6 +74,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--accumulate", type=int, metavar="N", help="each step adds up the gradients of N equal parts of its batch")
     add("--lr", type=float, help="peak learning rate of training")
     add("--finetune-lr", type=float, help="peak learning rate of fine-tuning")
+    add("--round-epochs", type=float, help="of methods in rounds, after all but the last (default: even shares)")
+    add("--round-lr", type=float, help="peak learning rate of those (default: that of fine-tuning)")
     add("--final-lr", type=float, help="learning rate at the end of each stage (default: 0)")
     add("--schedule", choices=SCHEDULES, help="how the learning rate falls (default: cosine)")
     add("--warmup", type=float, help="share of the steps of a stage in which the learning rate rises")

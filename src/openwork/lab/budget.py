@@ -11,7 +11,7 @@ from openwork.errors import RecipeError, did_you_mean
 from openwork.lab.precision import PRECISIONS
 
 SCHEDULES = ("cosine", "exponential", "constant")
-LATER = ("precision", "accumulate", "schedule", "final_lr")
+LATER = ("precision", "accumulate", "schedule", "final_lr", "round_epochs", "round_lr")
 """Fields that budgets of before did not have."""
 MOST, LARGEST_BATCH = 10**6, 2**31 - 1
 """Bounds of what may be meant: epochs, and samples of a batch."""
@@ -25,10 +25,14 @@ class Budget:
     exponential, or stays (``schedule``). ``rewind`` is the share of the dense training after which the rewind point of
     iterative methods lies. ``precision`` is that of training and evaluation; criteria score in float32. Each step adds
     up the gradients of ``accumulate`` micro-batches of ``batch_size / accumulate`` samples; batch norms see those.
+    Methods that prune and fine-tune in rounds share ``finetune_epochs`` out evenly, or train ``round_epochs`` after all
+    rounds but the last, which gets what is left; ``round_lr`` is the peak of those before the last, if not
+    ``finetune_lr``.
 
     Raises:
         RecipeError: a number that is not finite or out of its range, an unknown optimizer, precision or schedule, a
-            batch that cannot be cut into equal parts, a final learning rate that does not fit the schedule.
+            batch that cannot be cut into equal parts, a final learning rate that does not fit the schedule, rounds that
+            take all the fine-tuning.
     """
 
     epochs: float = 10
@@ -45,6 +49,8 @@ class Budget:
     accumulate: int = 1
     schedule: Literal["cosine", "exponential", "constant"] = "cosine"
     final_lr: float = 0.0
+    round_epochs: float = 0.0
+    round_lr: float = 0.0
 
     def __post_init__(self) -> None:
         for name in (f.name for f in fields(self) if not isinstance(f.default, str)):
@@ -79,6 +85,10 @@ class Budget:
                 f"Budget: accumulate must be a whole number from 1 on that divides batch_size {self.batch_size}, got "
                 f"{self.accumulate}"
             )
+        if self.round_epochs < 0 or self.round_lr < 0:
+            raise RecipeError(
+                f"Budget: round_epochs and round_lr must be at least 0, got {self.round_epochs} and {self.round_lr}"
+            )
         self._check_schedule()
         if not 0 <= self.warmup < 1 or not 0 <= self.rewind < 1:
             raise RecipeError(
@@ -94,7 +104,7 @@ class Budget:
             raise RecipeError(f"Budget: a constant schedule has no final_lr, got {self.final_lr}; leave it out")
         if self.schedule == "exponential" and self.final_lr == 0:
             raise RecipeError("Budget: an exponential never reaches 0; give final_lr, such as a hundredth of lr")
-        peak = min(self.lr, self.finetune_lr) if self.finetune_epochs else self.lr
+        peak = min(self.lr, self.finetune_lr, self.round_lr or self.lr) if self.finetune_epochs else self.lr
         if not 0 <= self.final_lr <= peak:
             raise RecipeError(
                 f"Budget: final_lr must be at least 0 and at most the peak that it falls from, {peak}, got "
@@ -105,6 +115,24 @@ class Budget:
         """Plain data for manifests; what came later only where it is not the default, so that stopped runs go on."""
         default = {f.name: f.default for f in fields(self) if f.name in LATER}
         return {k: v for k, v in asdict(self).items() if k not in LATER or v != default[k]}
+
+    def rounds(self, steps: int, rounds: int) -> list[tuple[int, float]]:
+        """Steps and peak learning rate of every round, of ``steps`` of fine-tuning in all.
+
+        Examples:
+            >>> Budget(finetune_epochs=12, round_epochs=3, round_lr=0.05, finetune_lr=0.01).rounds(120, 3)
+            [(30, 0.05), (30, 0.05), (60, 0.01)]
+        """
+        each = steps // rounds
+        if self.round_epochs and rounds > 1:
+            each = round(steps * self.round_epochs / self.finetune_epochs) if self.finetune_epochs else 0
+            if each * (rounds - 1) >= steps:
+                raise RecipeError(
+                    f"Budget: {rounds - 1} rounds of round_epochs {self.round_epochs:g} leave nothing of the "
+                    f"finetune_epochs {self.finetune_epochs:g} for the last; give more of them or shorter rounds"
+                )
+        early = (each, self.round_lr or self.finetune_lr)
+        return [early] * (rounds - 1) + [(steps - each * (rounds - 1), self.finetune_lr)]
 
     def rate(self, step: int, steps: int, peak: float) -> float:
         """Learning rate at a step of a stage that is ``steps`` long."""

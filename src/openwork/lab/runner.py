@@ -97,6 +97,7 @@ class Runner:
         example = Example((Tensorlike((1, *self.data.input_shape)),))
         self.recipe = job.build_recipe(self.dense_steps + self.finetune_steps, example)
         partition(self.model, self.recipe.structure, self.recipe.where)  # refuses now what it would after the training
+        self._stages()  # so do these
         self._state = _State()
         self._cycle: Cycle | None = None
         self._saved_at = self._started = time.monotonic()
@@ -127,8 +128,8 @@ class Runner:
         if drive == "attach":
             return [("train", self._train_sparse), *cut]
         if drive == "cycle":
-            rounds = self.recipe.schedule.rounds  # type: ignore[attr-defined]
-            return [("dense", self._train_dense), *((f"round {i + 1}", self._round) for i in range(rounds)), *cut]
+            rounds = self.job.budget.rounds(self.finetune_steps, self.recipe.schedule.rounds)  # type: ignore[attr-defined]
+            return [("dense", self._train_dense), *((f"round {i + 1}", self._round) for i in range(len(rounds))), *cut]
         if self.job.at == "init":
             return [("prune", self._prune), *cut, ("train", self._train_masked)]
         return [("dense", self._train_dense), ("prune", self._prune), *cut, ("finetune", self._finetune)]
@@ -195,18 +196,19 @@ class Runner:
                 cycle.prune_round()
         self._meter.under(cycle.masks)
         begin = round(budget.rewind * self.dense_steps) if self._rewinds() else 0
-        share, rest = divmod(self.finetune_steps, cycle.schedule.rounds)
-        last = cycle.done == cycle.schedule.rounds
-        steps = self.dense_steps - begin if self._rewinds() else share + (rest if last else 0)
+        rounds = budget.rounds(self.finetune_steps, cycle.schedule.rounds)
+        last = cycle.done == len(rounds)
+        steps, peak = rounds[cycle.done - 1]
+        steps = self.dense_steps - begin if self._rewinds() else steps
         if saved is None:
             self._measure("pruned" if last else f"round {cycle.done} pruned")
 
         def rate(step: int) -> float:
             if self._rewinds():
                 return budget.rate(begin + step, self.dense_steps, budget.lr)
-            return budget.rate(step, steps, budget.finetune_lr)
+            return budget.rate(step, steps, peak)
 
-        offset = begin if self._rewinds() else self.dense_steps + share * (cycle.done - 1)
+        offset = begin if self._rewinds() else self.dense_steps + sum(n for n, _ in rounds[: cycle.done - 1])
         with hold(self.model, cycle.masks):
             self._train(name, steps, offset, rate, saved)
         if last:
@@ -304,12 +306,11 @@ class Runner:
                 point = getattr(self, "_rewind_point", None)
                 if point is None and self.work is not None:
                     point = load_state(self.work / "rewind.safetensors")
-            score = self._score_batches()
             self._cycle = Cycle(
                 self.model,
                 self.recipe,
                 rewind_to=point,
-                data=score,
+                data=self._score_batches(),
                 loss=cross_entropy,
                 seed=self.job.seed,
                 target=self.job.target,

@@ -126,7 +126,10 @@ class Suite:
             replace(
                 s,
                 budget=replace(
-                    s.budget, epochs=min(s.budget.epochs, 1), finetune_epochs=min(s.budget.finetune_epochs, 1)
+                    s.budget,
+                    epochs=min(s.budget.epochs, 1),
+                    finetune_epochs=min(s.budget.finetune_epochs, 1),
+                    round_epochs=0.0,
                 ),
             )
             for s in self.settings

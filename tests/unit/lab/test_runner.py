@@ -299,6 +299,47 @@ def test_learning_rates_fall_as_the_schedule_says():
     assert min(bent[10:]) == bent[-1] == pytest.approx(4e-3, rel=2e-3)
 
 
+def test_rounds_share_the_fine_tuning_out():
+    def rounds(steps=100, count=3, **options):
+        return Budget(finetune_epochs=10, finetune_lr=0.01, **options).rounds(steps, count)
+
+    assert rounds() == [(33, 0.01), (33, 0.01), (34, 0.01)]
+    assert rounds(round_lr=0.03) == [(33, 0.03), (33, 0.03), (34, 0.01)]
+    assert rounds(round_epochs=2, round_lr=0.03) == [(20, 0.03), (20, 0.03), (60, 0.01)]
+    assert rounds(round_epochs=20, count=1) == [(100, 0.01)]
+    with pytest.raises(
+        RecipeError, match="2 rounds of round_epochs 5 leave nothing of the finetune_epochs 10 for the last; give more"
+    ):
+        rounds(round_epochs=5)
+    with pytest.raises(RecipeError, match="leave nothing of the finetune_epochs 0"):
+        Budget(finetune_epochs=0, round_epochs=1).rounds(0, 2)
+    with pytest.raises(RecipeError, match="round_epochs and round_lr must be at least 0, got -1 and 0"):
+        Budget(round_epochs=-1)
+    with pytest.raises(RecipeError, match="at most the peak that it falls from, 0.001"):
+        Budget(round_lr=0.001, final_lr=0.01)
+
+
+def test_rounds_train_as_long_as_they_are_told(digits, monkeypatch):
+    seen = []
+    step = torch.optim.SGD.step
+
+    def look(self, *args):
+        seen.append(self.param_groups[0]["lr"])
+        return step(self, *args)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", look)
+    budget = Budget(epochs=1, finetune_epochs=5, batch_size=256, round_epochs=1, round_lr=0.04, finetune_lr=0.01)
+    job = Job("mlp", "digits", "spode_iterative", 0.2, options={"rounds": 3, "steps": 4}, budget=budget)
+    runner = Runner(job, data=digits)
+    result = runner.run()[1]
+    each = runner.batches.steps_per_epoch
+    tuned = seen[-5 * each :]
+    assert max(tuned[: 2 * each]) == 0.04
+    assert [max(tuned[i * each : (i + 1) * each]) for i in range(2)] == [0.04, 0.04]
+    assert max(tuned[2 * each :]) == 0.01
+    assert result.density == pytest.approx(0.2, abs=1e-3)
+
+
 def test_training_follows_the_schedule(digits, monkeypatch):
     seen = []
     step = torch.optim.SGD.step
