@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,10 @@ class Given(Rule):
                 f"another number of units ({len(wrong)} tensors)"
             )
         units = {n: told[n].to(now.units[n].device) for n in now.parts}
-        return Update({n: self._moved(n, u, now) for n, u in units.items()} if self.shuffled else units, state=state)
+        if self.shuffled:  # not by the numbers that have drawn a random mask of this seed
+            other = replace(now, rng=torch.Generator().manual_seed(int(torch.randint(1 << 62, (), generator=now.rng))))
+            units = {n: self._moved(n, u, other) for n, u in units.items()}
+        return Update(units, state=state)
 
     @staticmethod
     def _moved(name: str, units: Tensor, now: Now) -> Tensor:

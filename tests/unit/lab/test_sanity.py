@@ -21,7 +21,7 @@ from openwork.lab.runner import Runner
 from openwork.lab.sanity import sanity_of, verdict
 from openwork.lab.suite_file import read_suite
 from openwork.lab.summary import without_times
-from openwork.methods import magnitude
+from openwork.methods import magnitude, random
 from openwork.rules.given import Given, read_units, units_to_bytes
 from openwork.structure.cover import partition
 
@@ -150,6 +150,16 @@ def test_given_masks(tmp_path):
                 counts = [u[name].view(-1, size).sum(1) for u in (again.units, result.units)]
                 assert torch.equal(*counts)
     assert ow.Recipe.from_dict(again.recipe.to_dict()) == again.recipe
+
+
+def test_a_random_mask_is_shuffled_as_well(tmp_path):
+    path, made = tmp_path / "m.safetensors", []
+    for recipe in (random(density=0.3), None, None):
+        model = ow.build_model("mlp", (1, 8, 8), 10, hidden=[16])
+        made.append(ow.prune(model, recipe or from_mask(str(path), True, ow.Element(), ow.Select()), seed=5).units)
+        path.write_bytes(units_to_bytes(made[0]))
+    assert not any(torch.equal(u, made[1][n]) for n, u in made[0].items())
+    assert all(torch.equal(u, made[2][n]) for n, u in made[1].items())
 
 
 def test_masks_that_do_not_fit_are_refused(tmp_path):
