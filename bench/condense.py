@@ -1,10 +1,10 @@
 """The rows of a comparison as a result file: `openwork compare` keeps every cell, the docs need the table.
 
-python bench/condense.py COMPARISON_FOLDER NAME TITLE [--incomplete] [--losses]
+python bench/condense.py COMPARISON_FOLDER NAME TITLE [--incomplete] [--losses | --sanity]
 
 With --incomplete a comparison that breaks rules of honest comparison is taken, and the rules go with it; of one that
 is complete but for the size of its small dense network the page is taken too. With --losses the losses at the end stand
-beside the accuracies.
+beside the accuracies; --sanity takes what methods gain over their own masks shuffled and on weights drawn anew instead.
 """
 
 from __future__ import annotations
@@ -24,9 +24,18 @@ KEYS = ("setting", "method", "role", "structure", "density", "seeds", "collapsed
 MOMENTS = ("pruned", "recalibrated", "finetuned")
 REST = ("top5", "macs", "bytes", "milliseconds", "training_macs", "seconds")
 """Top-5 accuracy where there is one; then costs of one input, of the packed network, of the training and of a run."""
+SANITY = {
+    "method": "method",
+    "density": "density:g",
+    "accuracy": "own:spread",
+    "over its mask shuffled": "mask shuffled:spread",
+    "beyond the noise": "mask shuffled, verdict",
+    "over its mask on new weights": "weights drawn anew:spread",
+    "beyond their noise": "weights drawn anew, verdict",
+}
 
 
-def main(folder: Path, name: str, title: str, incomplete: bool, losses: bool) -> None:
+def main(folder: Path, name: str, title: str, incomplete: bool, losses: bool, sanity: bool) -> None:
     found = json.loads((folder / "results.json").read_text())
     checked(found)
     unmet = [f"{r['rule']} ({r['detail']})" for r in found["rules"] if not r["met"]]
@@ -46,10 +55,18 @@ def main(folder: Path, name: str, title: str, incomplete: bool, losses: bool) ->
     )
     if any(s["budget"].get("precision") == "bfloat16" for s in suite["settings"]):
         note += " Trained and evaluated in bfloat16 under autocast."
-    told = {"unmet": unmet} if unmet else {}
+    told: dict[str, Any] = {"unmet": unmet} if unmet else {}
     command = manifest["command"].replace("openwork compare ", "openwork compare recipes/", 1)
     if not unmet or {r["rule"] for r in found["rules"] if not r["met"]} == {SMALL_RULE}:
         (REPORTS / f"{name.replace('_', '-')}.html").write_text(suite_html(found))
+    if sanity:
+        rows, told["columns"] = sanity_rows(found["sanity"]), SANITY
+        note = (
+            "Does it matter which weights a method chose? What every method gains, seed by seed, over its own mask "
+            "shuffled inside each layer and trained in the same way, and over its mask on weights drawn anew that are "
+            f"trained from scratch as long as everything together; {len(manifest['seeds'])} seeds, collapsed runs "
+            "included. Beyond the noise: at 95 %, one-sided, of paired seeds."
+        )
     write(
         name,
         rows,
@@ -64,6 +81,18 @@ def main(folder: Path, name: str, title: str, incomplete: bool, losses: bool) ->
         settings=found["settings"],
         **told,
     )
+
+
+def sanity_rows(sanity: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each method and density, with both of its checks."""
+    rows: dict[tuple[str, float], dict[str, Any]] = {}
+    for told in sanity:
+        own = {"mean": told["own"], "std": None}
+        kept = {k: told[k] for k in ("setting", "method", "density")}
+        row = rows.setdefault((told["method"], told["density"]), kept | {"own": own})
+        row[told["check"]] = {"mean": told["gain"], "std": told["std"]}
+        row[f"{told['check']}, verdict"] = "yes" if told["verdict"] == "better" else "no"
+    return list(rows.values())
 
 
 def checked(found: dict[str, Any]) -> None:
@@ -114,4 +143,11 @@ def loss_of(row: dict[str, Any], cells: list[dict[str, Any]]) -> dict[str, Any] 
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], "--incomplete" in sys.argv, "--losses" in sys.argv)
+    main(
+        Path(sys.argv[1]),
+        sys.argv[2],
+        sys.argv[3],
+        incomplete="--incomplete" in sys.argv,
+        losses="--losses" in sys.argv,
+        sanity="--sanity" in sys.argv,
+    )

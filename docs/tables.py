@@ -169,10 +169,10 @@ def _soups(found: Found) -> Section:
     return described(found, columns, title="Model soups", command="python bench/soups_digits.py", text=text)
 
 
-@section("mechanisms", "small_cnn")
+@section("mechanisms", "small_cnn", "sanity_digits")
 def _mechanisms(found: Found) -> Section:
     columns = {"of": "case", "what": "what", "mean": "mean:.3g", "standard deviation": "std:.2g"}
-    return described(found, columns)
+    return described(found, found.get("columns", columns))
 
 
 @section(*COMPARISONS)
