@@ -42,6 +42,7 @@ KINDS: dict[str, str] = {
     "DeviationRatios": "openwork.stats.deviations",
     "Grouped": "openwork.criteria.grouped",
     **dict.fromkeys(("NormScale", "GeometricMedian", "GroupHessian"), "openwork.criteria.coupled"),
+    "Lamp": "openwork.criteria.lamp",
     "Learned": "openwork.criteria.learned",
     "Uniform": "openwork.allocation.uniform",
     "Global": "openwork.allocation.overall",

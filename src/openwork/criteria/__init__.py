@@ -11,6 +11,7 @@ from openwork.criteria.gradient import Saliency as Saliency
 from openwork.criteria.gradient import StepGradient as StepGradient
 from openwork.criteria.gradient import Taylor as Taylor
 from openwork.criteria.grouped import Grouped as Grouped
+from openwork.criteria.lamp import Lamp as Lamp
 from openwork.criteria.learned import Learned as Learned
 from openwork.criteria.weights import Magnitude as Magnitude
 from openwork.criteria.weights import Random as Random

@@ -7,8 +7,9 @@ from typing import Literal
 from openwork.core.protocols import Structure
 from openwork.core.recipe import Recipe
 from openwork.core.targets import Select
-from openwork.criteria import Magnitude
-from openwork.methods._common import allocation_of, settle_density
+from openwork.criteria import Lamp, Magnitude
+from openwork.errors import RecipeError
+from openwork.methods._common import allocation_of, has_regions, settle_density
 from openwork.rules.topk import TopK
 from openwork.schedules import OneShot
 from openwork.structure import Element
@@ -18,7 +19,7 @@ def magnitude(
     density: float | None = None,
     structure: Structure = Element(),
     where: Select = Select(),
-    scope: Literal["layer", "global", "erk"] = "layer",
+    scope: Literal["layer", "global", "erk", "lamp"] = "layer",
     norm: Literal["l1", "l2"] = "l2",
 ) -> Recipe:
     """Keep the units with the largest norm, in one shot; the baseline that every other method must beat.
@@ -30,12 +31,12 @@ def magnitude(
         structure: what lives and dies together.
         where: which parameters.
         scope: ``layer`` keeps the same share everywhere, ``global`` ranks all units of the model together, ``erk``
-            gives Erdos-Renyi-Kernel shares.
+            gives Erdos-Renyi-Kernel shares, ``lamp`` ranks all units by LAMP's scores ``|w_u|^2 / sum |w_v|^2`` over
+            the units of the layer that are no smaller, which empties no layer.
         norm: of a unit of several weights.
 
     Differences:
-        The count is exact where threshold code drops or keeps all ties. LAMP's scores and a density for each named
-        layer are left out.
+        The count is exact where threshold code drops or keeps all ties. A density for each named layer is left out.
 
     Cost:
         One selection per tensor; no data.
@@ -50,8 +51,12 @@ def magnitude(
         0.25
 
     References:
-        Han, Pool, Tran, Dally. Learning both Weights and Connections for Efficient Neural Networks. NeurIPS 2015.
+        Han, Pool, Tran, Dally. Learning both Weights and Connections for Efficient Neural Networks. NeurIPS 2015. Lee,
+        Park, Mo, Ahn, Shin. Layer-Adaptive Sparsity for the Magnitude-Based Pruning. ICLR 2021.
     """
     share = settle_density(density, structure, 0.1)
-    rule = TopK(Magnitude(norm), allocation_of(scope, structure))
+    if scope == "lamp" and has_regions(structure):
+        raise RecipeError(f"{structure} has quotas of its own, so scope must be 'layer', got 'lamp'")
+    criterion = Lamp(norm) if scope == "lamp" else Magnitude(norm)
+    rule = TopK(criterion, allocation_of("global" if scope == "lamp" else scope, structure))
     return Recipe("magnitude", structure, rule, OneShot(share), None, where)

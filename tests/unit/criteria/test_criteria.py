@@ -6,7 +6,7 @@ import torch
 import openwork as ow
 from openwork.core import views
 from openwork.core.now import Now
-from openwork.criteria import Flow, Grasp, Learned, Magnitude, Random, Saliency, StepGradient, WeightTimesInput
+from openwork.criteria import Flow, Grasp, Lamp, Learned, Magnitude, Random, Saliency, StepGradient, WeightTimesInput
 from openwork.errors import DivergedError, MissingStatistic
 from openwork.stats import InputSquares
 from openwork.structure import Tiles
@@ -28,6 +28,17 @@ def test_magnitude():
     assert Magnitude()(BLOCK, now(BLOCK)).tolist() == pytest.approx([46**0.5, 45**0.5])
     assert Magnitude("l1", mean=True)(BLOCK, now(BLOCK)).tolist() == [3, 4.5]
     assert Magnitude("l2", mean=True)(BLOCK, now(BLOCK)).tolist() == pytest.approx([11.5**0.5, 22.5**0.5])
+
+
+def test_lamp():
+    """Over the squares of all that are no smaller: 1 / 91, 4 / 90, 9 / 86, 16 / 77, 25 / 61, 36 / 36."""
+    wanted = [1 / 91, 4 / 90, 9 / 86, 16 / 77, 25 / 61, 1]
+    assert Lamp()(ONE, now()).tolist() == pytest.approx(wanted, rel=1e-12)
+    assert Lamp("l1")(BLOCK, now(BLOCK)).tolist() == pytest.approx([1, 81 / 225], rel=1e-12)
+    flat = Now({"w": ONE}, {"w": torch.ones(6, dtype=torch.bool)}, {"w": torch.tensor([[0.0, 2, 2], [0, 2, 0]])}, {})
+    assert Lamp()(ONE, flat).tolist() == pytest.approx([0, 1, 1 / 2, 0, 1 / 3, 0])
+    empty = Now({"w": ONE}, {"w": torch.ones(6, dtype=torch.bool)}, {"w": torch.zeros(2, 3)}, {})
+    assert Lamp()(ONE, empty).tolist() == [0] * 6
 
 
 def test_random_draws_from_the_recipe_generator_only():

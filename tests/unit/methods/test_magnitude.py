@@ -1,10 +1,12 @@
 """Magnitude: exact counts, ties, patterns. Brute force and nesting over drawn shapes are in tests/contract/test_properties.py."""
 
+import pytest
 import torch
 from tests.unit.methods.scoring import chosen, kept_by_hand
 from torch import nn
 
 import openwork as ow
+from openwork.errors import RecipeError
 from openwork.methods import magnitude
 from openwork.schedules import Cubic
 
@@ -24,6 +26,25 @@ def test_the_global_mask_is_the_sorted_one():
     values = torch.cat([m.weight.detach().abs().flatten() for m in model]).tolist()
     result = ow.prune(model, magnitude(0.3, scope="global"))
     assert set(chosen(result).nonzero().flatten().tolist()) == kept_by_hand(values, 17)  # ceil(0.3 * 56)
+
+
+def test_lamp_keeps_the_least_distortion_and_no_layer_empty():
+    """Each layer keeps its own largest, as many as its scores win in one ranking, whatever the layer's scale."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3))
+    flat = [m.weight.detach().flatten().double().square() for m in model]
+    scores = torch.cat([torch.stack([w / row[row >= w].sum() for w in row]) for row in flat]).tolist()
+    result = ow.prune(model, magnitude(0.3, scope="lamp"), dry_run=True)
+    assert set(chosen(result).nonzero().flatten().tolist()) == kept_by_hand(scores, 17)
+    with torch.no_grad():
+        model[0].weight.mul_(1e-6)
+    again = ow.prune(model, magnitude(0.3, scope="lamp"), dry_run=True)
+    assert all(torch.equal(again.units[n], u) for n, u in result.units.items())
+    few = ow.prune(model, magnitude(2 / 56, scope="lamp"), dry_run=True)
+    assert [int(u.sum()) for u in few.units.values()] == [1, 1]
+    assert ow.Recipe.from_dict(result.recipe.to_dict()) == result.recipe
+    with pytest.raises(RecipeError, match="has quotas of its own, so scope must be 'layer', got 'lamp'"):
+        magnitude(structure=ow.NM(2, 4), scope="lamp")
 
 
 def test_blocks_of_one_weight_are_single_weights():
