@@ -35,7 +35,7 @@ SANITY = {
 }
 
 
-def main(folder: Path, name: str, title: str, incomplete: bool, losses: bool, sanity: bool) -> None:
+def main(folder: Path, name: str, title: str, incomplete: bool, losses: bool, sanity: bool = False) -> None:
     found = json.loads((folder / "results.json").read_text())
     checked(found)
     unmet = [f"{r['rule']} ({r['detail']})" for r in found["rules"] if not r["met"]]

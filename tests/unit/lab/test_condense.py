@@ -50,6 +50,26 @@ def test_a_condensed_result_says_what_produced_it(condense, done, tmp_path):
     assert {r["lr_at_edge"] for r in found["rows"] if "lr_at_edge" in r} == {True}  # a grid of two
 
 
+def test_sanity_rows_tell_both_checks(condense, done, tmp_path):
+    results = json.loads((done[0] / "results.json").read_text())
+    told = {"setting": "digits", "method": "spode", "density": 0.1, "own": 0.9, "control": 0.8, "seeds": 3}
+    results["sanity"] = [
+        {**told, "check": "mask shuffled", "gain": 0.1, "std": 0.01, "verdict": "better"},
+        {**told, "check": "weights drawn anew", "gain": 0.004, "std": None, "verdict": "one seed"},
+    ]
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o" / "results.json").write_text(json.dumps(results))
+    condense.main(tmp_path / "o", "sanity_tiny", "Tiny", True, False, sanity=True)
+    found = json.loads((tmp_path / "results" / "sanity_tiny.json").read_text())
+    (row,) = found["rows"]
+    from tables import SECTIONS
+
+    shown = SECTIONS["sanity_digits"](found)
+    assert shown.rows == [["spode", "0.1", "90.0", "10.0 ± 1.0", "yes", "0.4", "no"]]
+    assert len(shown.columns) == len(shown.rows[0])
+    assert row["setting"] == "digits"
+
+
 def test_the_machine_is_that_of_the_run(condense, done, tmp_path):
     results = json.loads((done[0] / "results.json").read_text())
     results["manifest"] |= {"processors": ["One", "Other"], "commits": ["abc"]}
