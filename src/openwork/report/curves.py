@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from html import unescape
 from typing import Any
 
 from openwork.report.numbers import clean, percent
@@ -127,6 +128,7 @@ def _cost_series(method: str, cost: str, rows: Sequence[Row]) -> Series:
 
 
 WIDTH, COLUMNS, LINE = 760, 3, 22
+LETTERS = 88  # of a title that fits beside each other
 
 
 def standalone(figure: str) -> str | None:
@@ -145,10 +147,11 @@ def standalone(figure: str) -> str | None:
         for i, (mark, name) in enumerate(keys)
     )
     height = top + tall + 14 + rows * LINE + 8
+    tight = f' textLength="{WIDTH - 40}" lengthAdjust="spacingAndGlyphs"' if len(unescape(title[1])) > LETTERS else ""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" '
         'font-family="system-ui,sans-serif">'
         f'<style>{CSS}</style><rect width="100%" height="100%" fill="var(--card)"/>'
-        f'<text class="name" x="20" y="24" font-weight="600">{title[1]}</text>'
+        f'<text class="name" x="20" y="24" font-weight="600"{tight}>{title[1]}</text>'
         f'<svg class="plot" x="10" y="{top}" width="{WIDTH - 20}" height="{tall}">{plot[2]}</svg>{legend}</svg>\n'
     )

@@ -17,6 +17,7 @@ from openwork.report import suite_html
 from openwork.report.board import SCRIPT, SHOWN, Cell, Row, board, policy
 from openwork.report.curves import gaps_of, pareto, standalone
 from openwork.report.suite_files import suite_files
+from openwork.report.svg import Axis, Panel, Series, line_chart
 
 DENSITIES = (0.5, 0.2, 0.1)
 LAYERS = [{"name": f"layer{i}.weight", "numel": 100, "kept": 10 + 4 * i} for i in range(10)]
@@ -117,6 +118,10 @@ def test_files_for_other_programs():
     assert len(plots) == 4  # two moments, two costs
     assert all(p.startswith("<svg") and "<style>" in p and "spode" in p for p in plots)
     assert standalone("<figure><p>nothing</p></figure>") is None
+    assert not any("textLength" in p for p in plots)
+    panel = Panel([Series("spode", [0.1, 0.2], [0.8, 0.9])], Axis("accuracy"))
+    for title, tight in (("short", False), ("long " * 20, True)):
+        assert ('textLength="720"' in standalone(line_chart(title, Axis("density"), panel))) == tight
 
 
 def test_hostile_text_stays_text_on_the_page():
