@@ -55,6 +55,7 @@ struct Tile {
   const float* bias;
   const float* residual;
   int act;
+  bool past;  // outputs go past the caches; not those that are activated once they are written
   Fetch fetch;
 };
 

@@ -7,6 +7,7 @@
 
 #include "act.hpp"
 #include "block.hpp"
+#include "past.hpp"
 #include "pool.hpp"
 #include "transpose.hpp"
 
@@ -25,6 +26,7 @@ struct Strip {
   const int32_t* inputs;
   int64_t blocks, depth, height;
   const int8_t* w;
+  bool past;
 };
 
 // The intrinsic makes g++ 12 move sums to memory and back.
@@ -41,6 +43,7 @@ OW_INLINE void sum_strip(const Strip& s, const T* y, int64_t stride, __m512i (&a
   int fetched = 0;
   for (int64_t b = 0; b < s.blocks; ++b) {
     for (int m = 0; m < kAtOnce && fetched < MT; ++m, ++fetched, y += stride) {
+      if (s.past) continue;
       __builtin_prefetch(y, 1);
       if (sizeof(T) * NV * W > 64) __builtin_prefetch(y + W, 1);
     }
@@ -90,6 +93,7 @@ struct Out {
   int act;
   int64_t first, stride;
   T* y;  // first token
+  bool past;
 };
 
 // The end of the sums of one vector of outputs: `count` of them, from `n` on.
@@ -106,17 +110,21 @@ OW_INLINE void write(const __m512i (&acc)[MT][NV], int v, const float* factors, 
     if (residual != nullptr) out += read(residual + m * stride, count);
     return out;
   };
+  const auto out = [&](int m, vf sum) {
+    if constexpr (whole && sizeof(T) == 4) return put_line(y + m * stride, sum, o.past);
+    put(y + m * stride, sum, count);
+  };
   if (act == kNone) {
 #pragma GCC unroll 16
-    for (int m = 0; m < MT; ++m) put(y + m * stride, end(m), count);
+    for (int m = 0; m < MT; ++m) out(m, end(m));
   } else if (act == kRelu) {
 #pragma GCC unroll 16
-    for (int m = 0; m < MT; ++m) put(y + m * stride, activate(end(m), kRelu), count);
+    for (int m = 0; m < MT; ++m) out(m, activate(end(m), kRelu));
   } else {
     vf sums[MT];
 #pragma GCC unroll 16
     for (int m = 0; m < MT; ++m) sums[m] = end(m);
-    for (int m = 0; m < MT; ++m) put(y + m * stride, activate(sums[m], act), count);
+    for (int m = 0; m < MT; ++m) out(m, activate(sums[m], act));
   }
 }
 
@@ -198,6 +206,8 @@ void run(const DotWeights& b, const E& e, const A& a, int threads) {
   using T = std::remove_pointer_t<decltype(a.y)>;
   const int64_t padded = (a.inputs + b.depth - 1) / b.depth * b.depth, run = padded / 4 * kLane;
   const int64_t tiles = (a.tokens + kMost - 1) / kMost;
+  bool past = false;
+  if constexpr (sizeof(T) == 4) past = passes(a.y, a.tokens, a.y_stride);
   const auto [supers, parts] = shared_out(b, tiles, run * 4, threads);
   parallel(supers * parts, threads, [&, supers = supers, parts = parts](int64_t task) {
     const int64_t super = task / parts, part = task % parts;
@@ -222,9 +232,9 @@ void run(const DotWeights& b, const E& e, const A& a, int threads) {
           const auto* w = static_cast<const int8_t*>(b.values) + from * size;
           for (int64_t down = 0; down < b.height && s * b.height + down < b.outputs; down += 2 * W) {
             const Strip strip{packed + r * run, factors + r * W, b.inputs + from, b.starts[s + 1] - from, b.depth,
-                              b.height, w + down * 4};
+                              b.height, w + down * 4, past};
             const Out<T> out{b, e.bias, e.residual == nullptr ? nullptr : e.residual + place, e.act,
-                             s * b.height + down, a.y_stride, a.y + place};
+                             s * b.height + down, a.y_stride, a.y + place, past};
             (b.height - down > W ? two : one)(strip, out);
           }
         }

@@ -79,7 +79,8 @@ void micro(const Tile& first, const int64_t* starts, int64_t strips) {
     for (int m = 0; m < MT; ++m)
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) acc[m][v] = vf{};
-    for (int m = 0; m < MT; ++m) __builtin_prefetch(t.y + m * t.y_stride, 1);
+    if (!t.past)
+      for (int m = 0; m < MT; ++m) __builtin_prefetch(t.y + m * t.y_stride, 1);
     if (t.residual != nullptr)
       for (int m = 0; m < MT; ++m) __builtin_prefetch(t.residual + m * t.y_stride);
     sum_strip<MT, NV, L>(t, blocks, next, acc);

@@ -5,6 +5,7 @@
 
 #include "act.hpp"
 #include "block.hpp"
+#include "past.hpp"
 
 namespace openwork::OW_ISA {
 
@@ -23,7 +24,7 @@ OW_INLINE void write_tile(const Tile& t, const vf (&acc)[MT][NV]) {
       if (n >= W) {
         if (residual != nullptr) sum += load(residual + m * t.y_stride);
         if (t.act == kRelu) sum = activate(sum, kRelu);
-        store(y + m * t.y_stride, sum);
+        put_line(y + m * t.y_stride, sum, t.past);
       } else {
         if (residual != nullptr) sum += load_some(residual + m * t.y_stride, n);
         if (t.act == kRelu) sum = activate(sum, kRelu);

@@ -5,6 +5,7 @@
 
 #include "act.hpp"
 #include "kernels.hpp"
+#include "past.hpp"
 #include "simd.hpp"
 #include "transpose.hpp"
 #include "widen.hpp"
@@ -179,7 +180,7 @@ inline void scale_part(const ColumnWeights& c, int64_t part, int64_t step, float
 
 // Sums [output][step] become rows of y, one for each of up to W tokens, with bias, residual and activation on the way.
 inline void write_rows(const float* sums, int64_t step, int tokens, int64_t outputs, const Epilogue& e, int64_t first,
-                       float* y, int64_t y_stride, const float* residual) {
+                       float* y, int64_t y_stride, const float* residual, bool past = false) {
   vf r[W];
   for (int64_t n = 0; n < outputs; n += W) {
     const int64_t wide = std::min<int64_t>(W, outputs - n);
@@ -195,7 +196,7 @@ inline void write_rows(const float* sums, int64_t step, int tokens, int64_t outp
       vf sum = r[i] + bias;
       if (wide == W) {
         if (more != nullptr) sum += load(more + i * y_stride);
-        store(out + i * y_stride, e.act == kNone ? sum : activate(sum, e.act));
+        put_line(out + i * y_stride, e.act == kNone ? sum : activate(sum, e.act), past);
       } else {
         if (more != nullptr) sum += load_some(more + i * y_stride, wide);
         store_some(out + i * y_stride, e.act == kNone ? sum : activate(sum, e.act), wide);

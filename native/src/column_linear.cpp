@@ -190,6 +190,7 @@ void column_linear(const ColumnWeights& c, const Epilogue& e, const Tokens& a, i
   const int64_t vectors = (a.tokens + W - 1) / W;
   const int64_t parts = (c.groups + c.part - 1) / c.part;
   const Cuts cuts(vectors, most, c.height, 1, threads, parts);
+  const bool past = passes(a.y, a.tokens, a.y_stride);
   const int64_t tiles = cuts.tiles, shares = cuts.shares;
   const auto first_vector = [&](int64_t tile) { return tile * vectors / tiles; };
 
@@ -213,7 +214,7 @@ void column_linear(const ColumnWeights& c, const Epilogue& e, const Tokens& a, i
         const int64_t t = t0 + v * W;
         write_rows(sums + v * W, step, static_cast<int>(std::min<int64_t>(W, a.tokens - t)), n, e, n0,
                    a.y + t * a.y_stride + n0, a.y_stride,
-                   e.residual == nullptr ? nullptr : e.residual + t * a.y_stride + n0);
+                   e.residual == nullptr ? nullptr : e.residual + t * a.y_stride + n0, past && n0 % W == 0);
       }
     }
   });

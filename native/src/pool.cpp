@@ -18,7 +18,9 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #define OW_PAUSE() _mm_pause()
+#define OW_FENCE() _mm_sfence()  // outputs that went past the caches are there for other threads
 #else
+#define OW_FENCE()
 #define OW_PAUSE() std::this_thread::yield()
 #endif
 
@@ -46,6 +48,7 @@ class Tasks {
         Stretch& s = stretches_[(thread + i) % all];
         for (int64_t t; (t = s.next.fetch_add(1, std::memory_order_relaxed)) < s.end;) body_(t);
       }
+      OW_FENCE();
     } catch (...) {
       std::lock_guard<std::mutex> lock(mutex_);
       problem_ = std::current_exception();
@@ -149,6 +152,7 @@ void parallel(int64_t tasks, int threads, const std::function<void(int64_t)>& bo
   std::unique_lock<std::mutex> lock(busy, std::defer_lock);
   if (threads <= 1 || tasks <= 1 || !lock.try_lock()) {
     for (int64_t t = 0; t < tasks; ++t) body(t);
+    OW_FENCE();
     return;
   }
   Tasks all(tasks, threads, body);
