@@ -103,10 +103,9 @@ OW_INLINE void write(const __m512i (&acc)[MT][NV], int v, const float* factors, 
   const int act = o.act;
   T* y = o.y + n;
   const T* residual = o.residual == nullptr ? nullptr : o.residual + n;
-  const __m512i shift = _mm512_loadu_si512(o.b.sums + n);
   const vf scale = load(o.b.scales + n), bias = o.bias == nullptr ? vf{} : load_some(o.bias + n, count);
   const auto end = [&](int m) {
-    vf out = fma(_mm512_cvtepi32_ps(_mm512_sub_epi32(acc[m][v], shift)), scale * splat(factors[m]), bias);
+    vf out = fma(_mm512_cvtepi32_ps(acc[m][v]), scale * splat(factors[m]), bias);
     if (residual != nullptr) out += read(residual + m * stride, count);
     return out;
   };
@@ -132,10 +131,12 @@ template <int MT, int NV, typename T>
 void tile(const Strip& s, const Out<T>& o) {
   __m512i acc[MT][NV];
   const T* y = o.y + o.first;
-#pragma GCC unroll 16
-  for (int m = 0; m < MT; ++m)
 #pragma GCC unroll 2
-    for (int v = 0; v < NV; ++v) acc[m][v] = _mm512_setzero_si512();
+  for (int v = 0; v < NV; ++v) {
+    const __m512i start = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_loadu_si512(o.b.sums + o.first + v * W));
+#pragma GCC unroll 16
+    for (int m = 0; m < MT; ++m) acc[m][v] = start;
+  }
   sum_strip<MT, NV>(s, y, o.stride, acc);
 #pragma GCC unroll 2
   for (int v = 0; v < NV; ++v) {
