@@ -34,7 +34,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--activations",
         choices=("float", "int8"),
         default="float",
-        help="int8 (with --dtype int8): also round what linear layers in blocks are given",
+        help="int8 (with --dtype int8): also round what linear layers and 1 x 1 convolutions in blocks are given",
     )
     add("--plan", choices=("measure", "always"), default="measure", help="always: pack without measuring")
 

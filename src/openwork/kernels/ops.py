@@ -2,7 +2,8 @@
 
 Sums are float32. bfloat16 inputs are multiplied as they are by blocks of bfloat16 or int8 (times its scale, rounded to
 bfloat16) where the processor can (AMX, AVX512-BF16); all others are computed in float32 and turned back. Weights of the
-kind ``int8`` are multiplied by tokens rounded to int8; those sums are whole numbers. For inference: no gradient.
+kind ``int8`` are multiplied by tokens rounded to int8, or by the pixels of images where kernels are 1 x 1; those sums
+are whole numbers. For inference: no gradient.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from openwork.errors import OpenworkError
 from openwork.kernels.again import Again
 from openwork.kernels.dense import dense_of
 from openwork.kernels.native import native
-from openwork.kernels.rounding import round_tokens
+from openwork.kernels.rounding import round_pixels, round_tokens
 from openwork.kernels.trust import demand_sound, demand_window
 
 ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu", "relu6")
@@ -238,9 +239,19 @@ def sizes_out(x: Tensor, *window: Sequence[int]) -> list[int]:
     ]
 
 
+def pointwise(kernel: Sequence[int], padding: Sequence[int]) -> bool:
+    """Whether a convolution multiplies single pixels, which are tokens then."""
+    return tuple(kernel) == (1, 1) and not any(padding)
+
+
 def conv2d_now(x: Tensor, kind: str, weights: Sequence[Tensor], sizes: Sequence[int], *end: Any) -> Tensor:
     """``sparse_conv2d`` without torch's dispatcher. ``x`` is ``(batch, in, height, width)``."""
     demand_window("sparse_conv2d", *end[3:])
+    if kind == "int8" and not pointwise(end[3], end[5]):
+        raise OpenworkError(
+            f"sparse_conv2d: int8 arithmetic takes kernels of 1 x 1 without padding, got {list(end[3])}, padded by "
+            f"{list(end[5])}"
+        )
     return conv2d_of(x, Ready.sound("sparse_conv2d", kind, weights, sizes), *end)
 
 
@@ -267,7 +278,8 @@ def conv2d_of(
     inputs = math.prod(kernel) * channels
     _check("sparse_conv2d", x, bias, residual, activation, shape, sizes, inputs)
     dtype, module = x.dtype, native()
-    half = ready.computes_half(dtype, residual, module) and channels % sizes[1] == 0
+    rounds = ready.kind == "int8"
+    half = ready.computes_half(dtype, residual, module) and (rounds or channels % sizes[1] == 0)
     x = x if half else _floats(x)
     bias = None if bias is None else _floats(bias).contiguous()
     last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
@@ -275,21 +287,22 @@ def conv2d_of(
     if not inputs or not outputs:  # no kernel, nor torch's convolution, takes images without channels
         y = x.new_zeros(shape) + (0.0 if bias is None else bias[:, None, None])
         return activated(y, residual, activation).to(dtype)
-    if module is None:
+    if module is None or (rounds and not module.dots()):
+        x = round_pixels(x) if rounds else x
         matrix = dense_of(ready.kind, ready.tensors, sizes, inputs)
         weight = matrix.view(outputs, *kernel, channels).permute(0, 3, 1, 2).contiguous()
         y = activated(F.conv2d(x, weight, bias, stride, padding, dilation), residual, activation)
         return y.to(dtype).contiguous(memory_format=form)
-    order = torch.channels_last if half else form  # of what the kernel reads and writes
+    order = torch.channels_last if half or rounds else form  # of what the kernel reads and writes
     y = torch.empty(shape, dtype=x.dtype, device="cpu", memory_format=order)
     if batch and outputs:
-        x = x.contiguous(memory_format=order)
+        x = (x[:, :, :: stride[0], :: stride[1]] if rounds else x).contiguous(memory_format=order)
         more = None if residual is None else residual.to(x.dtype).contiguous(memory_format=order)
-        image = (batch, channels, height, width, *kernel, *stride, *padding, *dilation, *out, last or half)
-        function = _kernel(module, ready.kind, "half_conv" if half else "conv")
-        ready.launch(
-            function, x, y, bias, more, activation, image, batch * out[0] * out[1], given if order is form else None
-        )
+        pixels, image = batch * out[0] * out[1], (batch, channels, height, width, *kernel, *stride, *padding, *dilation)
+        numbers = (pixels, channels, channels, outputs) if rounds else (*image, *out, last or half)
+        job = ("half" if half else "linear") if rounds else ("half_conv" if half else "conv")
+        function, given_so = _kernel(module, ready.kind, job), given if order is form else None
+        ready.launch(function, x, y, bias, more, activation, numbers, pixels, given_so)
     y = y if y.dtype is dtype else y.to(dtype)
     return y if order is form else y.contiguous(memory_format=form)
 

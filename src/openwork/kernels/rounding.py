@@ -1,4 +1,4 @@
-"""Tokens rounded to int8, as the kernels of ``int8`` arithmetic do it."""
+"""Tokens and pixels rounded to int8, as the kernels of ``int8`` arithmetic do it."""
 
 from __future__ import annotations
 
@@ -19,3 +19,12 @@ def round_tokens(x: Tensor) -> Tensor:
     factor = torch.where(any_, top.new_tensor(STEPS) / top, 0.0).clamp(max=torch.finfo(torch.float32).max)
     steps = torch.where(any_, (x.float() * factor).round(), 0.0)
     return steps * (top / STEPS)
+
+
+def round_pixels(x: Tensor) -> Tensor:
+    """Every pixel in steps of its largest magnitude / 127, float32, in the same order in memory.
+
+    Args:
+        x: floating point images ``(batch, channels, height, width)``.
+    """
+    return torch.empty_like(x, dtype=torch.float32).copy_(round_tokens(x.movedim(1, -1)).movedim(-1, 1))

@@ -19,7 +19,7 @@ from openwork.formats.bits import count_rows
 from openwork.formats.stored import demand
 from openwork.kernels.layout import AFTER, LONGEST
 
-KINDS = {"sparse_linear": ("block", "column", "bits", "int8"), "sparse_conv2d": ("block", "column")}
+KINDS = {"sparse_linear": ("block", "column", "bits", "int8"), "sparse_conv2d": ("block", "column", "int8")}
 TENSORS = {
     "block": (("inputs", torch.int32, 1), ("starts", torch.int64, 1)),
     "column": (("inputs", torch.uint16, 1), ("starts", torch.int64, 1), ("order", torch.int32, 1)),

@@ -12,8 +12,8 @@ from openwork.errors import FormatError
 from openwork.formats import Format, from_tensors
 from openwork.kernels import isa, layout_of
 from openwork.kernels.ground import placed
-from openwork.kernels.ops import ACTIVATIONS, FEW, Ready, activated, conv2d_of, linear_of, sizes_out
-from openwork.kernels.rounding import round_tokens
+from openwork.kernels.ops import ACTIVATIONS, FEW, Ready, activated, conv2d_of, linear_of, pointwise, sizes_out
+from openwork.kernels.rounding import round_pixels, round_tokens
 from openwork.runtime.eager import demand_no_transform, eager
 from openwork.runtime.watch import Watch
 from openwork.runtime.weight import PackedWeight
@@ -27,7 +27,6 @@ class Packed(nn.Module):
     """
 
     few: ClassVar[bool] = False  # whether calls with few tokens have an order of their own
-    rounds: ClassVar[bool] = False  # whether there is an arithmetic of int8, which rounds inputs
     weight_dtype: torch.dtype = torch.float32  # of the dense weight
     bias: Tensor | None
     _last: Ready | None  # of the newest call
@@ -41,8 +40,6 @@ class Packed(nn.Module):
                 f"{type(self).__name__}: the bias must hold {fmt.rows} floating point numbers, got "
                 f"{tuple(bias.shape)} {bias.dtype}"
             )
-        if kind == "int8" and not self.rounds:
-            raise FormatError(f"{type(self).__name__}: int8 arithmetic is there for linear layers only; use 'block'")
         self.kind, self.run, self.activation = kind, run, activation
         self.transposed = False
         self.meta = fmt.meta()
@@ -172,6 +169,12 @@ class Packed(nn.Module):
             return x.to(torch.get_autocast_dtype("cpu"))
         return x
 
+    def _in_float(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        """The same for inputs whose type has too few digits for the steps of a scale."""
+        with torch.autocast("cpu", enabled=False):
+            y: Tensor = self(x.float(), residual)
+        return y.to(x.dtype)
+
     @staticmethod
     def _by_torch(residual: Tensor, x: Tensor, shape: tuple[int, ...]) -> bool:
         """Whether a sum broadcasts or promotes, which kernels do not; what cannot be added is left to their check."""
@@ -215,7 +218,6 @@ class PackedLinear(Packed):
     """
 
     few = True
-    rounds = True
 
     def __init__(self, fmt: Format, bias: Tensor | None, kind: str, activation: str = "none") -> None:
         super().__init__(fmt, bias, kind, fmt.cols, activation)
@@ -228,8 +230,8 @@ class PackedLinear(Packed):
         if x.dim() == 0 or x.shape[-1] != self.in_features:
             raise FormatError(f"PackedLinear: the last dimension must be {self.in_features}, got {tuple(x.shape)}")
         x = self._arrived(x)
-        if self._by_hand and x.dtype != torch.float32:  # steps of a scale need more digits than sixteen bits have
-            return self(x.float(), residual).to(x.dtype)
+        if self._by_hand and x.dtype != torch.float32:
+            return self._in_float(x, residual)
         x = round_tokens(x) if self._by_hand else x
         # An exported program serves every number of tokens with one order.
         few = "few" in self._sizes and not torch.compiler.is_exporting() and x.numel() <= FEW * self.in_features
@@ -250,7 +252,8 @@ class PackedConv2d(Packed):
     """A convolution ``(batch, in, height, width) -> (batch, out, ...)`` with packed weights, without groups.
 
     The matrix is ``(out, kernel positions x in)``. Inputs in channels-last order give outputs in the same order; with
-    ``channels_last`` set, all do.
+    ``channels_last`` set, all do. The kind ``int8`` is for kernels of 1 x 1 without padding and rounds every pixel to
+    int8 by its largest magnitude, as ``PackedLinear`` does with tokens.
     """
 
     def __init__(
@@ -270,6 +273,11 @@ class PackedConv2d(Packed):
             raise FormatError(
                 f"PackedConv2d: a matrix with {fmt.cols} columns does not fit the window kernel_size={kernel_size}, "
                 f"stride={stride}, padding={padding}, dilation={dilation}"
+            )
+        if kind == "int8" and not pointwise(kernel_size, padding):
+            raise FormatError(
+                f"PackedConv2d: int8 arithmetic takes kernels of 1 x 1 without padding, got {kernel_size}, padded by "
+                f"{padding}; use 'column'"
             )
         channels = fmt.cols // (kernel_size[0] * kernel_size[1])
         super().__init__(fmt, bias, kind, channels, activation)
@@ -299,6 +307,9 @@ class PackedConv2d(Packed):
         x = self._arrived(x)
         if self.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
+        if self._by_hand and x.dtype != torch.float32:
+            return self._in_float(x, residual)
+        x = round_pixels(x) if self._by_hand else x
         run: Any
         given: tuple[Any, ...]
         if live:

@@ -20,6 +20,7 @@ from openwork.formats.choose import Layout, covered
 from openwork.formats.stored import DTYPES, exact_dtype
 from openwork.kernels import isa, kinds_of, multiplies_int8
 from openwork.kernels.native import warn_if_slow
+from openwork.kernels.ops import pointwise
 from openwork.runtime.carried import demand_plain_weights
 from openwork.runtime.fold import activations_after, fold_norms, is_hooked, replace_module, trace
 from openwork.runtime.inputs import record_inputs
@@ -66,9 +67,9 @@ def pack(
         where: layers to consider; default all.
         dtype: of the stored values: float32, bfloat16, or int8 with scales. Default: bfloat16 where a layer's weight is
             bfloat16, else float32 (for float16 too, which bfloat16 would round). Sums are float32.
-        activations: ``"int8"`` (with ``dtype=torch.int8``) also rounds what linear layers with blocks of at least
-            16 x 4 are given, each token by its largest magnitude, and multiplies whole numbers. Their weights then
-            have a scale for each output. All other layers compute with floats.
+        activations: ``"int8"`` (with ``dtype=torch.int8``) also rounds what linear layers and 1 x 1 convolutions with
+            blocks of at least 16 x 4 are given, each token or pixel by its largest magnitude, and multiplies whole
+            numbers. Their weights then have a scale for each output. All other layers compute with floats.
         override: layer -> ``"dense"``, ``"onednn"``, ``"block"``, ``"column"`` or ``"int8"``; these are not measured,
             and stay even where the whole is slower for it.
         fold: fold BatchNorm into the convolution before it, and activations and residual sums into packed layers,
@@ -106,7 +107,7 @@ def pack(
         mask = matrix != 0
         kind = dtype or exact_dtype(new.get_submodule(name).get_parameter("weight").dtype)
         form = layout or choose(detect(mask))
-        if activations == "int8" and not isinstance(new.get_submodule(name), nn.Conv2d):
+        if activations == "int8" and _rounds(new.get_submodule(name)):
             form = _by_output(form)
         stored[name] = form.pack(matrix, mask, dtype=kind)
         height, width = (layout.height, layout.width) if isinstance(layout, Blocks) else (None, None)
@@ -114,8 +115,9 @@ def pack(
             loose.append(name)
     if activations == "int8" and not any(map(multiplies_int8, stored.values())):
         raise OpenworkError(
-            "pack: activations='int8' needs a linear layer that is pruned in blocks of a height that 16 divides and a "
-            f"width that 4 divides, {type(model).__name__} has none; prune in blocks, or leave activations out"
+            "pack: activations='int8' needs a linear layer, or a 1 x 1 convolution, that is pruned in blocks of a "
+            f"height that 16 divides and a width that 4 divides, {type(model).__name__} has none; prune in blocks, or "
+            "leave activations out"
         )
     if loose:
         warnings.warn(
@@ -264,6 +266,11 @@ def _layers(
         if first != name and name not in found:
             reasons[f"{name}.weight"] = f"tied to {first}.weight, stays dense"
     return found, alone, reasons
+
+
+def _rounds(layer: nn.Module) -> bool:
+    """Whether there is an arithmetic of int8 for a layer of this kind."""
+    return not isinstance(layer, nn.Conv2d) or pointwise(layer.kernel_size, layer.padding)  # type: ignore[arg-type]
 
 
 def _by_output(form: Layout) -> Layout:

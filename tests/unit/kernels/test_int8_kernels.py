@@ -6,9 +6,9 @@ from itertools import cycle
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.unit.kernels.making import ACTIVATIONS, block, close, expected, linear
+from tests.unit.kernels.making import ACTIVATIONS, block, close, conv, expected, linear
 
-from openwork.errors import FormatError
+from openwork.errors import FormatError, OpenworkError
 from openwork.formats import BlockSparse
 from openwork.kernels import kinds_of, layout_of, multiplies_int8, native
 from openwork.kernels.dense import dense_of
@@ -134,8 +134,56 @@ def test_which_matrices_it_takes():
         ):
             PackedLinear(fmt, None, "int8")
     window = {"kernel_size": (1, 1), "stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)}
-    with pytest.raises(FormatError, match="PackedConv2d: int8 arithmetic is there for linear layers only"):
-        PackedConv2d(made(64, 64), None, "int8", **window)
+    for change in ({"kernel_size": (2, 2)}, {"padding": (0, 1)}):
+        with pytest.raises(FormatError, match="PackedConv2d: int8 arithmetic takes kernels of 1 x 1 without padding"):
+            PackedConv2d(made(64, 64), None, "int8", **{**window, **change})
+    layout = layout_of(made(64, 64), "int8", run=64)
+    if layout.kind == "int8":
+        with pytest.raises(
+            OpenworkError, match="sparse_conv2d: int8 arithmetic takes kernels of 1 x 1 without padding"
+        ):
+            conv(torch.randn(1, 64, 4, 4), layout, None, None, "none", (1, 1), padding=(1, 1))
+
+
+def pixels(x, fmt, bias):
+    """A 1 x 1 convolution of rounded pixels in float64."""
+    return wanted(x.movedim(1, -1), fmt, bias).movedim(-1, 1)
+
+
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last], ids=["first", "last"])
+@pytest.mark.parametrize("shape", [(1, 7, 9), (2, 8, 8), (3, 1, 1), (0, 5, 5), (2, 64, 64)], ids=str)
+def test_pixels_are_tokens(isa, shape, order):
+    ends = cycle((act, bias, more) for act in ACTIVATIONS for bias in (True, False) for more in (True, False))
+    batch, *size = shape
+    for fmt in (made(64, 64), made(70, 52, 16, 4)):
+        for stride in ((1, 1), (2, 2), (3, 1)):
+            for dtype, limit in ((torch.float32, 1e-5), (torch.bfloat16, 1e-2)):
+                activation, biased, more = next(ends)
+                window = {"kernel_size": (1, 1), "stride": stride, "padding": (0, 0), "dilation": (1, 1)}
+                layer = PackedConv2d(fmt, torch.randn(fmt.rows) if biased else None, "int8", **window)
+                layer.activation = activation
+                x = torch.randn(batch, fmt.cols, *size).to(dtype).contiguous(memory_format=order)
+                base = pixels(x[:, :, :: stride[0], :: stride[1]].float(), fmt, layer.bias)
+                residual = torch.randn(base.shape).to(dtype) if more else None
+                got = layer(x, residual)
+                assert got.dtype == dtype
+                assert not batch or got.is_contiguous(memory_format=order)
+                close(got.float(), expected(base, residual, activation), limit)
+                assert torch.equal(got, layer(x, residual))  # the repeated call
+                assert torch.equal(layer(-x, residual), layer((-x).clone(), residual))
+
+
+def test_images_traced_and_under_autocast(isa):
+    window = {"kernel_size": (1, 1), "stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)}
+    layer = PackedConv2d(made(64, 64), torch.randn(64), "int8", **window)
+    x = torch.randn(2, 64, 5, 5)
+    exported = torch.export.export(layer, (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)).module()
+    assert torch.equal(exported(x[:1]), layer(x[:1]))
+    line = PackedLinear(made(64, 64), torch.randn(64), "int8")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for one, given in ((layer, x), (line, torch.randn(9, 64))):
+            assert one(given).dtype == torch.bfloat16
+            close(one(given).float(), one.float()(given.bfloat16().float()).float(), 1e-2)
 
 
 def test_tracing_sees_the_same():

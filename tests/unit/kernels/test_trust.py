@@ -232,11 +232,15 @@ def test_forged_weights_of_convolutions_are_refused():
     conv(x, layout, None, None, "none", *window)
     with pytest.raises(ValueError, match="sparse_conv2d: inputs must be multiples of the depth 4"):
         conv(x, put(1, 0, 48)(layout), None, None, "none", *window)
-    with pytest.raises(ValueError, match="sparse_conv2d: the kind of weights must be one of block, column, got 'nope'"):
+    with pytest.raises(
+        ValueError, match="sparse_conv2d: the kind of weights must be one of block, column, int8, got 'nope'"
+    ):
         conv(x, Layout("nope", layout.tensors, layout.sizes), None, None, "none", *window)
     single, x = bits(), torch.randn(2, 45, 3, 3)
     linear(torch.randn(2, 45), single)  # sound, but not for convolutions
-    with pytest.raises(ValueError, match="sparse_conv2d: the kind of weights must be one of block, column, got 'bits'"):
+    with pytest.raises(
+        ValueError, match="sparse_conv2d: the kind of weights must be one of block, column, int8, got 'bits'"
+    ):
         conv(x, single, None, None, "none", [1, 1])
 
 

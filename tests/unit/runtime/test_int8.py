@@ -12,7 +12,7 @@ import openwork as ow
 from openwork.cli import main
 from openwork.errors import OpenworkError
 from openwork.kernels import native
-from openwork.runtime import PackedLinear, pack
+from openwork.runtime import PackedConv2d, PackedLinear, pack
 from openwork.runtime.inputs import relative_error
 
 ROUNDED = {"dtype": torch.int8, "activations": "int8"}
@@ -63,12 +63,44 @@ def test_what_it_refuses():
             pack(dense, example=x, dtype=dtype, activations="int8")
     plain = nn.Sequential(nn.Linear(64, 64))
     ow.prune(plain, ow.methods.magnitude(density=0.2))
-    with pytest.raises(OpenworkError, match="needs a linear layer that is pruned in blocks .* Sequential has none"):
+    with pytest.raises(OpenworkError, match="or a 1 x 1 convolution, that is pruned in blocks .* Sequential has none"):
         pack(plain, example=x, **ROUNDED)
-    image = nn.Sequential(nn.Conv2d(16, 32, 1))
+    image = nn.Sequential(nn.Conv2d(16, 32, 3))
     ow.prune(image, ow.methods.magnitude(structure=ow.Block(16, 16), density=0.5))
-    with pytest.raises(OpenworkError, match="activations='int8' needs a linear layer"):
+    with pytest.raises(OpenworkError, match="activations='int8' needs a linear layer, or a 1"):
         pack(image, example=torch.randn(1, 16, 4, 4), **ROUNDED)
+
+
+class Pixels(nn.Module):
+    """Convolutions of 1 x 1 and 3 x 3, norms, a sum and two activations."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide, self.norm = nn.Conv2d(16, 64, 1, bias=False), nn.BatchNorm2d(64)
+        self.inner, self.back = nn.Conv2d(64, 64, 3, padding=1), nn.Conv2d(64, 64, 1)
+        self.down = nn.Conv2d(64, 32, 1, stride=2)
+
+    def forward(self, x):
+        x = nn.functional.relu6(self.norm(self.wide(x)))
+        x = nn.functional.relu(self.back(nn.functional.relu(self.inner(x))) + x)
+        return self.down(x).mean((2, 3))
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_one_by_one_convolutions_multiply_whole_numbers(last):
+    torch.manual_seed(0)
+    dense = Pixels().eval()
+    ow.prune(dense, ow.methods.magnitude(structure=ow.Block(16, 16), density=0.5))
+    x = torch.randn(2, 16, 10, 10)
+    x = x.contiguous(memory_format=torch.channels_last) if last else x
+    packed = pack(dense, plan="always", example=x, **ROUNDED)
+    kinds = {n: m.kind for n, m in packed.named_modules() if isinstance(m, PackedConv2d)}
+    assert {n for n, kind in kinds.items() if kind == "int8"} == {"wide", "back", "down"}
+    assert kinds["inner"] in ("block", "column")
+    with torch.no_grad():
+        assert 1e-4 < relative_error(dense(x), packed(x)) < 0.05
+        assert torch.equal(packed(x), packed(x.clone()))
+        assert torch.equal(packed(x[:1]), packed(x)[:1])
 
 
 def test_models_in_bfloat16():
