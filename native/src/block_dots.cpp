@@ -209,7 +209,11 @@ void run(const DotWeights& b, const E& e, const A& a, int threads) {
   const int64_t tiles = (a.tokens + kMost - 1) / kMost;
   bool past = false;
   if constexpr (sizeof(T) == 4) past = passes(a.y, a.tokens, a.y_stride);
-  const auto [supers, parts] = shared_out(b, tiles, run * 4, threads);
+  auto [supers, parts] = shared_out(b, tiles, run * 4, threads);
+  if (parts > 1 && tiles >= 4 * threads) {  // every part would round the tokens anew
+    supers = (supers + threads - 1) / threads * threads;
+    parts = 1;
+  }
   parallel(supers * parts, threads, [&, supers = supers, parts = parts](int64_t task) {
     const int64_t super = task / parts, part = task % parts;
     const int64_t t0 = super * tiles / supers * kMost;

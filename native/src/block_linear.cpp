@@ -87,7 +87,7 @@ void block_linear(const BlockWeights& b, const Epilogue& e, const Tokens& a, int
       float* room = scratch(0, count * row);
       copy_rows(x, a.x_stride, count, a.inputs, room, row);
       x = room;
-    } else if (far) {
+    } else if (far && (part == 0 || one_set)) {  // those of one set drive each other out
       fetch_rows(x, a.x_stride, first_token(t1) - base, a.inputs);
     }
     for (int64_t g0 = s0, g1; g0 < s1; g0 = g1) {
