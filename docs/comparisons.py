@@ -44,6 +44,7 @@ COMPARISONS: Mapping[str, Comparison] = {
     "blocks_fashion_long": _blocks("fashion-mnist", "ResNet-8"),
     "blocks_fashion_20": _blocks("fashion-mnist", "ResNet-20"),
     "blocks_fashion_20_more": _blocks("fashion-mnist", "ResNet-20"),
+    "blocks_cifar": _blocks("CIFAR-10 (JPEG)", "ResNet-20"),
     "blocks_photopatch": _blocks("photopatch-27", "ResNet-8"),
     "clicks_movielens": _CLICKS,
     "clicks_movielens_long": _CLICKS,
